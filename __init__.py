@@ -1,0 +1,1 @@
+"""limner: unified vision-language models that write and illustrate in one stream."""

@@ -1,0 +1,1 @@
+"""Packaged YAML configurations, found by name (`warmup/tiny`)."""

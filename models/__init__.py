@@ -1,0 +1,1 @@
+"""Documents, token sequences, base-model families, the one sampler, checkpoints."""

@@ -1,0 +1,211 @@
+"""InterleavedDocument, the one noun: a prompt, a completion, a training sample, a served answer.
+
+    document = InterleavedDocument((
+        TextSegment("Draw a red circle."),
+        TextSegment("A red circle.", trainable=True),
+        ImageSegment(picture, trainable=True, origin="generated"),
+    ))
+    document.prompt      # the segments before the first trainable one
+    document.completion  # the rest
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+Origin = Literal["given", "generated", "inserted"]
+ORIGINS: tuple[Origin, ...] = ("given", "generated", "inserted")
+
+MAX_IMAGE_BYTES = 32 * 2**20
+"""An encoded image larger than this is refused."""
+MAX_IMAGE_PIXELS = 64 * 10**6
+"""An image with more pixels than this is refused before it is decoded (decompression bombs)."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+
+@dataclass(frozen=True, slots=True)
+class TextSegment:
+    text: str
+    trainable: bool = False
+    """True where the model is to learn to write this."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageSegment:
+    image: Image.Image | None
+    """Pixels. PIL decodes a file lazily, so an image of a shard whose codes are cached is never decoded."""
+    trainable: bool = False
+    origin: Origin = "given"
+    candidate: int | None = None
+    """Number of the candidate, if inserted."""
+    codes_N: np.ndarray | None = None
+    """Image codes [N], if known: cached in a shard, or as the model sampled them."""
+    alt: str = ""
+    """Description of a given picture (Markdown alt text); for people, never fed to the model."""
+
+    def __post_init__(self) -> None:
+        if self.origin not in ORIGINS:
+            raise ValueError(f"image segment: origin {self.origin!r} is none of {', '.join(ORIGINS)}")
+        if (self.origin == "inserted") != (self.candidate is not None):
+            raise ValueError("image segment: an inserted image, and only it, names its candidate")
+        if self.image is None and self.codes_N is None:
+            raise ValueError("image segment: neither an image nor codes")
+
+    def pixels(self) -> Image.Image:
+        """The picture as RGB. Raises ValueError where there are codes only, or where the file does not decode."""
+        if self.image is None:
+            raise ValueError("image segment: only codes are here; decode them with the image tokenizer first")
+        return to_rgb(self.image)
+
+
+Segment = TextSegment | ImageSegment
+
+
+@dataclass(frozen=True, slots=True)
+class InterleavedDocument:
+    segments: tuple[Segment, ...]
+    id: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What a source or a verifier knows of the document (JSON values): its kind, outline, file."""
+
+    @property
+    def prompt(self) -> InterleavedDocument:
+        """The segments before the first trainable one."""
+        return replace(self, segments=self.segments[: self._first_trainable()])
+
+    @property
+    def completion(self) -> InterleavedDocument:
+        """The segments from the first trainable one on."""
+        return replace(self, segments=self.segments[self._first_trainable() :])
+
+    @property
+    def images(self) -> tuple[ImageSegment, ...]:
+        return tuple(segment for segment in self.segments if isinstance(segment, ImageSegment))
+
+    @property
+    def text(self) -> str:
+        """The text alone, a space where a picture stands between two texts."""
+        return " ".join(segment.text.strip() for segment in self.segments if isinstance(segment, TextSegment)).strip()
+
+    def __add__(self, other: InterleavedDocument) -> InterleavedDocument:
+        return replace(self, segments=self.segments + other.segments)
+
+    def steps(self) -> list[tuple[Segment, ...]]:
+        """For people: each text with the images up to the next text (images before any text are a step of their own)."""
+        steps: list[list[Segment]] = []
+        for segment in self.segments:
+            if isinstance(segment, TextSegment) or not steps:
+                steps.append([])
+            steps[-1].append(segment)
+        return [tuple(step) for step in steps]
+
+    def _first_trainable(self) -> int:
+        return next((i for i, segment in enumerate(self.segments) if segment.trainable), len(self.segments))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value with every picture inline (PNG data URI); `from_json` is its exact inverse."""
+        return {"id": self.id, "meta": self.meta, "segments": [_segment_to_json(segment) for segment in self.segments]}
+
+    @classmethod
+    def from_json(cls, value: Any) -> InterleavedDocument:
+        """Raises ValueError naming the field at fault."""
+        if not isinstance(value, dict) or not isinstance(value.get("segments"), list):
+            raise ValueError("document: expected an object with a list `segments`")
+        if unknown := set(value) - {"id", "meta", "segments"}:
+            raise ValueError(f"document: unknown field {sorted(unknown)[0]!r}")
+        identifier, meta = value.get("id", ""), value.get("meta", {})
+        if not isinstance(identifier, str) or not isinstance(meta, dict):
+            raise ValueError("document: `id` is a string and `meta` an object")
+        segments = []
+        for index, segment in enumerate(value["segments"]):
+            try:
+                segments.append(_segment_from_json(segment))
+            except ValueError as error:
+                raise ValueError(f"document {identifier!r}, segment {index}: {error}") from None
+        return cls(tuple(segments), identifier, meta)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB; transparency over white. Raises ValueError where the pixels do not decode."""
+    try:
+        image.load()
+        if image.mode == "RGB":
+            return image
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"image does not decode: {error}") from None
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Opens an encoded image without decoding its pixels.
+
+    Raises ValueError for anything that is no image of a common raster format or is larger than the two limits above.
+    """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ValueError(f"image of {len(data)} bytes; the limit is {MAX_IMAGE_BYTES}")
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ValueError(f"image does not open: {reason} ({len(data)} bytes)") from None
+    if image.width * image.height > MAX_IMAGE_PIXELS:
+        raise ValueError(f"image of {image.width} x {image.height} pixels; the limit is {MAX_IMAGE_PIXELS}")
+    return image
+
+
+def encode_png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    to_rgb(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def data_uri(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode("ascii")
+
+
+def _segment_to_json(segment: Segment) -> dict[str, Any]:
+    if isinstance(segment, TextSegment):
+        return {"type": "text", "text": segment.text, "trainable": segment.trainable}
+    value: dict[str, Any] = {"type": "image", "origin": segment.origin, "trainable": segment.trainable}
+    if segment.image is not None:
+        value["image"] = data_uri(segment.image)
+    if segment.codes_N is not None:
+        value["codes"] = segment.codes_N.tolist()
+    if segment.candidate is not None:
+        value["candidate"] = segment.candidate
+    if segment.alt:
+        value["alt"] = segment.alt
+    return value
+
+
+def _segment_from_json(value: Any) -> Segment:
+    if not isinstance(value, dict) or not isinstance(value.get("trainable", False), bool):
+        raise ValueError("expected an object with a boolean `trainable`")
+    if value.get("type") == "text":
+        if not isinstance(value.get("text"), str):
+            raise ValueError("a text segment needs a string `text`")
+        return TextSegment(value["text"], value.get("trainable", False))
+    if value.get("type") != "image":
+        raise ValueError(f"`type` is {value.get('type')!r}, neither 'text' nor 'image'")
+    image = None
+    if "image" in value:
+        head, comma, payload = str(value["image"]).partition(",")
+        if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
+            raise ValueError("`image` is not a base64 data URI")
+        try:
+            image = open_image(base64.b64decode(payload, validate=True))
+        except ValueError as error:
+            raise ValueError(f"`image`: {error}") from None
+    codes = np.asarray(value["codes"], dtype=np.int64) if "codes" in value else None
+    return ImageSegment(
+        image, value.get("trainable", False), value.get("origin", "given"), value.get("candidate"), codes, value.get("alt", "")
+    )

@@ -1,0 +1,1 @@
+"""Rewards: each scores a group of completions, by document and by segment."""

@@ -1,0 +1,43 @@
+"""The repository root is the package `limner`: `models/` is `limner.models`, and so on."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = "limner"
+FOLDERS = ("models", "data", "rewards", "eval", "train", "report", "studies", "configs")
+subpackages = find_packages(include=[pattern for folder in FOLDERS for pattern in (folder, f"{folder}.*")])
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="Post-train unified vision-language models until they write and illustrate in one stream.",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir={PACKAGE: "."},
+    packages=[PACKAGE, *(f"{PACKAGE}.{name}" for name in subpackages)],
+    package_data={f"{PACKAGE}.configs": ["**/*.yaml"], f"{PACKAGE}.data": ["*.txt"], f"{PACKAGE}.report": ["*.css", "*.js"]},
+    install_requires=[
+        "torch>=2.6,<2.14",
+        "transformers>=5.17,<5.24",
+        "diffusers>=0.40,<0.43",
+        "trl>=1.16,<1.17",
+        "accelerate>=1.10.1,<2",
+        "datasets>=4.7,<6",
+        "tokenizers>=0.22,<0.24",
+        "safetensors>=0.5,<1",
+        "einops>=0.8,<1",
+        "webdataset>=1.0,<2",
+        "numpy>=2,<3",
+        "pillow>=11,<14",
+        "pyyaml>=6,<7",
+        "tensorboard>=2.18,<3",
+        "markdown-it-py>=3,<5",
+    ],
+    extras_require={
+        "deepspeed": ["deepspeed>=0.18.6,<0.20"],
+        "peft": ["peft>=0.18,<0.22"],
+        "dev": ["pytest>=8.3,<10", "pytest-timeout>=2.3,<3", "ruff>=0.17,<0.18", "pyright>=1.1.400,<1.2"],
+    },
+    entry_points={"console_scripts": ["limner = limner.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Runs that combine all of the above: the demo."""
