@@ -50,7 +50,8 @@ h1 { font: 600 2rem/1.2 var(--serif); letter-spacing: -0.01em; margin: 0 0 1rem;
 .step img.pixelated { image-rendering: pixelated; }
 .step figcaption { font-size: 0.75rem; line-height: 1.4; color: var(--muted); margin-top: 0.3rem; }
 .placeholder { display: grid; place-items: center; min-width: 8rem; min-height: 8rem; max-width: 12rem;
-  padding: 0.75rem; border: 1px dashed var(--muted); border-radius: 4px; color: var(--muted); font-size: 0.8rem; text-align: center; }
+  padding: 0.75rem; border: 1px dashed var(--muted); border-radius: 4px; color: var(--muted); font-size: 0.8rem;
+  text-align: center; }
 .origin { display: inline-block; border: 1px solid currentColor; border-radius: 99px; padding: 0 0.45em; }
 .origin.generated { color: var(--accent); }
 """

@@ -1,0 +1,227 @@
+"""The sampler: one function for RL, evaluation and serving.
+
+Rows are ragged: one may be inside an image while its neighbour writes text. The grammar is forced (exactly N codes between
+`<boi>` and `<eoi>`, at most `max_images`), each token is drawn with a uniform fixed by (seed, row, position), so a row does not
+depend on its neighbours, and every log-prob is that of the distribution that was really sampled. No Python runs per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .errors import InputError
+from .policy import UnifiedPolicy
+from .sequence import TokenSequence
+
+TEXT = -1
+"""Value of the code counter while a row writes text; 0..N-1 inside an image, N where `<eoi>` is due."""
+COMPACT_BELOW = 0.8
+"""Finished rows leave the batch when the running share falls below this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    """0 is greedy decoding."""
+    top_k: int = 0
+    """Keep the k likeliest choices; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of choices with this probability."""
+    max_images: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise InputError(f"sampling: out of range: {self}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One sampled completion."""
+
+    ids_C: Tensor
+    """Joint ids, int64 [C], with `<eos>` unless the length limit came first."""
+    logp_C: Tensor
+    """Log-prob of each id as it was sampled, float32 [C]; 0 for a forced `<eoi>` and in greedy decoding."""
+
+
+class _GrowingLayer(DynamicLayer):
+    """A cache layer with room for the whole completion, so that a step writes one column instead of copying all."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.length = room, 0
+
+    def _reserve(self, source: Tensor) -> Tensor:
+        buffer = source.new_empty(*source.shape[:2], self.room, source.shape[3])
+        buffer[:, :, : source.shape[2]] = source
+        return buffer
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if self.length == 0:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys, self.values = self._reserve(key_states), self._reserve(value_states)
+            self.length = key_states.shape[2]
+        else:
+            end = self.length + key_states.shape[2]
+            self.keys[:, :, self.length : end] = key_states
+            self.values[:, :, self.length : end] = value_states
+            self.length = end
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def select(self, rows_R: Tensor) -> None:
+        """Keeps these rows, repeated where asked."""
+        used = slice(0, self.length)
+        self.keys = self._reserve(self.keys[:, :, used].index_select(0, rows_R))
+        self.values = self._reserve(self.values[:, :, used].index_select(0, rows_R))
+
+
+@torch.no_grad()
+def generate(
+    policy: UnifiedPolicy,
+    prompts: Sequence[TokenSequence],
+    sampling: Sampling,
+    group_size: int = 1,
+    first_row: int = 0,
+) -> list[Sample]:
+    """`group_size` completions of each prompt, group by group; a prompt is prefilled once for its group.
+
+    Row r of the answer draws from the uniforms of (seed, `first_row` + r): a long list may be cut into calls at will.
+    """
+    if not prompts:
+        return []
+    was_training = policy.model.training
+    policy.model.eval()
+    try:
+        return _Run(policy, prompts, sampling, group_size, first_row).samples()
+    finally:
+        policy.model.train(was_training)
+
+
+class _Run:
+    """The tensors of one call. `rows` maps the running rows to the rows asked for."""
+
+    def __init__(self, policy: UnifiedPolicy, prompts, sampling: Sampling, group_size: int, first_row: int):
+        self.policy, self.sampling, self.vocabulary = policy, sampling, policy.vocabulary
+        device = next(policy.model.parameters()).device
+        total = len(prompts) * group_size
+        self.uniforms = _uniforms(sampling.seed, first_row, total, sampling.max_new_tokens).to(device)
+        self.ids = torch.full((total, sampling.max_new_tokens), self.vocabulary.controls.pad, device=device)
+        self.logp = torch.zeros(total, sampling.max_new_tokens, device=device)
+        self.length = torch.full((total,), sampling.max_new_tokens, device=device)
+        self.rows = torch.arange(total, device=device)
+        self.done = torch.zeros(total, dtype=torch.bool, device=device)
+        self.counter = torch.full((total,), TEXT, device=device)
+        self.images = torch.zeros(total, dtype=torch.long, device=device)
+
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self.vocabulary.controls.pad)
+        attend = torch.zeros(len(prompts), width, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = prompt.ids_T
+            attend[row, width - len(prompt) :] = True
+        ids, attend = ids.to(device), attend.to(device)
+        positions = (attend.cumsum(1) - 1).clamp(min=0)
+        mask = attend[:, None, None, :] & torch.ones(width, width, dtype=torch.bool, device=device).tril()
+        mask |= torch.eye(width, dtype=torch.bool, device=device)  # a padding query attends itself: no softmax over nothing
+        layers = policy.model.config.get_text_config().num_hidden_layers
+        self.cache = Cache(layers=[_GrowingLayer(width + sampling.max_new_tokens) for _ in range(layers)])
+        hidden = policy.hidden(ids, positions, mask, self.cache)[:, -1]
+
+        repeat = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        self.hidden = hidden.index_select(0, repeat)
+        for layer in self.cache.layers:
+            layer.select(repeat)  # type: ignore[union-attr]
+        pad = torch.ones(total, sampling.max_new_tokens, dtype=torch.bool, device=device)
+        self.attend = torch.cat([attend.index_select(0, repeat), pad], dim=1)
+        self.prompt_length = attend.sum(1).index_select(0, repeat)
+        self.width = width
+
+    def samples(self) -> list[Sample]:
+        last = self.sampling.max_new_tokens - 1
+        for step in range(self.sampling.max_new_tokens):
+            next_R = self._choose(step)
+            ended = (next_R == self.vocabulary.controls.eos) & ~self.done
+            self.length[self.rows[ended]] = step + 1
+            self.done |= ended
+            if step == last or self.done.all():
+                break
+            next_R = self._compact(next_R)
+            end = self.width + step + 1
+            positions = (self.prompt_length + step)[:, None]
+            mask = self.attend[:, None, None, :end]
+            self.hidden = self.policy.hidden(next_R[:, None], positions, mask, self.cache)[:, -1]
+        lengths = self.length.tolist()
+        ids, logp = self.ids.cpu(), self.logp.cpu()
+        return [Sample(ids[row, :length].clone(), logp[row, :length].clone()) for row, length in enumerate(lengths)]
+
+    def _choose(self, step: int) -> Tensor:
+        """Draws the next id of every running row and moves its state on."""
+        control, size = self.vocabulary.controls, self.vocabulary.text_size
+        next_R = torch.full_like(self.rows, control.eoi)
+        logp_R = torch.zeros(len(self.rows), device=next_R.device)
+        text = self.counter == TEXT
+        image = (self.counter >= 0) & (self.counter < self.vocabulary.image_length)
+        uniform_R = self.uniforms[self.rows, step]
+        if text.any():
+            scores = self.policy.text_logits(self.hidden[text]).float()
+            allowed = self.policy.text_allowed(self.images[text], self.sampling.max_images)
+            scores = scores.masked_fill(~allowed, float("-inf"))
+            next_R[text], logp_R[text] = _draw(scores, uniform_R[text], self.sampling)
+        if image.any():
+            codes, logp_R[image] = _draw(self.policy.image_logits(self.hidden[image]).float(), uniform_R[image], self.sampling)
+            next_R[image] = codes + size
+        self.counter = torch.where(text, self.counter, torch.where(image, self.counter + 1, TEXT))
+        begun = next_R == control.boi
+        self.counter = self.counter.masked_fill(begun, 0)
+        self.images += begun
+        self.ids[self.rows, step] = next_R
+        self.logp[self.rows, step] = logp_R
+        return next_R
+
+    def _compact(self, next_R: Tensor) -> Tensor:
+        """Drops finished rows once they are many; until then they run on, unread."""
+        if (~self.done).sum() >= COMPACT_BELOW * len(self.done):
+            return next_R
+        keep = (~self.done).nonzero()[:, 0]
+        self.rows, self.counter, self.images = self.rows[keep], self.counter[keep], self.images[keep]
+        self.done = self.done[keep]
+        self.attend, self.prompt_length = self.attend[keep], self.prompt_length[keep]
+        for layer in self.cache.layers:
+            layer.select(keep)  # type: ignore[union-attr]
+        return next_R[keep]
+
+
+def _draw(scores: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One choice a row by the inverse of the cumulative distribution, and its log-prob."""
+    if sampling.temperature == 0:
+        return scores.argmax(-1), torch.zeros(len(scores), device=scores.device)
+    scores = scores / sampling.temperature
+    if sampling.top_k and sampling.top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[:, -1:], float("-inf"))
+    if sampling.top_p < 1:
+        ordered, order = scores.softmax(-1).sort(-1, descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        scores = scores.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
+    log_p = scores.log_softmax(-1)
+    cumulative = log_p.double().exp().cumsum(-1)
+    # Scaled by the last sum, so that rounding can never leave the last choice behind.
+    choice = torch.searchsorted(cumulative, (uniform_R.double() * cumulative[:, -1])[:, None], right=True)[:, 0]
+    choice = choice.clamp(max=scores.shape[-1] - 1)
+    return choice, log_p.gather(-1, choice[:, None])[:, 0]
+
+
+def _uniforms(seed: int, first_row: int, rows: int, length: int) -> Tensor:
+    """Uniforms [rows, length] of a counter-based generator keyed by (seed, row)."""
+    keys = range(first_row, first_row + rows)
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=[seed, row])).random(length) for row in keys]))

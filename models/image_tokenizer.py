@@ -1,0 +1,129 @@
+"""Image tokenizers: pixels <-> image codes. This one is a stock `diffusers.VQModel`.
+
+The pixels may be folded first, `patch` x `patch` of them into channels (`torch.nn.functional.pixel_unshuffle`), so that a small
+model works at the resolution of its codes; `patch` 1 is the usual convolutional VQ model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .document import to_rgb
+from .errors import InputError
+
+SETTINGS_FILE = "image_tokenizer.json"
+
+
+class ImageTokenizer(Protocol):
+    """Codes of a picture are a flat int array [N], row by row."""
+
+    codes: int
+    """Size of the codebook."""
+    tokens_per_image: int
+    """N."""
+
+    def encode(self, images: Sequence[Image.Image]) -> list[np.ndarray]: ...
+
+    def decode(self, codes: np.ndarray) -> list[Image.Image]:
+        """Codes [n, N] to n RGB pictures."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hash of weights and settings: cached codes of another tokenizer are refused by it."""
+        ...
+
+    def codebook(self) -> Tensor:
+        """Embedding of each code, [codes, D]: a language model may start its own from it."""
+        ...
+
+    def save_pretrained(self, directory: Path) -> None: ...
+
+
+class VQImageTokenizer(nn.Module):
+    def __init__(self, model: VQModel, image_size: int, patch: int = 1):
+        super().__init__()
+        self.model = model
+        self.image_size = image_size
+        self.patch = patch
+        downsampling = patch * 2 ** (len(model.config["block_out_channels"]) - 1)
+        if image_size % downsampling:
+            raise InputError(f"image tokenizer: image size {image_size} is no multiple of its downsampling {downsampling}")
+        self.grid = image_size // downsampling
+        self.codes: int = model.config["num_vq_embeddings"]
+        self.tokens_per_image = self.grid**2
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures to [n, 3, S, S] in -1..1: the largest centred square, scaled."""
+        size = (self.image_size, self.image_size)
+        squares = [image if image.size == size else ImageOps.fit(to_rgb(image), size, Image.Resampling.LANCZOS) for image in images]
+        array = np.stack([np.asarray(to_rgb(square)) for square in squares])
+        device = next(self.model.parameters()).device
+        return torch.from_numpy(array).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """[n, 3, S, S] to latents before quantisation [n, D, g, g]."""
+        return self.model.quant_conv(self.model.encoder(F.pixel_unshuffle(pixels, self.patch)))
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Latents, quantised or not, to pixels [n, 3, S, S]."""
+        return F.pixel_shuffle(self.model.decoder(self.model.post_quant_conv(latents)), self.patch)
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image], batch: int = 256) -> list[np.ndarray]:
+        codes = []
+        for start in range(0, len(images), batch):
+            latents = self.latents(self.pixels(images[start : start + batch]))
+            indices = self.model.quantize(latents)[2][2].reshape(len(latents), -1)
+            codes.extend(indices.cpu().numpy().astype(np.int32))
+        return codes
+
+    @torch.no_grad()
+    def decode(self, codes: np.ndarray, batch: int = 256) -> list[Image.Image]:
+        pictures: list[Image.Image] = []
+        device = next(self.model.parameters()).device
+        for start in range(0, len(codes), batch):
+            part = torch.as_tensor(np.asarray(codes[start : start + batch]), device=device).long()
+            shape = (len(part), self.grid, self.grid, self.model.config["vq_embed_dim"] or self.model.config["latent_channels"])
+            pixels = self.reconstruct(self.model.quantize.get_codebook_entry(part.reshape(-1), shape))
+            array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            pictures.extend(map(Image.fromarray, array))
+        return pictures
+
+    def codebook(self) -> Tensor:
+        return self.model.quantize.embedding.weight.detach()
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(f"{self.image_size} {self.patch}".encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save_pretrained(self, directory: Path) -> None:
+        """A folder that plain diffusers opens, and one JSON of ours beside its files."""
+        self.model.save_pretrained(directory, safe_serialization=True)
+        settings = {"type": "VQModel", "image_size": self.image_size, "patch": self.patch}
+        (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: Path) -> VQImageTokenizer:
+        """Raises InputError where the folder holds no image tokenizer of this kind."""
+        path = Path(directory) / SETTINGS_FILE
+        if not path.is_file():
+            raise InputError(f"{directory}: no {SETTINGS_FILE}; this folder holds no image tokenizer that limner saved")
+        settings = json.loads(path.read_text())
+        if settings.get("type") != "VQModel":
+            raise InputError(f"{path}: type {settings.get('type')!r} is not known; known: VQModel")
+        model = VQModel.from_pretrained(directory, use_safetensors=True)
+        return cls(model, settings["image_size"], settings["patch"]).eval()

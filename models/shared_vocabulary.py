@@ -1,0 +1,78 @@
+"""Family "shared vocabulary": image codes are ids of the one LM head of any `AutoModelForCausalLM`.
+
+The joint id of image code c, V + c, is the model's own id: V is the size of the text tokenizer. Liquid is built like this, and
+so is the embedded tiny Llama.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .errors import InputError
+from .policy import UnifiedPolicy, register
+from .processing import Processor
+from .sequence import TokenBatch
+
+
+@register
+class SharedVocabularyPolicy(UnifiedPolicy):
+    family = "shared_vocabulary"
+
+    def __init__(self, model: PreTrainedModel, processor: Processor):
+        super().__init__(model, processor)
+        needed = self.vocabulary.text_size + self.vocabulary.image_codes
+        rows = model.get_output_embeddings().weight.shape[0]
+        if rows < needed:
+            raise InputError(
+                f"the language model has {rows} ids, its tokenizers need {needed} "
+                f"({self.vocabulary.text_size} text + {self.vocabulary.image_codes} image)"
+            )
+
+    @classmethod
+    def create(cls, config: PretrainedConfig, processor: Processor) -> SharedVocabularyPolicy:
+        """A new model of random weights whose vocabulary fits the processor."""
+        control = processor.vocabulary.controls
+        config.vocab_size = processor.vocabulary.text_size + processor.vocabulary.image_codes
+        config.pad_token_id, config.bos_token_id, config.eos_token_id = control.pad, control.bos, control.eos
+        model = AutoModelForCausalLM.from_config(config)
+        policy = cls(model, processor)
+        policy.start_from_codebook()
+        return policy
+
+    @torch.no_grad()
+    def start_from_codebook(self) -> None:
+        """Image embeddings start as a random projection of the codebook, so that similar codes start out similar."""
+        embedding = self.model.get_input_embeddings().weight
+        codebook = self.processor.image_tokenizer.codebook().to(embedding)
+        codebook = (codebook - codebook.mean(0)) / codebook.std().clamp(min=1e-6)
+        projection = torch.randn(codebook.shape[1], embedding.shape[1]) / codebook.shape[1] ** 0.5
+        rows = slice(self.vocabulary.text_size, self.vocabulary.text_size + self.vocabulary.image_codes)
+        embedding[rows] = codebook @ projection.to(embedding) * embedding[: self.vocabulary.text_size].std()
+
+    def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        decoder = self.model.get_decoder()
+        return decoder(
+            input_ids=ids_BT, position_ids=positions_BT, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self._head()[: self.vocabulary.text_size].T
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        size = self.vocabulary.text_size
+        return hidden @ self._head()[size : size + self.vocabulary.image_codes].T
+
+    def _head(self) -> Tensor:
+        return self.model.get_output_embeddings().weight
+
+    def logits(self, model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        scores = model(
+            input_ids=batch.ids_BT, position_ids=batch.positions_BT, attention_mask=batch.mask_BTT(), use_cache=False
+        ).logits[:, :-1]
+        size = self.vocabulary.text_size
+        return scores[..., :size], scores[..., size : size + self.vocabulary.image_codes]

@@ -1,0 +1,38 @@
+"""A byte-level BPE tokenizer that needs no download, in transformers' own class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from .sequence import ControlIds
+
+CONTROL_TOKENS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "boi": "<boi>", "eoi": "<eoi>", "answer": "<answer>"}
+
+
+def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """Trains on `texts`; the first ids are the control tokens. Every string of bytes has a spelling, so nothing is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(CONTROL_TOKENS.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=CONTROL_TOKENS["pad"],
+        bos_token=CONTROL_TOKENS["bos"],
+        eos_token=CONTROL_TOKENS["eos"],
+        extra_special_tokens={f"{name}_token": CONTROL_TOKENS[name] for name in ("boi", "eoi", "answer")},
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def control_ids(tokenizer: PreTrainedTokenizerFast) -> ControlIds:
+    return ControlIds(**{name: int(tokenizer.convert_tokens_to_ids(token)) for name, token in CONTROL_TOKENS.items()})

@@ -1,0 +1,134 @@
+"""Trains the image tokenizer in three stages: autoencoder, codebook by k-means, quantised.
+
+A vector-quantised autoencoder trained from random codes collapses; started as a plain autoencoder, with a k-means codebook of
+its own latents, it does not. The last steps train the decoder alone, on the codes as they will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import VQModel
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..models.image_tokenizer import VQImageTokenizer
+
+
+@dataclass
+class ImageTokenizerConfig:
+    image_size: int = 32
+    """Pixels of a side."""
+    patch: int = 8
+    """Pixels folded into channels before the convolutions."""
+    channels: tuple[int, ...] = (96,)
+    """Width of each resolution; each but the last halves it."""
+    codes: int = 256
+    code_size: int = 32
+    """D, width of a code's embedding."""
+    autoencoder_steps: int = 400
+    quantised_steps: int = 200
+    decoder_steps: int = 200
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    foreground_weight: float = 4.0
+    """Extra weight of pixels that differ from the picture's commonest colour; 0 for photographs."""
+    seed: int = 0
+
+
+def train_image_tokenizer(images: Sequence[Image.Image], config: ImageTokenizerConfig) -> tuple[VQImageTokenizer, dict[str, float]]:
+    """Returns the tokenizer and its figures: mean squared error of the last steps, codes in use."""
+    torch.manual_seed(config.seed)
+    blocks = len(config.channels)
+    folded = 3 * config.patch**2
+    model = VQModel(
+        in_channels=folded,
+        out_channels=folded,
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
+        block_out_channels=config.channels,
+        layers_per_block=1,
+        latent_channels=config.code_size,
+        vq_embed_dim=config.code_size,
+        num_vq_embeddings=config.codes,
+        norm_num_groups=8,
+        sample_size=config.image_size // config.patch,
+        mid_block_add_attention=False,
+    )
+    model.quantize.legacy = False  # the default multiplies beta with the wrong of the two commitment terms
+    tokenizer = VQImageTokenizer(model, config.image_size, config.patch)
+    pixels = torch.unique(tokenizer.pixels(images), dim=0)  # sorted: the result does not depend on the order of the images
+    weight = 1 + config.foreground_weight * _foreground(pixels)
+
+    def autoencoder_loss(x: Tensor, w: Tensor) -> Tensor:
+        return _error(tokenizer.reconstruct(tokenizer.latents(x)), x, w)
+
+    def quantised_loss(x: Tensor, w: Tensor) -> Tensor:
+        codes, commitment, _ = model.quantize(tokenizer.latents(x))
+        return _error(tokenizer.reconstruct(codes), x, w) + commitment
+
+    def decoder_loss(x: Tensor, w: Tensor) -> Tensor:
+        with torch.no_grad():
+            codes = model.quantize(tokenizer.latents(x))[0]
+        return _error(tokenizer.reconstruct(codes), x, w)
+
+    progress = tqdm(total=config.autoencoder_steps + config.quantised_steps + config.decoder_steps, desc="image tokenizer")
+    _fit(model, autoencoder_loss, pixels, weight, config.autoencoder_steps, config.learning_rate, config.batch_size, progress)
+    with torch.no_grad():
+        latents = torch.cat([tokenizer.latents(part) for part in pixels.split(256)]).permute(0, 2, 3, 1).flatten(0, 2)
+        model.quantize.embedding.weight.copy_(_k_means(latents, config.codes))
+    _fit(model, quantised_loss, pixels, weight, config.quantised_steps, config.learning_rate / 2, config.batch_size, progress)
+    _fit(model, decoder_loss, pixels, weight, config.decoder_steps, config.learning_rate / 2, config.batch_size, progress)
+    progress.close()
+    tokenizer.eval()
+    with torch.no_grad():
+        results = [model.quantize(tokenizer.latents(part)) for part in pixels.split(256)]
+        error = torch.cat([(tokenizer.reconstruct(r[0]) - p) ** 2 for r, p in zip(results, pixels.split(256), strict=True)]).mean()
+        used = len(torch.unique(torch.cat([r[2][2].flatten() for r in results])))
+    return tokenizer, {"mean_squared_error": error.item() / 4, "codes_used": used, "pictures": len(pixels)}
+
+
+def _fit(model, loss_of, pixels: Tensor, weight: Tensor, steps: int, lr: float, batch_size: int, progress: tqdm) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - 0.95 * step / steps)
+        index = torch.randint(0, len(pixels), (batch_size,))
+        loss = loss_of(pixels[index], weight[index])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        progress.update()
+        if step % 20 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}")
+
+
+def _error(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    return ((output - target) ** 2 * weight).mean()
+
+
+def _foreground(pixels: Tensor) -> Tensor:
+    """1 where a pixel differs from its picture's median colour, [n, 1, S, S]."""
+    background = pixels.flatten(2).median(-1).values[:, :, None, None]
+    return ((pixels - background).abs().amax(1, keepdim=True) > 0.05).float()
+
+
+def _k_means(points: Tensor, clusters: int, rounds: int = 20, sample: int = 20_000) -> Tensor:
+    """Centres [clusters, D]; the start takes the farthest point each time, so that rare patches get a code."""
+    points = points[torch.randperm(len(points))[:sample]]
+    chosen, distance = [points[0]], F.mse_loss(points, points[:1].expand_as(points), reduction="none").sum(1)
+    for _ in range(clusters - 1):
+        chosen.append(points[distance.argmax()])
+        distance = torch.minimum(distance, ((points - chosen[-1]) ** 2).sum(1))
+    centres = torch.stack(chosen)
+    for _ in range(rounds):
+        nearest = torch.cdist(points, centres).argmin(1)
+        count = torch.bincount(nearest, minlength=clusters)[:, None]
+        mean = torch.zeros_like(centres).index_add_(0, nearest, points) / count.clamp(min=1)
+        centres = torch.where(count > 0, mean, centres)
+    return centres
