@@ -16,7 +16,11 @@ setup(
     python_requires=">=3.11",
     package_dir={PACKAGE: "."},
     packages=[PACKAGE, *(f"{PACKAGE}.{name}" for name in subpackages)],
-    package_data={f"{PACKAGE}.configs": ["**/*.yaml"], f"{PACKAGE}.data": ["*.txt"], f"{PACKAGE}.report": ["*.css", "*.js"]},
+    package_data={
+        f"{PACKAGE}.configs": ["**/*.yaml"],
+        f"{PACKAGE}.data": ["*.txt"],
+        f"{PACKAGE}.report": ["*.css", "*.js"],
+    },
     install_requires=[
         "torch>=2.6,<2.14",
         "transformers>=5.17,<5.24",
@@ -37,7 +41,13 @@ setup(
     extras_require={
         "deepspeed": ["deepspeed>=0.18.6,<0.20"],
         "peft": ["peft>=0.18,<0.22"],
-        "dev": ["pytest>=8.3,<10", "pytest-timeout>=2.3,<3", "ruff>=0.17,<0.18", "pyright>=1.1.400,<1.2"],
+        "dev": [
+            "pytest>=8.3,<10",
+            "pytest-timeout>=2.3,<3",
+            "ruff>=0.17,<0.18",
+            "pyright[nodejs]>=1.1.400,<1.2",
+            "setuptools>=70.1",  # tests/test_wheel.py builds without isolation
+        ],
     },
     entry_points={"console_scripts": ["limner = limner.cli:main"]},
 )

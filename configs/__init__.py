@@ -1,1 +1,167 @@
-"""Packaged YAML configurations, found by name (`warmup/tiny`)."""
+"""Packaged YAML configurations, found by name (`warmup/tiny`), and the reading of any configuration.
+
+A configuration is a few dataclasses: training arguments of transformers or TRL, and plain ones of ours. `parse` fills
+them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.text 0.5`). TRL's parser
+defines the flags and the help, but hands on untouched what was given, and `schema.build` checks every value: to
+argparse the YAML values would be defaults, and of those it checks none that is not a string.
+"""
+
+import argparse
+import difflib
+import importlib.resources
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from ..models.errors import InputError
+from .schema import Flag, Patch, Place, build, fields_of, is_structured, plain, unknown_key
+from .yaml_file import read_yaml
+
+__all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "save_resolved"]
+
+SUFFIXES = (".yaml", ".yml")
+DERIVED = {"generation_batch_size": "steps_per_generation"}
+"""TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
+SECRETS = ("hub_token", "api_key")
+UNSET = object()
+
+
+def packaged_names() -> list[str]:
+    """Every packaged configuration, as `--config` takes it: `warmup/tiny`."""
+    root = _packaged_root()
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def find_config(name_or_path: str) -> Path:
+    """A path to a YAML file wins; else the name of a packaged configuration, with or without `.yaml`."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file() and path.suffix in SUFFIXES:
+        return path
+    names = packaged_names()
+    name = name_or_path.removesuffix(".yaml")
+    if name in names:
+        return _packaged_root() / f"{name}.yaml"
+    if path.is_file():
+        raise InputError(f"--config {name_or_path}: not a YAML file (its name must end in .yaml)")
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.4)
+    hint = f"near names: {', '.join(near)}" if near else f"packaged: {', '.join(names) or 'none'}"
+    raise InputError(f"--config {name_or_path}: neither a file nor a packaged configuration; {hint}")
+
+
+def parse(
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, prog: str | None = None
+) -> tuple[Any, ...]:
+    """One instance of each dataclass, from `--config NAME` and then `--key value`; faults are `InputError`s.
+
+    No two of the dataclasses may share a field name. `--help` prints and exits, as argparse does."""
+    fields = {name: kind for cls in dataclass_types for name, kind in fields_of(cls).items()}
+    parser = _flag_parser(dataclass_types, fields, prog)
+    unset = argparse.Namespace(**{action.dest: UNSET for action in parser._actions})  # no default shows through
+    namespace, rest = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv), unset)
+    given = {name: value for name, value in vars(namespace).items() if value is not UNSET}
+
+    config, source, mapping = given.pop("config", None), "command line", {}
+    if config is not None:
+        source = config if config.endswith(SUFFIXES) else f"{config}.yaml"
+        mapping = read_yaml(find_config(config), source)
+    mapping |= {name: Flag(f"--{name}", value) for name, value in given.items()}
+    for path, flag in _dotted_flags(rest, fields):
+        _overlay(mapping, path, flag)
+
+    place = Place(source)
+    for key in mapping:
+        if key not in fields:
+            raise unknown_key(key, fields, str(place.at(key)))
+    return tuple(
+        build(cls, {key: value for key, value in mapping.items() if key in fields_of(cls)}, place)
+        for cls in dataclass_types
+    )
+
+
+def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
+    """Write what a run really used, defaults included, as YAML that `--config` reads again; secrets are left out.
+
+    The file appears whole or not at all."""
+    values: dict[str, Any] = {}
+    for instance in instances:
+        values |= plain(instance)
+    for derived, source in DERIVED.items():
+        if values.get(source) is not None:
+            values.pop(derived, None)
+    values = {key: value for key, value in values.items() if key not in SECRETS}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write("# The configuration this run used.\n")
+            yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
+        os.chmod(beside, 0o644)  # mkstemp's 0600 would hide it from everybody else
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+def _packaged_root() -> Path:
+    return Path(str(importlib.resources.files(__name__)))
+
+
+def _flag_parser(dataclass_types: Sequence[type], fields: dict[str, Any], prog: str | None) -> argparse.ArgumentParser:
+    """TRL's parser as a reader of flags only: it neither converts nor demands, and its faults are `InputError`s."""
+    from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]
+
+    types: list[Any] = list(dataclass_types)
+    parser = TrlParser(types, prog=prog, allow_abbrev=False)
+    parser.add_argument("--config", metavar="NAME", help="packaged configuration, or a YAML file; flags win over it")
+    for action in parser._actions:
+        if action.dest not in fields:
+            continue
+        action.required = False
+        action.type = None
+        if is_structured(fields[action.dest]):
+            action.nargs = None
+            action.metavar = "YAML"
+
+    def error(message: str) -> NoReturn:
+        raise InputError(f"command line: {message}")
+
+    parser.error = error  # type: ignore[method-assign]  # argparse's own prints the usage and exits
+    return parser
+
+
+def _dotted_flags(words: Sequence[str], fields: dict[str, Any]) -> Iterator[tuple[list[str], Flag]]:
+    """`--section.key value` and `--section.key=value`, which argparse leaves over; any other word is a fault."""
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.removeprefix("--").partition("=")
+        path = name.split(".")
+        if not word.startswith("--"):
+            raise InputError(f"command line: {word!r} belongs to no flag")
+        if len(path) == 1 or not is_structured(fields.get(path[0], Any)):
+            raise unknown_key(path[0].replace("-", "_"), fields, f"--{name}")
+        if not equals:
+            value = next(remaining, "--")
+        if value.startswith("--") and not equals:
+            raise InputError(f"--{name}: expected a value after it")
+        yield path, Flag(f"--{name}", value)
+
+
+def _overlay(mapping: dict[str, Any], path: Sequence[str], flag: Flag) -> None:
+    """Put a dotted flag into the file's mapping, opening the sections that the file does not have."""
+    node: Any = mapping
+    for depth, step in enumerate(path):
+        key: Any = int(step) if isinstance(node, list) and step.isdecimal() else step
+        inside = key in node if isinstance(node, dict) else isinstance(key, int) and key < len(node)
+        if not inside and not isinstance(node, dict):
+            raise InputError(f"{flag.name}: {'.'.join(path[:depth])} has no part {step}")
+        if depth == len(path) - 1:
+            node[key] = flag
+        elif not inside or node[key] is None:
+            node[key] = Patch()
+        node = node[key]

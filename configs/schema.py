@@ -1,0 +1,230 @@
+"""Values into dataclasses: each is checked against its type hint, at any depth, and a fault names its place."""
+
+import dataclasses
+import difflib
+import reprlib
+import types
+from collections.abc import Collection, Iterable, Mapping
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..models.errors import InputError
+from .yaml_file import scalar
+
+T = TypeVar("T")
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class Place(NamedTuple):
+    """Where a value stands: `warmup/tiny.yaml: rewards.text`."""
+
+    source: str
+    """The file, or the flag."""
+    path: tuple[str, ...] = ()
+
+    def at(self, key: object) -> "Place":
+        return Place(self.source, (*self.path, str(key)))
+
+    def __str__(self) -> str:
+        return f"{self.source}: {'.'.join(self.path)}" if self.path else self.source
+
+
+class Flag(NamedTuple):
+    """A value from the command line: it answers for itself in messages, and its text is read as its field asks."""
+
+    name: str
+    value: Any
+
+
+class Patch(dict):
+    """A mapping that flags made where the file has none: a `dict` field's other default entries stay."""
+
+
+def build(cls: type[T], mapping: Mapping[str, Any], where: str | Place, base: T | None = None) -> T:
+    """An instance of a dataclass from a mapping; `InputError` for an unknown or missing key and for a wrong type.
+
+    Keys not given keep the values of `base` where there is one (a section's default), else the class's defaults."""
+    place = where if isinstance(where, Place) else Place(where)
+    if not isinstance(mapping, Mapping):
+        raise _expected(f"a mapping ({cls.__name__})", mapping, place)
+    hints, values = fields_of(cls), {}
+    for key, value in mapping.items():
+        if key not in hints:
+            raise unknown_key(key, hints, value.name if isinstance(value, Flag) else str(place.at(key)))
+    for field in (field for field in dataclasses.fields(cls) if field.init):  # type: ignore[arg-type]
+        if field.name in mapping:
+            default = default_of(field) if base is None else getattr(base, field.name)
+            values[field.name] = convert(mapping[field.name], hints[field.name], place.at(field.name), default)
+        elif base is not None:
+            values[field.name] = getattr(base, field.name)
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{place.at(field.name)}: missing, and it has no default")
+    try:
+        return cls(**values)
+    except (ValueError, TypeError, ImportError) as error:  # the class's own checks, TrainingArguments' included
+        raise InputError(f"{place}: {' '.join(str(error).split())}") from error
+
+
+def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
+    """The value as its type hint asks, or `InputError`. `default` is what stands there when nothing is given."""
+    if isinstance(value, Flag):
+        return _convert_flag(value, kind, default)
+    origin, args = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, kind, place, default)
+    if origin is Any or origin is object:
+        return value
+    if origin is Literal:
+        for choice in args:
+            if type(choice) is type(value) and choice == value:
+                return choice
+        raise _expected(f"one of {', '.join(map(str, args))}", value, place, near=args)
+    if dataclasses.is_dataclass(origin):
+        return value if isinstance(value, origin) else build(origin, value, place, default)  # type: ignore[arg-type]
+    if issubclass(origin, Enum):
+        choices = {member.value: member for member in origin}
+        if isinstance(value, origin) or value in choices:
+            return value if isinstance(value, origin) else choices[value]
+        raise _expected(f"one of {', '.join(map(str, choices))}", value, place, near=choices)
+    if issubclass(origin, Mapping):
+        return _convert_mapping(value, args or (Any, Any), place, default)
+    if issubclass(origin, list | tuple):
+        return _convert_items(value, origin, args, place)
+    return _convert_plain(value, origin, place)
+
+
+def unknown_key(key: object, names: Iterable[str], where: str) -> InputError:
+    """The error for a key that no field has, with the nearest names."""
+    names = list(names)
+    near = difflib.get_close_matches(str(key), names, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(names))}"
+    if not near and len(names) > 20:
+        hint = "see --help for all keys"
+    return InputError(f"{where}: unknown key; {hint}")
+
+
+@cache
+def fields_of(cls: type) -> dict[str, Any]:
+    """Name to type hint of what can be given. Not `field.type`: HfArgumentParser rewrites that in place."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """A field's default, None where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def is_structured(kind: Any) -> bool:
+    """True for what argparse cannot read from one word: sections, mappings, tuples, lists of those."""
+    origin, args = get_origin(kind) or kind, get_args(kind)
+    if origin in (Union, types.UnionType):
+        return str not in args and any(is_structured(arg) for arg in args)
+    if origin is list:
+        return any(is_structured(arg) for arg in args)
+    return dataclasses.is_dataclass(origin) or (isinstance(origin, type) and issubclass(origin, Mapping | tuple))
+
+
+def plain(value: Any) -> Any:
+    """The value in YAML's own types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value) if field.init}
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    for scalar_type in (bool, int, float, str):
+        if isinstance(value, scalar_type):
+            return scalar_type(value)
+    return value if value is None else str(value)
+
+
+def _convert_flag(flag: Flag, kind: Any, default: Any) -> Any:
+    """A flag's text read as YAML (`0.5`, `null`, `{text: 1}`) where its field takes that, else as it stands."""
+    place = Place(flag.name)
+    if isinstance(flag.value, list):
+        return convert([Flag(flag.name, item) for item in flag.value], kind, place, default)
+    if not isinstance(flag.value, str) or not flag.value:
+        return convert(flag.value, kind, place, default)
+    try:
+        return convert(scalar(flag.value), kind, place, default)
+    except InputError as error:
+        try:
+            return convert(flag.value, kind, place, default)
+        except InputError:
+            raise error from None
+
+
+def _convert_union(value: Any, kind: Any, place: Place, default: Any) -> Any:
+    members = [arg for arg in get_args(kind) if arg is not types.NoneType]
+    if value is None and len(members) < len(get_args(kind)):
+        return None
+    if any(isinstance(member, type) and issubclass(member, Enum) for member in members):
+        members = [member for member in members if member is not str]  # transformers: the enum, or its value
+    if len(members) == 1:
+        return convert(value, members[0], place, default)
+    for member in members:
+        try:
+            return convert(value, member, place, default)
+        except InputError:
+            continue
+    raise _expected(" or ".join(map(_name, members)), value, place)
+
+
+def _convert_mapping(value: Any, args: tuple[Any, ...], place: Place, default: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _expected("a mapping", value, place)
+    entries = default or {}
+    given = {
+        convert(key, args[0], place): convert(item, args[1], place.at(key), entries.get(key))
+        for key, item in value.items()
+    }
+    return {**entries, **given} if isinstance(value, Patch) else given
+
+
+def _convert_items(value: Any, origin: type, args: tuple[Any, ...], place: Place) -> Any:
+    if not isinstance(value, list | tuple):
+        raise _expected("a list", value, place)
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        if len(args) != len(value):
+            raise _expected(f"a list of {len(args)}", value, place)
+        kinds = args
+    else:
+        kinds = (args[0] if args else Any,) * len(value)
+    return origin(
+        convert(item, kind, place.at(index)) for index, (item, kind) in enumerate(zip(value, kinds, strict=True))
+    )
+
+
+def _convert_plain(value: Any, kind: type, place: Place) -> Any:
+    """Numbers, words and whatever else a class can be asked about; a bool is no number."""
+    if kind is bool and isinstance(value, str) and value.lower() in WORDS:
+        return WORDS[value.lower()]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
+        return value
+    raise _expected(_name(kind), value, place)
+
+
+def _expected(what: str, value: Any, place: Place, near: Collection[Any] = ()) -> InputError:
+    close = difflib.get_close_matches(str(value), [str(name) for name in near], n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return InputError(f"{place}: expected {what}, got {reprlib.repr(plain(value))}{hint}")
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

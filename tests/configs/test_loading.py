@@ -1,0 +1,242 @@
+"""Configurations: found by name, read strictly, overridden by flags, saved whole."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+from trl import GRPOConfig
+
+from limner import configs
+from limner.configs import build, find_config, packaged_names, parse, read_yaml, save_resolved
+from limner.models.errors import InputError
+
+
+class Device(Enum):
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+@dataclass
+class Judge:
+    model: str = "none"
+    retries: int = 2
+
+
+@dataclass
+class Rewards:
+    text: float = 1.0
+    image: float = 1.0
+    judge: Judge = field(default_factory=Judge)
+
+
+@dataclass
+class Source:
+    path: str
+    weight: float = 1.0
+
+
+@dataclass
+class Plain:
+    name: str
+    steps: int = 10
+    rate: float = 0.1
+    verbose: bool = False
+    mode: Literal["on", "no"] = "on"
+    device: Device = Device.CPU
+    limit: int | None = 4
+    grid: tuple[int, int] = (4, 4)
+    sizes: list[int] = field(default_factory=list)
+    rewards: Rewards = field(default_factory=lambda: Rewards(image=3.0))
+    sources: list[Source] = field(default_factory=list)
+    judges: dict[str, Judge] = field(default_factory=lambda: {"a": Judge("x"), "b": Judge("y")})
+    scales: dict[str, float] | None = None
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError("steps must not be negative")
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    pace: float = 1.0
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Writes YAML to a file and reads it as `Plain` with flags."""
+
+    def run(text: str, *flags: str, types=(Plain,)):
+        path = tmp_path / "c.yaml"
+        path.write_text(text)
+        values = parse(types, ["--config", str(path), *flags], "limner test")
+        return values[0] if len(values) == 1 else values
+
+    return run
+
+
+def test_yaml_then_flags(read):
+    value = read("name: a\nsteps: 3\nrate: 1e-3\nmode: no\ndevice: gpu\nlimit: null\n", "--steps", "5", "--verbose")
+    assert (value.name, value.steps, value.rate, value.mode) == ("a", 5, 1e-3, "no")
+    assert (value.device, value.limit, value.verbose, value.grid) == (Device.GPU, None, True, (4, 4))
+
+
+def test_without_a_file():
+    (value,) = parse([Plain], ["--name", "7", "--sizes", "1", "2", "--limit", "null", "--grid", "[2, 3]"])
+    assert (value.name, value.sizes, value.limit, value.grid) == ("7", [1, 2], None, (2, 3))
+    assert parse([Plain], ["--name=null"])[0].name == "null"
+
+
+def test_sections_from_yaml_keep_their_defaults(read):
+    value = read("name: a\nrewards:\n  text: 2\n  judge: {model: m}\nsources:\n  - path: p\n")
+    assert value.rewards == Rewards(2.0, 3.0, Judge("m"))
+    assert value.sources == [Source("p")]
+
+
+def test_dotted_flags(read):
+    text = "name: a\nrewards: {text: 2}\nsources: [{path: p}]\n"
+    value = read(text, "--rewards.text", "-0.5", "--rewards.judge.model=7", "--sources.0.weight", "4")
+    assert value.rewards == Rewards(-0.5, 3.0, Judge("7"))
+    assert value.sources == [Source("p", 4.0)]
+    value = read("name: a\n", "--judges.b.retries", "9", "--scales.text", "1e-2")
+    assert value.judges == {"a": Judge("x"), "b": Judge("y", 9)} and value.scales == {"text": 0.01}
+    assert read("name: a\njudges: {c: {}}\n", "--rewards", "{text: 5}").judges == {"c": Judge()}
+
+
+FAULTS = {
+    "name: a\nstep: 3": "c.yaml: step: unknown key; did you mean steps?",
+    "name: a\nsteps: many": "c.yaml: steps: expected int, got 'many'",
+    "name: a\nsteps: 1.5": "c.yaml: steps: expected int, got 1.5",
+    "name: a\nsteps: true": "c.yaml: steps: expected int, got True",
+    "name: a\nrate: abc": "c.yaml: rate: expected float, got 'abc'",
+    "name: a\nrate: [1]": "c.yaml: rate: expected float, got [1]",
+    "name: a\nverbose: 3": "c.yaml: verbose: expected bool, got 3",
+    "name: 7": "c.yaml: name: expected str, got 7",
+    "name: a\nmode: of": "c.yaml: mode: expected one of on, no, got 'of'",
+    "name: a\ndevice: gpus": "c.yaml: device: expected one of cpu, gpu, got 'gpus'; did you mean gpu?",
+    "name: a\ngrid: [1, 2, 3]": "c.yaml: grid: expected a list of 2",
+    "name: a\nsizes: 3": "c.yaml: sizes: expected a list, got 3",
+    "name: a\nsizes: [1, x]": "c.yaml: sizes.1: expected int, got 'x'",
+    "name: a\nrewards: {txt: 1}": "c.yaml: rewards.txt: unknown key; did you mean text?",
+    "name: a\nrewards: {judge: {retries: x}}": "c.yaml: rewards.judge.retries: expected int, got 'x'",
+    "name: a\nrewards: 3": "c.yaml: rewards: expected a mapping (Rewards), got 3",
+    "name: a\nsources: [{weight: 1}]": "c.yaml: sources.0.path: missing",
+    "name: a\njudges: {c: {modle: x}}": "c.yaml: judges.c.modle: unknown key; did you mean model?",
+    "name: a\nenv: {X: 1}": "c.yaml: env: unknown key",
+    "1: a": "c.yaml: 1: unknown key",
+    "steps: 3": "c.yaml: name: missing",
+    "name: a\nsteps: -1": "c.yaml: steps must not be negative",
+    "name: a\nname: b": "c.yaml: line 2: name is given twice",
+    "name: a\n b: [": "c.yaml: line 2:",
+    "- a": "c.yaml: expected a mapping of `key: value` lines, but found a list",
+    "": "but the file is empty",
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_faults_in_yaml(read, text):
+    _one_line(lambda: read(text), FAULTS[text])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--step", "3"], "--step: unknown key; did you mean steps?"),
+        (["--steps", "x"], "--steps: expected int, got 'x'"),
+        (["--steps"], "command line: argument --steps: expected one argument"),
+        (["--rewards.txt", "1"], "--rewards.txt: unknown key; did you mean text?"),
+        (["--rewards.text", "x"], "--rewards.text: expected float, got 'x'"),
+        (["--rewards.text"], "--rewards.text: expected a value after it"),
+        (["--rewards.text.more", "1"], "--rewards.text.more: rewards.text has no part more"),
+        (["--steps.more", "1"], "--steps.more: unknown key"),
+        (["--judges.a.modle", "z"], "--judges.a.modle: unknown key; did you mean model?"),
+        (["--sources.3.weight", "1"], "--sources.3.weight: sources has no part 3"),
+        (["--mode", "of"], "invalid choice: 'of'"),
+        (["stray"], "command line: 'stray' belongs to no flag"),
+        (["--config"], "argument --config: expected one argument"),
+    ],
+)
+def test_faults_in_flags(read, flags, message):
+    _one_line(lambda: read("name: a\nsources: []\nrewards: {text: 1}\n", *flags), message)
+
+
+def test_training_arguments(read, tmp_path):
+    text = f"output_dir: {tmp_path}\nuse_cpu: true\neval_strategy: no\npace: 2\nname: a\n"
+    arguments, plain = read(
+        f"{text}learning_rate: 1e-3\n", "--max_steps", "3", "--optim", "sgd", types=(Arguments, Plain)
+    )
+    assert (arguments.learning_rate, arguments.max_steps, arguments.pace) == (1e-3, 3, 2.0)
+    assert arguments.optim == "sgd" and plain.name == "a"
+    for line, message in {
+        "learning_rate: abc": "c.yaml: learning_rate: expected float, got 'abc'",
+        "learning_rte: 1": "c.yaml: learning_rte: unknown key; did you mean learning_rate",
+        "save_strategy: stps": "c.yaml: save_strategy: expected one of no, steps, epoch, best",
+        "logging_steps: 0.5\nlogging_strategy: 3": "c.yaml: logging_strategy: expected one of",
+        "push_to_hub: perhaps": "c.yaml: push_to_hub: expected bool",
+    }.items():
+        _one_line(lambda line=line: read(f"{text}{line}\n", types=(Arguments, Plain)), message)
+
+
+def test_own_checks_of_a_class_become_one_line(read, tmp_path):
+    text = f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\nnum_generations: 5\n"
+    _one_line(lambda: read(text, types=(GRPOConfig,)), "c.yaml: ")
+
+
+def test_help_is_printed(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parse([Arguments, Plain], ["--help"], "limner test")
+    assert leaving.value.code == 0
+    assert "limner test" in (text := capsys.readouterr().out) and "--config NAME" in text and "--rewards YAML" in text
+
+
+def test_resolved_configuration_reads_back(read, tmp_path):
+    text = f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\nlr_scheduler_type: cosine\nname: a\nmode: no\n"
+    first = read(text, "--rewards.text", "0.5", "--hub_token", "secret", types=(GRPOConfig, Plain))
+    save_resolved(saved := tmp_path / "run" / "resolved.yaml", *first)
+    assert "secret" not in saved.read_text() and [path.name for path in saved.parent.iterdir()] == ["resolved.yaml"]
+    again = parse([GRPOConfig, Plain], ["--config", str(saved)])
+    assert again[1] == first[1] and again[0].lr_scheduler_type == "cosine"
+    assert again[0].steps_per_generation == first[0].steps_per_generation
+    save_resolved(twice := tmp_path / "twice.yaml", *again)
+    assert read_yaml(twice) == read_yaml(saved)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    save_resolved(path := tmp_path / "r.yaml", Judge("old"))
+    monkeypatch.setattr(yaml, "safe_dump", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_resolved(path, Judge("new"))
+    assert read_yaml(path) == {"model": "old", "retries": 2} and list(tmp_path.iterdir()) == [path]
+
+
+def test_find_config(tmp_path, monkeypatch):
+    (tmp_path / "warmup").mkdir()
+    packaged = tmp_path / "warmup" / "tiny.yaml"
+    packaged.write_text("a: 1\n")
+    monkeypatch.setattr(configs, "_packaged_root", lambda: tmp_path)
+    assert packaged_names() == ["warmup/tiny"]
+    assert find_config("warmup/tiny") == find_config("warmup/tiny.yaml") == find_config(str(packaged)) == packaged
+    _one_line(lambda: find_config("warmup/tny"), "near names: warmup/tiny")
+    _one_line(lambda: find_config("../secret"), "packaged: warmup/tiny")
+    (other := tmp_path / "notes.txt").touch()
+    _one_line(lambda: find_config(str(other)), "not a YAML file")
+
+
+def test_build_standing_alone():
+    assert build(Rewards, {"judge": {"retries": 3}}, "here").judge.retries == 3
+    _one_line(lambda: build(Rewards, {"judge": {"retry": 3}}, "here"), "here: judge.retry: unknown key")
+    assert build(Source, {"path": "p"}, "here", Source("q", 2.0)) == Source("p", 2.0)
+
+
+def test_merge_keys_are_read(tmp_path: Path):
+    (path := tmp_path / "m.yaml").write_text("base: &base {a: 1}\nmore:\n  <<: *base\n  b: 1e-6\n")
+    assert read_yaml(path)["more"] == {"a": 1, "b": 1e-6}
+
+
+def _one_line(action, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        action()
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,34 @@
+"""Every shipped configuration says what it is for and loads."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from limner.configs import packaged_names, parse, read_yaml
+
+ROOT = Path(__file__).resolve().parents[1] / "configs"
+
+SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {}
+"""Folder of configs/ -> the dataclasses its files fill, imported when asked for: `"warmup": warmup_dataclasses`."""
+FLAGS: dict[str, list[str]] = {}
+"""Folder -> flags that let its files load where there is no GPU: `["--use_cpu", "--bf16", "false"]`."""
+FOREIGN = ("accelerate",)
+"""Folders whose files other tools read."""
+LABELS = ("Command:", "Time:", "Metric:")
+"""What the opening comment says: how to run it, how long that takes, what number to expect."""
+
+
+@pytest.mark.parametrize("name", packaged_names() or [pytest.param("", marks=pytest.mark.skip(reason="none yet"))])
+def test_shipped_configuration(name):
+    path = ROOT / f"{name}.yaml"
+    folder = name.partition("/")[0]
+    assert read_yaml(path)
+    opening = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    comment = "\n".join(line for line in opening if line.startswith("#"))
+    assert opening[0].startswith("#"), f"{name}: begins without a comment"
+    if folder not in FOREIGN:
+        missing = [label for label in LABELS if label not in comment]
+        assert not missing, f"{name}: the opening comment lacks {', '.join(missing)}"
+    if folder in SCHEMAS:
+        assert parse(SCHEMAS[folder](), ["--config", name, *FLAGS.get(folder, [])])
