@@ -1,5 +1,7 @@
 """The repository root is the package `limner`: `models/` is `limner.models`, and so on."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 PACKAGE = "limner"
@@ -10,12 +12,13 @@ setup(
     name=PACKAGE,
     version="0.1.0",
     description="Post-train unified vision-language models until they write and illustrate in one stream.",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     package_dir={PACKAGE: "."},
-    packages=[PACKAGE, *(f"{PACKAGE}.{name}" for name in subpackages)],
+    packages=[f"{PACKAGE}.{name}" for name in subpackages],
+    py_modules=[f"{PACKAGE}.__init__", f"{PACKAGE}.cli"],  # not the root as a package, which would ship this file too
     package_data={
         f"{PACKAGE}.configs": ["**/*.yaml"],
         f"{PACKAGE}.data": ["*.txt"],

@@ -19,13 +19,14 @@ if [ -x $venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$key" ]; then
 fi
 rm -f $stamp
 
-if ! { [ -x $venv/bin/python ] && is_recent $venv/bin/python && $venv/bin/python -m pip --version >/dev/null 2>&1; }; then
+if ! { is_recent $venv/bin/python && $venv/bin/python -m pip --version >/dev/null 2>&1; }; then
     python=
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         if is_recent "$candidate"; then python=$candidate; break; fi
     done
-    [ -n "$python" ] || fail "needs Python 3.11 or later; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 ||
-        true). Install one, or name it: PYTHON=/path/to/python3.12 make"
+    found=$("${PYTHON:-python3}" --version 2>/dev/null) || found="not there"
+    [ -n "$python" ] || fail "needs Python 3.11 or later, and ${PYTHON:-python3} is $found;" \
+        "install one, or name it: PYTHON=/path/to/python3.12 make"
     say "making $venv with $("$python" --version)"
     "$python" -m venv --clear $venv || fail "could not make $venv; on Debian and Ubuntu: apt-get install python3-venv"
 fi
@@ -35,7 +36,9 @@ pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 
 # On Linux without a GPU, PyPI's torch brings gigabytes of CUDA: take the CPU build where its index answers.
 has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi -L >/dev/null 2>&1; }
-answers() { "$python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=4)' "$1/torch/" 2>/dev/null; }
+answers() {
+    "$python" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=4)' "$1/torch/" 2>/dev/null
+}
 if [ "$(uname -s)" = Linux ] && ! has_gpu && ! "$python" -c 'import torch' 2>/dev/null; then
     torch=$(sed -n 's/^ *"\(torch[<>=][^"]*\)",$/\1/p' setup.py)
     [ -n "$torch" ] || fail "setup.py names no torch requirement"
