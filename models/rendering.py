@@ -43,7 +43,7 @@ h1 { font: 600 2rem/1.2 var(--serif); letter-spacing: -0.01em; margin: 0 0 1rem;
 .document { display: grid; gap: 1.1rem; }
 .step { display: flex; flex-wrap: wrap; gap: 0.6rem 1rem; align-items: flex-start; }
 .step.prompt { border-left: 3px solid var(--line); padding-left: 0.8rem; color: var(--muted); }
-.step .text { flex: 1 1 9rem; min-width: 0; }
+.step .text { flex: 1 1 100%; min-width: 0; max-width: 46rem; }
 .step .text p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .step figure { margin: 0; max-width: 100%; }
 .step img { display: block; max-width: 100%; height: auto; border-radius: 4px; outline: 1px solid var(--line); }
