@@ -43,6 +43,8 @@ from .shards import ShardWriter
 
 MAX_FILE_BYTES = 2**20
 """A Markdown file larger than this is refused."""
+MAX_FRONT_MATTER = 50_000
+"""YAML is slow to read: a megabyte takes half a minute."""
 MAX_TARGET = 200
 """Of a longer picture reference (a data URI) the report shows this much."""
 FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -212,6 +214,8 @@ def _front_matter(text: str) -> tuple[str, int, str]:
     match = FRONT_MATTER.match(text)
     if match is None:
         return "", 0, ""
+    if len(match[1]) > MAX_FRONT_MATTER:
+        return "", 0, f"longer than {MAX_FRONT_MATTER} characters, so kept as text"
     try:
         fields: Any = yaml.load(match[1], Loader=yaml.BaseLoader)  # strings, lists and mappings only
     except (yaml.YAMLError, RecursionError) as error:
@@ -335,8 +339,7 @@ def _in_inline(children: list[Token]) -> list[Reference]:
 
 def _in_html(content: str) -> list[Reference]:
     parser = _ImageTags(content)
-    parser.feed(content)
-    parser.close()
+    parser.feed(content)  # no close(): it would look into what an unclosed comment hides, in quadratic time
     return parser.found
 
 

@@ -95,9 +95,9 @@ def decode_record(record: Record) -> InterleavedDocument:
                 raise ValueError(f"image {i}: `alt` is a string and `candidate` a number")
             pictures.append({"image": image, "codes_N": codes})
             slot["codes"] = []  # stands in for the members, so that one parser knows the rest of a segment
+        document = InterleavedDocument.from_json(value)
         if members:
             raise ValueError(f"member {min(members)!r} belongs to no image")
-        document = InterleavedDocument.from_json(value)
         rest = iter(pictures)
         segments = [replace(s, **next(rest)) if isinstance(s, ImageSegment) else s for s in document.segments]
         document = replace(document, segments=tuple(segments))
@@ -142,8 +142,13 @@ def _encode_picture(image: Image.Image, original: bytes | None) -> tuple[bytes, 
 
 
 def _encode_codes(codes_N: np.ndarray) -> bytes:
-    if codes_N.ndim != 1 or codes_N.dtype.kind not in "iu" or codes_N.min(initial=0) < 0:
-        raise ValueError(f"codes are {codes_N.dtype} {list(codes_N.shape)}, expected integers [N] from 0")
+    if (
+        codes_N.ndim != 1
+        or codes_N.dtype.kind not in "iu"
+        or codes_N.min(initial=0) < 0
+        or codes_N.max(initial=0) >= 2**31
+    ):
+        raise ValueError(f"codes are {codes_N.dtype} {list(codes_N.shape)}, expected integers [N], 0 <= code < 2^31")
     buffer = io.BytesIO()
     np.save(buffer, codes_N.astype("<i4"), allow_pickle=False)
     return buffer.getvalue()

@@ -22,7 +22,7 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,10 @@ class ShardWriter:
         self._kinds: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
 
     def __enter__(self) -> ShardWriter:
-        self._check_target()
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.directory.parent):
             _clean(self.directory)
+            self._check_target()
             self._temporary = self.directory.with_name(f".{self.directory.name}.{secrets.token_hex(8)}.partial")
             self._temporary.mkdir()
             self._lock = _lock(self._temporary)
@@ -119,7 +119,7 @@ class ShardWriter:
                 self._publish()
         finally:
             for shard in self._open.values():
-                shard.file.close()
+                shard.abandon()
             shutil.rmtree(self._temporary, ignore_errors=True)
             os.close(self._lock)
 
@@ -172,12 +172,15 @@ class ShardWriter:
             return
         if not self.overwrite:
             raise InputError(f"{self.directory}: exists already; name another directory or ask to overwrite")
-        if not self.directory.is_dir() or (any(self.directory.iterdir()) and not (self.directory / INDEX).is_file()):
-            raise InputError(f"{self.directory}: holds no shards, so it is not overwritten; name another directory")
+        names = os.listdir(self.directory) if self.directory.is_dir() else [self.directory.name]
+        if strange := [name for name in names if name != INDEX and not SHARD_FILE.fullmatch(name)]:
+            raise InputError(
+                f"{self.directory}: holds {strange[0]!r}, no shard, so it is not overwritten; move that away"
+            )
 
 
 class _OpenShard:
-    """A tar file being written."""
+    """A tar file being written; `finish` makes it last."""
 
     def __init__(self, path: Path, split: str) -> None:
         self.path, self.split = path, split
@@ -199,6 +202,11 @@ class _OpenShard:
         size = self.file.tell()
         self.file.close()
         return Shard(self.path.name, self.split, self.records, size, digest)
+
+    def abandon(self) -> None:
+        with suppress(OSError):  # a full disk may be why we are here
+            self.tar.close()
+            self.file.close()
 
 
 def _previous(directory: Path) -> Path:
@@ -336,7 +344,8 @@ def _check_index(index: ShardIndex) -> None:
     if set(index.kinds) != set(SPLITS) or not all(set(kinds) <= set(KINDS) for kinds in index.kinds.values()):
         raise ValueError("`kinds` counts the records by split and kind")
     for split, kinds in index.kinds.items():
-        if sum(kinds.values()) != sum(shard.records for shard in index.of(split)):
+        total = sum(shard.records for shard in index.of(split))
+        if not all(type(count) is int and count > 0 for count in kinds.values()) or sum(kinds.values()) != total:
             raise ValueError(f"`kinds` and `shards` disagree on the number of {split} records")
     if not (index.fingerprint is None or (isinstance(index.fingerprint, str) and index.fingerprint)):
         raise ValueError("`fingerprint` is a string or null")

@@ -48,8 +48,10 @@ def validate(directory: str | Path) -> list[ShardProblem]:
         found = _validate_shard(index, shard, kinds[shard.split], seen)
         complete = complete and not found
         problems += found
-    if complete and {split: dict(counts) for split, counts in kinds.items()} != index.kinds:
-        problems.append(ShardProblem(INDEX, "", f"counts {index.kinds}, but the shards hold {kinds}"))
+    for split, counts in kinds.items():
+        if complete and counts != Counter(index.kinds[split]):
+            reason = f"counts {index.kinds[split]} in split {split}, but the shards hold {dict(counts)}"
+            problems.append(ShardProblem(INDEX, "", reason))
     return problems
 
 
