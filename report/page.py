@@ -7,10 +7,10 @@ page needs a script to be read.
 from __future__ import annotations
 
 import html
-import importlib.resources
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..models.rendering import html_page
@@ -35,7 +35,7 @@ def join(parts: Iterable[str], between: str = "") -> Html:
 
 def page(title: str, *body: str) -> str:
     """A whole page in the style of this folder."""
-    css = importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    css = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     return html_page(title, f"<main>{join(body)}</main>", css)
 
 
@@ -152,10 +152,10 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = False,
     y_range: tuple[float, float] | None = None,
-    rules: Sequence[tuple[float, str]] = (),
-    size: tuple[int, int] = (440, 240),
+    rules: Sequence[float] = (),
+    size: tuple[int, int] = (400, 230),
 ) -> Html:
-    """rules: (y, what it means), dashed across the chart. A logarithmic axis leaves out what is not above zero."""
+    """rules: values of y, dashed across the chart. A logarithmic axis leaves out what is not above zero."""
     lines = [thinned(_drawable(line, log_x, log_y)) for line in lines]
     lines = [line for line in lines if line.points]
     if not lines:
@@ -164,15 +164,13 @@ def line_chart(
     width, height = size
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for y in (*(y for _, y in line.points), *(y for _, *ends in line.band for y in ends))]
-    low, high = y_range or _padded(min([*ys, *(y for y, _ in rules)]), max([*ys, *(y for y, _ in rules)]), log_y)
+    low, high = y_range or _padded(min([*ys, *rules]), max([*ys, *rules]), log_y)
     y = _Axis(low, high, height - 34, 8, log_y)
-    left = 10 + 6.3 * max(len(compact(tick)) for tick in y.ticks())
+    left = 10 + 7.4 * max(len(compact(tick)) for tick in y.ticks())
     x = _Axis(*_padded(min(xs), max(xs), log_x, 0), left, width - 16, log_x)
     marks = [_grid(x, y, x_label, width, height)]
-    for value, meaning in rules:
-        if low <= value <= high:
-            marks.append(f'<path class="rule" d="M{left:.1f} {y(value):.1f}H{width - 16}"/>')
-            marks.append(f'<text x="{left + 4:.1f}" y="{y(value) - 4:.1f}">{escape(meaning)}</text>')
+    for value in rules:
+        marks.append(f'<path class="rule" d="M{left:.1f} {y(value):.1f}H{width - 16}"/>')
     marks += [_marks(line, x, y) for line in lines]
     ends = (f"{line.name} from {compact(line.points[0][1])} to {compact(line.points[-1][1])}" for line in lines)
     spoken = escape(f"{title}, by {x_label}: {'; '.join(ends)}")

@@ -217,11 +217,11 @@ def _curves(metrics: Mapping[str, Any]) -> Html:
             ],
             title=title,
             x_label=x,
-            rules=[(REACH, "half of the stories")],
+            rules=[REACH],
         )
         for x, title in (("step", "By step"), ("seconds", "By seconds of training"))
     ]
-    words = "Share of held-out stories exactly right, sampled; the legend gives the last value."
+    words = f"Share of held-out stories exactly right, sampled. The legend gives the last value; the rule stands at {REACH:.2f}."
     return join([note(words), element("div", *charts, style="charts"), _reach_table(metrics)])
 
 

@@ -261,7 +261,7 @@ def test_a_chart_keeps_its_marks_inside(log: bool):
     assert "a &lt;b&gt; <b>700</b>" in chart and "nan" not in chart
     for marks in re.findall(r' d="([^"]*)"', chart):
         for x, y in re.findall(r"([-\d.]+) ([-\d.]+)", marks):
-            assert 0 <= float(x) <= 440 and 0 <= float(y) <= 240
+            assert 0 <= float(x) <= 400 and 0 <= float(y) <= 230
 
 
 def test_a_long_line_becomes_means_with_their_range():
