@@ -221,7 +221,7 @@ def _curves(metrics: Mapping[str, Any]) -> Html:
         )
         for x, title in (("step", "By step"), ("seconds", "By seconds of training"))
     ]
-    words = f"Share of held-out stories exactly right, sampled. The legend gives the last value; the rule stands at {REACH:.2f}."
+    words = f"Held-out stories exactly right, sampled. The legend gives the last value; the rule stands at {REACH:.2f}."
     return join([note(words), element("div", *charts, style="charts"), _reach_table(metrics)])
 
 
