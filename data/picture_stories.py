@@ -109,7 +109,9 @@ def _template(scene: Scene) -> np.ndarray:
     return np.asarray(image.resize((PICTURE_PIXELS,) * 2, Image.Resampling.BOX))
 
 
+@functools.lru_cache(maxsize=None)
 def draw_scene(scene: Scene) -> Image.Image:
+    """The picture of a scene; callers share it, so they must not draw on it."""
     return Image.fromarray(_template(scene))
 
 
@@ -128,7 +130,10 @@ def read_pictures(images: list[Image.Image]) -> list[Scene | None]:
     if not images:
         return []
     size = (PICTURE_PIXELS,) * 2
-    arrays = [np.asarray(image.convert("RGB").resize(size) if image.size != size else image.convert("RGB")) for image in images]
+    arrays = [
+        np.asarray(image.convert("RGB").resize(size) if image.size != size else image.convert("RGB"))
+        for image in images
+    ]
     pixels = np.stack(arrays).reshape(len(images), -1).astype(np.float32) / 255
     templates = _templates()
     error = (pixels**2).sum(1)[:, None] - 2 * pixels @ templates.T + (templates**2).sum(1)[None]
@@ -196,7 +201,9 @@ def story_prompt(outline: Outline, identifier: str = "") -> InterleavedDocument:
     return InterleavedDocument((TextSegment(text),), identifier, {"outline": [scene.words for scene in outline]})
 
 
-def story(outline: Outline, identifier: str = "", noise: Noise = CLEAN, rng: random.Random | None = None) -> InterleavedDocument:
+def story(
+    outline: Outline, identifier: str = "", noise: Noise = CLEAN, rng: random.Random | None = None
+) -> InterleavedDocument:
     """Prompt and answer: a sentence and its picture for each scene; with CLEAN noise the gold document."""
     document = story_prompt(outline, identifier)
     segments: list[Segment] = list(document.segments)
@@ -229,7 +236,11 @@ QUESTIONS = {
 def question(scene: Scene, attribute: str, identifier: str = "") -> InterleavedDocument:
     """Visual question answering: picture and question, the attribute as the answer."""
     return InterleavedDocument(
-        (ImageSegment(draw_scene(scene)), TextSegment(QUESTIONS[attribute]), TextSegment(getattr(scene, attribute), trainable=True)),
+        (
+            ImageSegment(draw_scene(scene)),
+            TextSegment(QUESTIONS[attribute]),
+            TextSegment(getattr(scene, attribute), trainable=True),
+        ),
         identifier,
         {"kind": "understanding", "task": "vqa", "scene": scene.words},
     )
@@ -237,7 +248,11 @@ def question(scene: Scene, attribute: str, identifier: str = "") -> InterleavedD
 
 def caption(scene: Scene, identifier: str = "") -> InterleavedDocument:
     return InterleavedDocument(
-        (ImageSegment(draw_scene(scene)), TextSegment("Describe the picture."), TextSegment(scene.sentence, trainable=True)),
+        (
+            ImageSegment(draw_scene(scene)),
+            TextSegment("Describe the picture."),
+            TextSegment(scene.sentence, trainable=True),
+        ),
         identifier,
         {"kind": "understanding", "task": "caption", "scene": scene.words},
     )

@@ -1,12 +1,12 @@
 """InterleavedDocument, the one noun: a prompt, a completion, a training sample, a served answer.
 
-    document = InterleavedDocument((
-        TextSegment("Draw a red circle."),
-        TextSegment("A red circle.", trainable=True),
-        ImageSegment(picture, trainable=True, origin="generated"),
-    ))
-    document.prompt      # the segments before the first trainable one
-    document.completion  # the rest
+document = InterleavedDocument((
+    TextSegment("Draw a red circle."),
+    TextSegment("A red circle.", trainable=True),
+    ImageSegment(picture, trainable=True, origin="generated"),
+))
+document.prompt      # the segments before the first trainable one
+document.completion  # the rest
 """
 
 from __future__ import annotations
@@ -207,5 +207,10 @@ def _segment_from_json(value: Any) -> Segment:
             raise ValueError(f"`image`: {error}") from None
     codes = np.asarray(value["codes"], dtype=np.int64) if "codes" in value else None
     return ImageSegment(
-        image, value.get("trainable", False), value.get("origin", "given"), value.get("candidate"), codes, value.get("alt", "")
+        image,
+        value.get("trainable", False),
+        value.get("origin", "given"),
+        value.get("candidate"),
+        codes,
+        value.get("alt", ""),
     )

@@ -91,10 +91,10 @@ def generate(
     policy: UnifiedPolicy,
     prompts: Sequence[TokenSequence],
     sampling: Sampling,
-    group_size: int = 1,
+    group_sizes: int | Sequence[int] = 1,
     first_row: int = 0,
 ) -> list[Sample]:
-    """`group_size` completions of each prompt, group by group; a prompt is prefilled once for its group.
+    """So many completions of each prompt, group by group; a prompt is prefilled once for its group.
 
     Row r of the answer draws from the uniforms of (seed, `first_row` + r): a long list may be cut into calls at will.
     """
@@ -103,7 +103,8 @@ def generate(
     was_training = policy.model.training
     policy.model.eval()
     try:
-        return _Run(policy, prompts, sampling, group_size, first_row).samples()
+        sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
+        return _Run(policy, prompts, sampling, sizes, first_row).samples()
     finally:
         policy.model.train(was_training)
 
@@ -111,10 +112,10 @@ def generate(
 class _Run:
     """The tensors of one call. `rows` maps the running rows to the rows asked for."""
 
-    def __init__(self, policy: UnifiedPolicy, prompts, sampling: Sampling, group_size: int, first_row: int):
+    def __init__(self, policy: UnifiedPolicy, prompts, sampling: Sampling, group_sizes: list[int], first_row: int):
         self.policy, self.sampling, self.vocabulary = policy, sampling, policy.vocabulary
         device = next(policy.model.parameters()).device
-        total = len(prompts) * group_size
+        total = sum(group_sizes)
         self.uniforms = _uniforms(sampling.seed, first_row, total, sampling.max_new_tokens).to(device)
         self.ids = torch.full((total, sampling.max_new_tokens), self.vocabulary.controls.pad, device=device)
         self.logp = torch.zeros(total, sampling.max_new_tokens, device=device)
@@ -133,12 +134,14 @@ class _Run:
         ids, attend = ids.to(device), attend.to(device)
         positions = (attend.cumsum(1) - 1).clamp(min=0)
         mask = attend[:, None, None, :] & torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        mask |= torch.eye(width, dtype=torch.bool, device=device)  # a padding query attends itself: no softmax over nothing
+        mask |= torch.eye(
+            width, dtype=torch.bool, device=device
+        )  # a padding query attends itself: no softmax over nothing
         layers = policy.model.config.get_text_config().num_hidden_layers
         self.cache = Cache(layers=[_GrowingLayer(width + sampling.max_new_tokens) for _ in range(layers)])
         hidden = policy.hidden(ids, positions, mask, self.cache)[:, -1]
 
-        repeat = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        repeat = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(group_sizes, device=device))
         self.hidden = hidden.index_select(0, repeat)
         for layer in self.cache.layers:
             layer.select(repeat)  # type: ignore[union-attr]
@@ -179,7 +182,9 @@ class _Run:
             scores = scores.masked_fill(~allowed, float("-inf"))
             next_R[text], logp_R[text] = _draw(scores, uniform_R[text], self.sampling)
         if image.any():
-            codes, logp_R[image] = _draw(self.policy.image_logits(self.hidden[image]).float(), uniform_R[image], self.sampling)
+            codes, logp_R[image] = _draw(
+                self.policy.image_logits(self.hidden[image]).float(), uniform_R[image], self.sampling
+            )
             next_R[image] = codes + size
         self.counter = torch.where(text, self.counter, torch.where(image, self.counter + 1, TEXT))
         begun = next_R == control.boi
@@ -224,4 +229,6 @@ def _draw(scores: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor
 def _uniforms(seed: int, first_row: int, rows: int, length: int) -> Tensor:
     """Uniforms [rows, length] of a counter-based generator keyed by (seed, row)."""
     keys = range(first_row, first_row + rows)
-    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=[seed, row])).random(length) for row in keys]))
+    return torch.from_numpy(
+        np.stack([np.random.Generator(np.random.Philox(key=[seed, row])).random(length) for row in keys])
+    )

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import VQModel
+from diffusers.models.autoencoders.vq_model import VQModel
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,15 +58,43 @@ class VQImageTokenizer(nn.Module):
         self.patch = patch
         downsampling = patch * 2 ** (len(model.config["block_out_channels"]) - 1)
         if image_size % downsampling:
-            raise InputError(f"image tokenizer: image size {image_size} is no multiple of its downsampling {downsampling}")
+            raise InputError(
+                f"image tokenizer: image size {image_size} is no multiple of its downsampling {downsampling}"
+            )
         self.grid = image_size // downsampling
         self.codes: int = model.config["num_vq_embeddings"]
         self.tokens_per_image = self.grid**2
 
+    @classmethod
+    def create(
+        cls, image_size: int, patch: int, channels: Sequence[int], codes: int, code_size: int
+    ) -> VQImageTokenizer:
+        """A new tokenizer of random weights; each resolution of `channels` but the last is halved."""
+        blocks, folded = len(channels), 3 * patch**2
+        model = VQModel(
+            in_channels=folded,
+            out_channels=folded,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            block_out_channels=tuple(channels),
+            layers_per_block=1,
+            latent_channels=code_size,
+            vq_embed_dim=code_size,
+            num_vq_embeddings=codes,
+            norm_num_groups=8,
+            sample_size=image_size // patch,
+            mid_block_add_attention=False,
+        )
+        model.quantize.legacy = False  # the default multiplies beta with the wrong of the two commitment terms
+        return cls(model, image_size, patch)
+
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures to [n, 3, S, S] in -1..1: the largest centred square, scaled."""
         size = (self.image_size, self.image_size)
-        squares = [image if image.size == size else ImageOps.fit(to_rgb(image), size, Image.Resampling.LANCZOS) for image in images]
+        squares = [
+            image if image.size == size else ImageOps.fit(to_rgb(image), size, Image.Resampling.LANCZOS)
+            for image in images
+        ]
         array = np.stack([np.asarray(to_rgb(square)) for square in squares])
         device = next(self.model.parameters()).device
         return torch.from_numpy(array).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -94,7 +122,12 @@ class VQImageTokenizer(nn.Module):
         device = next(self.model.parameters()).device
         for start in range(0, len(codes), batch):
             part = torch.as_tensor(np.asarray(codes[start : start + batch]), device=device).long()
-            shape = (len(part), self.grid, self.grid, self.model.config["vq_embed_dim"] or self.model.config["latent_channels"])
+            shape = (
+                len(part),
+                self.grid,
+                self.grid,
+                self.model.config["vq_embed_dim"] or self.model.config["latent_channels"],
+            )
             pixels = self.reconstruct(self.model.quantize.get_codebook_entry(part.reshape(-1), shape))
             array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             pictures.extend(map(Image.fromarray, array))

@@ -68,16 +68,22 @@ class Processor:
             if segment.trainable and not prompt_length:
                 put([control.answer], -1, False)
                 prompt_length = len(ids)
-            if prompt_length and not segment.trainable and any(s.trainable for s in document.segments[index:]):
-                pass  # a given segment inside an answer: it conditions, it is not learned
             if isinstance(segment, TextSegment):
                 put(self.text_ids(segment.text), index, segment.trainable)
                 continue
             if segment.origin == "inserted":
-                raise InputError(f"document {document.id!r}, segment {index}: this model has no markers for inserted images")
+                raise InputError(
+                    f"document {document.id!r}, segment {index}: this model has no markers for inserted images"
+                )
             values = np.asarray(segment.codes_N if segment.codes_N is not None else next(codes))
-            if values.shape != (self.vocabulary.image_length,) or values.min() < 0 or values.max() >= self.vocabulary.image_codes:
-                raise InputError(f"document {document.id!r}, segment {index}: these image codes are not this image tokenizer's")
+            if (
+                values.shape != (self.vocabulary.image_length,)
+                or values.min() < 0
+                or values.max() >= self.vocabulary.image_codes
+            ):
+                raise InputError(
+                    f"document {document.id!r}, segment {index}: these image codes are not this image tokenizer's"
+                )
             put([control.boi], index, segment.trainable)
             role: Literal["given", "generated"] = "generated" if segment.trainable else "given"
             slots.append(ImageSlot(len(ids), len(ids) + len(values), index, role))
@@ -88,7 +94,9 @@ class Processor:
         else:
             put([control.answer], -1, False)
             prompt_length = len(ids)
-        return TokenSequence(torch.tensor(ids), torch.tensor(segments), torch.tensor(trainable), prompt_length, tuple(slots))
+        return TokenSequence(
+            torch.tensor(ids), torch.tensor(segments), torch.tensor(trainable), prompt_length, tuple(slots)
+        )
 
     def read(self, ids_C: Sequence[int]) -> Reading:
         """The document a completion's joint ids say. Ids come from the sampler, so they obey the grammar up to a cut."""
@@ -126,6 +134,16 @@ class Processor:
                 at += 1
         close_text()
         return Reading(InterleavedDocument(tuple(parts)), torch.tensor(owner, dtype=torch.long), ended, cut)
+
+    def join(self, prompt: TokenSequence, ids_C: Tensor, reading: Reading) -> TokenSequence:
+        """A prompt and its sampled completion as one sequence: `segment_T` counts the completion's own segments."""
+        forced = ids_C == self.vocabulary.controls.eoi
+        return TokenSequence(
+            torch.cat([prompt.ids_T, ids_C]),
+            torch.cat([torch.full_like(prompt.segment_T, -1), reading.segment_C]),
+            torch.cat([torch.zeros_like(prompt.trainable_T), ~forced]),
+            len(prompt),
+        )
 
     def paint(self, documents: Sequence[InterleavedDocument]) -> list[InterleavedDocument]:
         """Decodes the codes of all pictures that have no pixels yet, in one batch."""

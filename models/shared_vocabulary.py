@@ -6,8 +6,6 @@ so is the embedded tiny Llama.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -16,7 +14,6 @@ from transformers.cache_utils import Cache
 from .errors import InputError
 from .policy import UnifiedPolicy, register
 from .processing import Processor
-from .sequence import TokenBatch
 
 
 @register
@@ -54,10 +51,14 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         rows = slice(self.vocabulary.text_size, self.vocabulary.text_size + self.vocabulary.image_codes)
         embedding[rows] = codebook @ projection.to(embedding) * embedding[: self.vocabulary.text_size].std()
 
-    def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+    def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         decoder = self.model.get_decoder()
         return decoder(
-            input_ids=ids_BT, position_ids=positions_BT, attention_mask=mask, past_key_values=cache, use_cache=True
+            input_ids=ids_BT,
+            position_ids=positions_BT,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
 
     def text_logits(self, hidden: Tensor) -> Tensor:
@@ -69,10 +70,3 @@ class SharedVocabularyPolicy(UnifiedPolicy):
 
     def _head(self) -> Tensor:
         return self.model.get_output_embeddings().weight
-
-    def logits(self, model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        scores = model(
-            input_ids=batch.ids_BT, position_ids=batch.positions_BT, attention_mask=batch.mask_BTT(), use_cache=False
-        ).logits[:, :-1]
-        size = self.vocabulary.text_size
-        return scores[..., :size], scores[..., size : size + self.vocabulary.image_codes]

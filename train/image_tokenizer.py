@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import VQModel
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,28 +39,18 @@ class ImageTokenizerConfig:
     seed: int = 0
 
 
-def train_image_tokenizer(images: Sequence[Image.Image], config: ImageTokenizerConfig) -> tuple[VQImageTokenizer, dict[str, float]]:
+def train_image_tokenizer(
+    images: Sequence[Image.Image], config: ImageTokenizerConfig
+) -> tuple[VQImageTokenizer, dict[str, float]]:
     """Returns the tokenizer and its figures: mean squared error of the last steps, codes in use."""
     torch.manual_seed(config.seed)
-    blocks = len(config.channels)
-    folded = 3 * config.patch**2
-    model = VQModel(
-        in_channels=folded,
-        out_channels=folded,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        block_out_channels=config.channels,
-        layers_per_block=1,
-        latent_channels=config.code_size,
-        vq_embed_dim=config.code_size,
-        num_vq_embeddings=config.codes,
-        norm_num_groups=8,
-        sample_size=config.image_size // config.patch,
-        mid_block_add_attention=False,
+    tokenizer = VQImageTokenizer.create(
+        config.image_size, config.patch, config.channels, config.codes, config.code_size
     )
-    model.quantize.legacy = False  # the default multiplies beta with the wrong of the two commitment terms
-    tokenizer = VQImageTokenizer(model, config.image_size, config.patch)
-    pixels = torch.unique(tokenizer.pixels(images), dim=0)  # sorted: the result does not depend on the order of the images
+    model = tokenizer.model
+    pixels = torch.unique(
+        tokenizer.pixels(images), dim=0
+    )  # sorted: the result does not depend on the order of the images
     weight = 1 + config.foreground_weight * _foreground(pixels)
 
     def autoencoder_loss(x: Tensor, w: Tensor) -> Tensor:
@@ -76,23 +65,49 @@ def train_image_tokenizer(images: Sequence[Image.Image], config: ImageTokenizerC
             codes = model.quantize(tokenizer.latents(x))[0]
         return _error(tokenizer.reconstruct(codes), x, w)
 
-    progress = tqdm(total=config.autoencoder_steps + config.quantised_steps + config.decoder_steps, desc="image tokenizer")
-    _fit(model, autoencoder_loss, pixels, weight, config.autoencoder_steps, config.learning_rate, config.batch_size, progress)
+    progress = tqdm(
+        total=config.autoencoder_steps + config.quantised_steps + config.decoder_steps, desc="image tokenizer"
+    )
+    _fit(
+        model,
+        autoencoder_loss,
+        pixels,
+        weight,
+        config.autoencoder_steps,
+        config.learning_rate,
+        config.batch_size,
+        progress,
+    )
     with torch.no_grad():
         latents = torch.cat([tokenizer.latents(part) for part in pixels.split(256)]).permute(0, 2, 3, 1).flatten(0, 2)
         model.quantize.embedding.weight.copy_(_k_means(latents, config.codes))
-    _fit(model, quantised_loss, pixels, weight, config.quantised_steps, config.learning_rate / 2, config.batch_size, progress)
-    _fit(model, decoder_loss, pixels, weight, config.decoder_steps, config.learning_rate / 2, config.batch_size, progress)
+    _fit(
+        model,
+        quantised_loss,
+        pixels,
+        weight,
+        config.quantised_steps,
+        config.learning_rate / 2,
+        config.batch_size,
+        progress,
+    )
+    _fit(
+        model, decoder_loss, pixels, weight, config.decoder_steps, config.learning_rate / 2, config.batch_size, progress
+    )
     progress.close()
     tokenizer.eval()
     with torch.no_grad():
         results = [model.quantize(tokenizer.latents(part)) for part in pixels.split(256)]
-        error = torch.cat([(tokenizer.reconstruct(r[0]) - p) ** 2 for r, p in zip(results, pixels.split(256), strict=True)]).mean()
+        error = torch.cat(
+            [(tokenizer.reconstruct(r[0]) - p) ** 2 for r, p in zip(results, pixels.split(256), strict=True)]
+        ).mean()
         used = len(torch.unique(torch.cat([r[2][2].flatten() for r in results])))
     return tokenizer, {"mean_squared_error": error.item() / 4, "codes_used": used, "pictures": len(pixels)}
 
 
-def _fit(model, loss_of, pixels: Tensor, weight: Tensor, steps: int, lr: float, batch_size: int, progress: tqdm) -> None:
+def _fit(
+    model, loss_of, pixels: Tensor, weight: Tensor, steps: int, lr: float, batch_size: int, progress: tqdm
+) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     for step in range(steps):
         for group in optimizer.param_groups:

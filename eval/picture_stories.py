@@ -1,0 +1,105 @@
+"""Evaluation on the embedded world: stories, understanding and text-to-image, item by item, by exact verifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..data.picture_stories import (
+    QUESTIONS,
+    Outline,
+    Scene,
+    caption,
+    question,
+    read_pictures,
+    read_sentence,
+    story_prompt,
+    text_to_image,
+)
+from ..models.document import InterleavedDocument, TextSegment
+from ..models.generation import Sampling, generate
+from ..models.policy import UnifiedPolicy
+
+STORY_TOKENS = 192
+"""Room for four scenes and more; a longer answer is cut and scored as it stands."""
+MAX_IMAGES = 8
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class StoryScores:
+    """One entry an outline, 0 or 1, or the share of its scenes."""
+
+    story_exact: list[float]
+    """Structure right, every sentence and every picture exactly as planned."""
+    sentence_exact: list[float]
+    image_exact: list[float]
+    structure: list[float]
+    """As many steps as scenes, each a sentence and a picture, and an end."""
+
+    def rows(self) -> dict[str, list[float]]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def answer(
+    policy: UnifiedPolicy, prompts: Sequence[InterleavedDocument], sampling: Sampling
+) -> list[tuple[InterleavedDocument, bool]]:
+    """Each prompt's answer with its pictures, and whether it ended by itself."""
+    processor = policy.processor
+    answers: list[tuple[InterleavedDocument, bool]] = []
+    for start in range(0, len(prompts), BATCH):
+        sequences = processor.encode_all([prompt.prompt for prompt in prompts[start : start + BATCH]])
+        readings = [
+            processor.read(sample.ids_C.tolist()) for sample in generate(policy, sequences, sampling, first_row=start)
+        ]
+        documents = processor.paint([reading.document for reading in readings])
+        answers.extend((document, reading.ended) for document, reading in zip(documents, readings, strict=True))
+    return answers
+
+
+def score_stories(policy: UnifiedPolicy, outlines: Sequence[Outline], temperature: float, seed: int = 0) -> StoryScores:
+    """Writes and verifies one story an outline; temperature 0 is greedy."""
+    sampling = Sampling(max_new_tokens=STORY_TOKENS, temperature=temperature, max_images=MAX_IMAGES, seed=seed)
+    answers = answer(policy, [story_prompt(outline) for outline in outlines], sampling)
+    return verify_stories(answers, outlines)
+
+
+def verify_stories(answers: Sequence[tuple[InterleavedDocument, bool]], outlines: Sequence[Outline]) -> StoryScores:
+    shown = iter(read_pictures([image.pixels() for document, _ in answers for image in document.images]))
+    scores = StoryScores([], [], [], [])
+    for (document, ended), outline in zip(answers, outlines, strict=True):
+        sentences: list[Scene | None] = []
+        pictures: list[Scene | None] = []
+        layout = []
+        for segment in document.segments:
+            layout.append(isinstance(segment, TextSegment))
+            if isinstance(segment, TextSegment):
+                sentences.append(read_sentence(segment.text))
+            else:
+                pictures.append(next(shown))
+        structure = ended and layout == [True, False] * len(outline)
+        scores.structure.append(float(structure))
+        scores.sentence_exact.append(_share(sentences, outline))
+        scores.image_exact.append(_share(pictures, outline))
+        scores.story_exact.append(float(structure and sentences == list(outline) and pictures == list(outline)))
+    return scores
+
+
+def _share(read: Sequence[Scene | None], outline: Outline) -> float:
+    return sum(a == b for a, b in zip(read, outline, strict=False)) / len(outline)
+
+
+def score_abilities(policy: UnifiedPolicy, scenes: Sequence[Scene]) -> dict[str, list[float]]:
+    """Greedy question answering, captions and text-to-image; scene i gets question i modulo 4."""
+    greedy = Sampling(max_new_tokens=32, temperature=0, max_images=1)
+    kinds = list(QUESTIONS)
+    asked = [kinds[i % len(kinds)] for i in range(len(scenes))]
+    vqa = answer(policy, [question(scene, kind) for scene, kind in zip(scenes, asked, strict=True)], greedy)
+    captions = answer(policy, [caption(scene) for scene in scenes], greedy)
+    drawn = answer(policy, [text_to_image(scene) for scene in scenes], greedy)
+    shown = iter(read_pictures([document.images[0].pixels() for document, _ in drawn if document.images]))
+    return {
+        "vqa": [float(d.text == getattr(s, kind)) for (d, _), s, kind in zip(vqa, scenes, asked, strict=True)],
+        "caption": [float(read_sentence(d.text) == s) for (d, _), s in zip(captions, scenes, strict=True)],
+        "text_to_image": [float(bool(d.images) and next(shown) == s) for (d, _), s in zip(drawn, scenes, strict=True)],
+    }

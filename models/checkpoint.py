@@ -1,0 +1,88 @@
+"""Checkpoints of standard parts: a stock transformers model, its tokenizer, an image tokenizer folder, one JSON of ours.
+
+    DIR/config.json, model.safetensors, tokenizer.json, ...   what transformers wrote
+    DIR/image_tokenizer/                                      what diffusers wrote
+    DIR/limner.json                                           the family and the versions
+
+Nothing is unpickled and no remote code runs: weights are safetensors, classes those of the installed libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from .errors import InputError
+from .image_tokenizer import VQImageTokenizer
+from .policy import UnifiedPolicy, family
+from .processing import Processor
+
+SETTINGS_FILE = "limner.json"
+IMAGE_TOKENIZER = "image_tokenizer"
+FORMAT = 1
+
+
+@contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A staging folder that becomes `directory` at the end, replacing what stood there, or vanishes if anything fails."""
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        yield staging
+        old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
+        if directory.exists():
+            directory.rename(old)
+        staging.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def save(policy: UnifiedPolicy, directory: Path) -> None:
+    """Writes the checkpoint whole or not at all."""
+    with whole_directory(Path(directory)) as staging:
+        policy.model.save_pretrained(staging, safe_serialization=True)
+        policy.processor.tokenizer.save_pretrained(staging)
+        save_beside_model(policy, staging)
+
+
+def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
+    """What makes a saved language model and tokenizer a checkpoint of ours."""
+    policy.processor.image_tokenizer.save_pretrained(directory / IMAGE_TOKENIZER)
+    versions = {name: version(name) for name in ("torch", "transformers", "diffusers")}
+    settings = {"format": FORMAT, "family": policy.family, "versions": versions}
+    (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPolicy:
+    """Raises InputError where the folder is no checkpoint of a known family."""
+    directory = Path(directory)
+    path = directory / SETTINGS_FILE
+    if not path.is_file():
+        raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote")
+    try:
+        settings = json.loads(path.read_text())
+        kind = settings["family"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a checkpoint description ({error})") from None
+    policy_class = family(kind)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{directory}: {str(error).splitlines()[0]}") from None
+    processor = Processor(tokenizer, VQImageTokenizer.from_pretrained(directory / IMAGE_TOKENIZER))
+    policy = policy_class(model.to(device), processor)
+    policy.model.eval()
+    return policy

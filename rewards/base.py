@@ -1,0 +1,38 @@
+"""The reward contract: a reward scores the completions of prompts, as a whole and by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..models.document import InterleavedDocument
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a reward sees of a rollout."""
+
+    prompt: InterleavedDocument
+    answer: InterleavedDocument
+    """Trainable segments only, pictures painted."""
+    ended: bool = True
+    """False where the length limit cut the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardOutput:
+    """Scores of a batch of R completions. None means "does not apply" and is never a zero."""
+
+    outcome: list[float | None]
+    """One score a completion, 0 to 1."""
+    segments: list[list[float | None]]
+    """One score for each segment of each answer (ragged), 0 to 1: the process rewards."""
+    breakdown: dict[str, list[float | None]] = field(default_factory=dict)
+    """Named parts of the outcome, for people."""
+
+
+class Reward(Protocol):
+    name: str
+
+    def __call__(self, completions: Sequence[Completion]) -> RewardOutput: ...

@@ -1,0 +1,35 @@
+"""From settings to the hybrid reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .format import FormatReward, Pattern
+from .hybrid import HybridReward
+from .picture_stories import PictureReward, SentenceReward
+
+
+@dataclass
+class RewardsConfig:
+    """Weights of the hybrid reward's parts; 0 leaves a part out."""
+
+    format: float = 1.0
+    """Structural fidelity."""
+    format_pattern: Pattern = "alternating"
+    text_plan: float = 1.0
+    """Sentences against the plan."""
+    image_plan: float = 1.0
+    """Pictures against the plan."""
+    image_sentence: float = 1.0
+    """Pictures against the model's own sentences."""
+
+
+def build_reward(config: RewardsConfig) -> HybridReward:
+    """Raises InputError for settings that leave no reward."""
+    parts = [
+        (FormatReward(config.format_pattern), config.format),
+        (SentenceReward(), config.text_plan),
+        (PictureReward("plan"), config.image_plan),
+        (PictureReward("sentence"), config.image_sentence),
+    ]
+    return HybridReward([(reward, weight) for reward, weight in parts if weight])

@@ -1,0 +1,63 @@
+"""The hybrid reward: a weighted mean of named rewards, outcome and process alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..models.errors import InputError
+from .base import Completion, Reward, RewardOutput
+
+
+class HybridReward:
+    """Weighted mean over the parts that apply, so that a missing score is never a zero; all parts are on a scale of 0 to 1."""
+
+    name = "hybrid"
+
+    def __init__(self, parts: Sequence[tuple[Reward, float]]):
+        if not parts or any(weight < 0 for _, weight in parts) or not any(weight for _, weight in parts):
+            raise InputError("rewards: give at least one reward with a positive weight, and none with a negative one")
+        self.parts = list(parts)
+
+    def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
+        outputs = [(reward, weight, self._checked(reward, completions)) for reward, weight in self.parts]
+        breakdown = {reward.name: output.outcome for reward, _, output in outputs}
+        outcome = [
+            _mean([(output.outcome[i], weight) for _, weight, output in outputs]) for i in range(len(completions))
+        ]
+        segments = [
+            [
+                _mean([(output.segments[i][k], weight) for _, weight, output in outputs])
+                for k in range(len(c.answer.segments))
+            ]
+            for i, c in enumerate(completions)
+        ]
+        return RewardOutput(outcome, segments, breakdown)
+
+    def segment_breakdown(self, completion: Completion) -> list[dict[str, float | None]]:
+        """The parts of each segment's score, for a report."""
+        outputs = {reward.name: self._checked(reward, [completion]).segments[0] for reward, _ in self.parts}
+        return [
+            {name: scores[k] for name, scores in outputs.items() if scores[k] is not None}
+            for k in range(len(completion.answer.segments))
+        ]
+
+    @staticmethod
+    def _checked(reward: Reward, completions: Sequence[Completion]) -> RewardOutput:
+        output = reward(completions)
+        sizes = [len(segments) for segments in output.segments]
+        if len(output.outcome) != len(completions) or sizes != [len(c.answer.segments) for c in completions]:
+            raise InputError(f"reward {reward.name!r} did not score every completion and segment exactly once")
+        scores = [*output.outcome, *(score for segments in output.segments for score in segments)]
+        if any(score is not None and not math.isfinite(score) for score in scores):
+            raise InputError(
+                f"reward {reward.name!r} gave a score that is no finite number; a score that is missing is None"
+            )
+        return output
+
+
+def _mean(scores: list[tuple[float | None, float]]) -> float | None:
+    """Weighted mean of the scores that apply; None where none does."""
+    applicable = [(score, weight) for score, weight in scores if score is not None and weight > 0]
+    total = sum(weight for _, weight in applicable)
+    return sum(score * weight for score, weight in applicable) / total if total else None

@@ -1,0 +1,79 @@
+"""Advantages of extended GRPO, as pure functions over tensors.
+
+R is the number of rollouts, whole groups of G one after the other; K segments of a completion; C completion tokens. A reward that
+does not apply is NaN: it takes part in no mean and contributes nothing. A group of one, and a group without variance, has
+advantage zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SMALLEST_STD = 1e-6
+"""Below this a group is dead: its rewards agree up to rounding, and nothing can be learned from it."""
+
+
+def outcome_advantages(rewards_R: Tensor, group_size: int) -> Tensor:
+    """(r - mean of the group) / std of the group, [R] (DeepSeekMath, arXiv 2402.03300, eq. 4; U-GRPO, arXiv 2603.09538).
+
+    The std is the population's: with it the two rollouts of a pair get exactly 1 and -1, as the paper's Figure 1 shows.
+    """
+    return _normalise(rewards_R.view(-1, group_size)).reshape(-1)
+
+
+def segment_advantages(rewards_RK: Tensor, group_size: int, pooled: bool = False) -> Tensor:
+    """Segment rewards normalised in their group, [R, K]; 0 where a segment is missing.
+
+    By default column k is compared with column k of the other rollouts; `pooled` normalises over all segment rewards of the group
+    (DeepSeekMath's process supervision, section 4.1.3).
+    """
+    segments = rewards_RK.shape[1]
+    groups = rewards_RK.view(-1, group_size, segments)
+    if pooled:
+        return _normalise(groups.flatten(1)).view(-1, segments)
+    return (
+        _normalise(groups.transpose(1, 2).flatten(0, 1))
+        .view(-1, segments, group_size)
+        .transpose(1, 2)
+        .reshape(-1, segments)
+    )
+
+
+def process_advantages(normalised_RK: Tensor, segment_RC: Tensor, mean: bool = False) -> Tensor:
+    """A token's advantage: the sum over its own and all later segments, [R, C].
+
+    A[i, t] = sum over segments j with index(j) >= t of r_hat[i, j] (U-GRPO; DeepSeekMath section 4.1.3). `segment_RC` is the
+    segment of each token; a token past the last segment (`<eos>`), or padding (negative), gets 0. With `mean` the sum is divided by
+    the number of segments in it, so that long documents do not get larger early advantages.
+    """
+    suffix_RK = normalised_RK.flip(1).cumsum(1).flip(1)
+    if mean:
+        left_K = torch.arange(suffix_RK.shape[1], 0, -1, device=suffix_RK.device)
+        suffix_RK = suffix_RK / left_K
+    inside = (segment_RC >= 0) & (segment_RC < suffix_RK.shape[1])
+    return suffix_RK.gather(1, segment_RC.clamp(0, suffix_RK.shape[1] - 1)) * inside
+
+
+def dead_groups(rewards_R: Tensor, group_size: int) -> Tensor:
+    """Share of groups whose rewards do not vary: they teach nothing, and a run of them looks healthy."""
+    return (_std(rewards_R.view(-1, group_size)) < SMALLEST_STD).float().mean()
+
+
+def _std(values: Tensor) -> Tensor:
+    mean = values.nanmean(1, keepdim=True)
+    return ((values - mean) ** 2).nanmean(1).sqrt().nan_to_num(0.0)
+
+
+def _normalise(values: Tensor) -> Tensor:
+    """Rows to zero mean and unit variance, NaN apart; rows without variance to zero."""
+    std = _std(values)[:, None]
+    normalised = (values - values.nanmean(1, keepdim=True)) / std.clamp(min=SMALLEST_STD)
+    return normalised.nan_to_num(0.0) * (std >= SMALLEST_STD)
+
+
+def best_of_group(rewards_R: Tensor, group_size: int) -> Tensor:
+    """1 for the best rollout of each group (the first of equals), 0 for the others, [R]; 0 throughout a dead group."""
+    groups = rewards_R.view(-1, group_size)
+    best = torch.nn.functional.one_hot(groups.nan_to_num(-torch.inf).argmax(1), group_size).float()
+    return (best * (_std(groups) >= SMALLEST_STD)[:, None]).reshape(-1)

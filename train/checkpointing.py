@@ -1,0 +1,95 @@
+"""Atomic checkpoints for both trainers: stage beside, barrier, rename. A checkpoint folder that exists is complete."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..models.checkpoint import save_beside_model
+from ..models.errors import InputError
+from ..models.policy import UnifiedPolicy
+
+STAGING = ".staging"
+CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+
+
+class WholeCheckpoints:
+    """Mixin before a transformers Trainer; the trainer has the `policy` whose model it trains.
+
+    The Trainer writes a checkpoint folder file by file, and takes the highest number for the last on resume: killed in the middle
+    of a save, it would resume from half a checkpoint.
+    """
+
+    policy: UnifiedPolicy
+    args: Any
+    state: Any
+    accelerator: Any
+    _staging: bool = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        output_dir = super()._get_output_dir(trial)  # type: ignore[misc]
+        return os.path.join(output_dir, STAGING) if self._staging else output_dir
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / STAGING
+        if self.accelerator.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            name = f"checkpoint-{self.state.global_step}"
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+            (staging / name).rename(output_dir / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            for old in (
+                checkpoints(output_dir)[: -self.args.save_total_limit or None] if self.args.save_total_limit else []
+            ):
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self.args.should_save:
+            save_beside_model(self.policy, Path(output_dir or self.args.output_dir))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes a card of its own with every checkpoint; a checkpoint is not a release."""
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    found = [
+        (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def resume_point(output_dir: Path, resume: str | None) -> str | None:
+    """The checkpoint to resume from: a folder, `last` for the newest complete one, or None to start anew.
+
+    Raises InputError where there is none, and where a fresh run would mix with an older one's checkpoints.
+    """
+    existing = checkpoints(output_dir)
+    if resume is None:
+        if existing:
+            raise InputError(
+                f"{output_dir}: holds {existing[-1].name} of an earlier run; give --resume_from_checkpoint last, or another --output_dir"
+            )
+        return None
+    if resume == "last":
+        if not existing:
+            raise InputError(f"{output_dir}: no checkpoint to resume from")
+        return str(existing[-1])
+    if not (Path(resume) / "trainer_state.json").is_file():
+        raise InputError(f"--resume_from_checkpoint {resume}: no such checkpoint; give a checkpoint folder, or `last`")
+    return resume

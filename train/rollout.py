@@ -1,0 +1,61 @@
+"""Rollouts: prompts to sampled completions, read back as documents, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ..models.document import InterleavedDocument
+from ..models.generation import Sampling, generate
+from ..models.policy import UnifiedPolicy
+from ..models.sequence import TokenSequence
+from ..rewards.base import Completion, Reward, RewardOutput
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """One sampled completion of a prompt, with what the sampler knew of it."""
+
+    completion: Completion
+    sequence: TokenSequence
+    """Prompt and completion; trainable where the model chose."""
+    logp_T: Tensor
+    """Log-prob of each token as it was sampled; 0 in the prompt and where the grammar forced the token."""
+    cut_image: bool
+
+
+def rollout(
+    policy: UnifiedPolicy, prompts: Sequence[InterleavedDocument], sampling: Sampling, first_row: int = 0
+) -> list[Rollout]:
+    """One completion a prompt; neighbours that are the same object, the rows of a group, share their prefill."""
+    groups = [list(rows) for _, rows in groupby(prompts, key=id)]
+    sequences = policy.processor.encode_all([rows[0].prompt for rows in groups])
+    samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], first_row)
+    readings = [policy.processor.read(sample.ids_C.tolist()) for sample in samples]
+    documents = policy.processor.paint([reading.document for reading in readings])
+    prompt_rows = [sequence for sequence, rows in zip(sequences, groups, strict=True) for _ in rows]
+    rollouts = []
+    for prompt, start, sample, reading, document in zip(
+        prompts, prompt_rows, samples, readings, documents, strict=True
+    ):
+        sequence = policy.processor.join(start, sample.ids_C, reading)
+        logp_T = torch.cat([torch.zeros(len(start)), sample.logp_C])
+        completion = Completion(prompt, document, ended=reading.ended)
+        rollouts.append(Rollout(completion, sequence, logp_T, reading.cut_image))
+    return rollouts
+
+
+def score(rollouts: Sequence[Rollout], reward: Reward) -> tuple[RewardOutput, Tensor, Tensor]:
+    """The reward's output, and as tensors: outcome [R] and segment rewards [R, K]; NaN where a score does not apply."""
+    output = reward([item.completion for item in rollouts])
+    width = max((len(row) for row in output.segments), default=0) or 1
+    segments_RK = torch.full((len(rollouts), width), float("nan"))
+    for row, scores in enumerate(output.segments):
+        if scores:
+            segments_RK[row, : len(scores)] = torch.tensor([float("nan") if s is None else s for s in scores])
+    outcome_R = torch.tensor([float("nan") if s is None else s for s in output.outcome])
+    return output, outcome_R, segments_RK

@@ -1,0 +1,178 @@
+"""Stage I, the warm-up: next-token cross-entropy on interleaved, understanding and text-to-image documents.
+
+for rows in packed mixture:                       data.mixture
+    logp = policy.log_probs(model, rows)          both modalities, the sampler's own softmax
+    loss = - sum w_t logp_t                       train.losses, denominators global over micro-batches and ranks
+
+limner warmup --config warmup/tiny
+torchrun --nproc-per-node 2 -m limner.train.warmup --config warmup/tiny
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..configs import parse, save_resolved
+from ..data.mixture import PackedRows, SourceConfig
+from ..data.shards import read_documents
+from ..models.checkpoint import load, save
+from ..models.errors import InputError
+from ..models.policy import UnifiedPolicy
+from ..models.sequence import TokenBatch, collate
+from .checkpointing import WholeCheckpoints, resume_point
+from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights
+
+
+@dataclass
+class WarmupConfig:
+    model: str = ""
+    """Checkpoint to start from."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """Shard folders and their weights."""
+    data: str | None = None
+    """One shard folder, instead of `sources`."""
+    pack_length: int = 256
+    """Tokens of a row; a longer document is cut between segments."""
+    normalisation: Normalisation = "token"
+    heldout_batches: int = 8
+    """Rows of the held-out split to report the loss on, by modality; 0 for none."""
+
+
+class WarmupTrainer(WholeCheckpoints, Trainer):
+    """A Trainer whose loader is left alone: it is already split by rank, and sharding it again would lose half."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, policy: UnifiedPolicy, config: WarmupConfig, args: TrainingArguments, **kwargs: Any):
+        self.policy, self.config = policy, config
+        self._counts: Counts | None = None
+        self._sums: dict[str, torch.Tensor] = {}
+        super().__init__(
+            model=policy.model,
+            args=args,
+            data_collator=self._collate,
+            processing_class=policy.processor.tokenizer,
+            **kwargs,
+        )
+
+    def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
+        return {"token_batch": collate(rows, self.policy.vocabulary.controls)}
+
+    def get_train_dataloader(self) -> DataLoader:
+        assert self.train_dataset is not None
+        return DataLoader(self.train_dataset, batch_size=self._train_batch_size, collate_fn=self._collate)  # type: ignore[arg-type]
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if samples:
+            counts = torch.stack([self._count(sample["token_batch"]) for sample in samples]).sum(0).to(device)
+            self._counts = Counts(*self.accelerator.reduce(counts, "sum"))
+        return samples, items
+
+    def _count(self, batch: TokenBatch) -> torch.Tensor:
+        counts = Counts.of(batch.trainable_BT, batch.ids_BT >= self.policy.vocabulary.text_size)
+        return torch.stack([counts.text, counts.image, counts.sequences])
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        batch = inputs["token_batch"].to(self.args.device)
+        image_BT = batch.ids_BT >= self.policy.vocabulary.text_size
+        logp_BT, _ = self.policy.log_probs(model, batch)
+        assert self._counts is not None
+        weights_BT = token_weights(batch.trainable_BT, image_BT, self._counts, self.config.normalisation)
+        for name, at in (("text", ~image_BT), ("image", image_BT)):
+            at = at & batch.trainable_BT
+            self._sums[name] = self._sums.get(name, 0) + torch.stack([-logp_BT.detach()[at].sum(), at.sum()])
+        # Gradients are averaged over ranks, and the weights already count all of them.
+        return imitation_loss(logp_BT, weights_BT) * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            for name, total in self._sums.items():
+                loss, tokens = self.accelerator.reduce(total.to(self.args.device), "sum").tolist()
+                if tokens:
+                    logs[f"loss/{name}"] = loss / tokens
+                logs[f"tokens/{name}"] = tokens
+            self._sums.clear()
+        super().log(logs, start_time)
+
+
+@torch.no_grad()
+def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, rows: int) -> dict[str, float]:
+    """Mean cross-entropy in nats a token of the held-out documents of the folders, by modality."""
+    from ..data.mixture import fit
+    from ..data.packing import pack
+
+    documents = [d for folder in folders for d in read_documents(Path(folder), "heldout", shuffle_seed=None)]
+    sequences = [
+        s
+        for d, whole in zip(documents, policy.processor.encode_all(documents), strict=True)
+        for s in fit(whole, d, length)
+    ]
+    sums = torch.zeros(2, 2)
+    for row in list(pack(sequences, length))[:rows]:
+        batch = collate([row], policy.vocabulary.controls)
+        logp_BT, _ = policy.log_probs(policy.model, batch)
+        image_BT = batch.ids_BT >= policy.vocabulary.text_size
+        for index, at in enumerate((batch.trainable_BT & ~image_BT, batch.trainable_BT & image_BT)):
+            sums[index] += torch.stack([-logp_BT[at].sum(), at.sum()])
+    return {name: (sums[i, 0] / sums[i, 1]).item() for i, name in enumerate(("text", "image")) if sums[i, 1] > 0}
+
+
+def run(
+    config: WarmupConfig,
+    args: TrainingArguments,
+    policy: UnifiedPolicy | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    say: Callable[[str], None] = print,
+) -> WarmupTrainer:
+    """Trains and writes the checkpoint to `output_dir/model`."""
+    if config.normalisation not in NORMALISATIONS:
+        raise InputError(f"normalisation: {config.normalisation!r} is none of {', '.join(NORMALISATIONS)}")
+    sources = [SourceConfig(config.data)] if config.data else config.sources
+    if policy is None:
+        if not config.model:
+            raise InputError("model: missing; name the checkpoint to start from (--model DIR)")
+        policy = load(config.model)
+    assert args.output_dir is not None
+    resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
+    rows = PackedRows(
+        sources,
+        policy.processor,
+        length=config.pack_length,
+        seed=args.seed,
+        rank=args.process_index,
+        world_size=args.world_size,
+    )
+    trainer = WarmupTrainer(policy, config, args, train_dataset=rows, callbacks=list(callbacks))
+    folders = [source.path for source in sources]
+    main = trainer.accelerator.is_main_process
+    report = main and config.heldout_batches > 0
+    if main:
+        save_resolved(Path(args.output_dir) / "config.yaml", config, args)
+    before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.accelerator.wait_for_everyone()
+    if main:
+        save(policy, Path(args.output_dir) / "model")
+    if report:
+        after = heldout_loss(policy, folders, config.pack_length, config.heldout_batches)
+        for name in before:
+            say(f"held-out loss, {name}: {before[name]:.3f} -> {after[name]:.3f} nats a token")
+    return trainer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup")
+    run(config, args)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
