@@ -10,9 +10,10 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch.utils.data import IterableDataset
 
 from ..models.document import InterleavedDocument
@@ -99,29 +100,45 @@ class PackedRows(IterableDataset):
             for document, sequence in zip(
                 chunk := [next(documents) for _ in range(batch)], self.processor.encode_all(chunk), strict=True
             ):
-                yield from fit(sequence, document, self.length)
+                yield from split_long(sequence, document, self.length)
 
 
-def fit(sequence: TokenSequence, document: InterleavedDocument, length: int) -> list[TokenSequence]:
-    """The sequence if it fits a row; a longer one is cut between segments into an opening that fits.
+def split_long(sequence: TokenSequence, document: InterleavedDocument, length: int) -> list[TokenSequence]:
+    """The sequence if it fits a row; a longer one as several, each with the prompt and the next stretch of the answer.
 
-    Raises InputError where not even the prompt and one segment fit.
+    No token of the answer is lost and no picture is cut. Raises InputError where a picture does not fit behind the prompt.
     """
     if len(sequence) <= length:
         return [sequence]
-    segments = sequence.segment_T[:length]
-    complete = int(segments[-1]) if segments[-1] >= 0 else 0
-    end = int((sequence.segment_T == complete).nonzero()[0]) if complete else 0
-    if end <= sequence.prompt_length:
-        raise InputError(
-            f"document {document.id!r}: its prompt and first segment have more than `pack_length` = {length} tokens; raise it"
-        )
-    slots = tuple(slot for slot in sequence.slots if slot.stop <= end)
-    return [
-        TokenSequence(
-            sequence.ids_T[:end], sequence.segment_T[:end], sequence.trainable_T[:end], sequence.prompt_length, slots
-        )
+    start, parts = sequence.prompt_length, []
+    while start < len(sequence):
+        end = min(start + length - sequence.prompt_length, len(sequence))
+        # A slot's picture reaches from <boi>, one before it, to <eoi>, one past it.
+        cut = next((slot for slot in sequence.slots if slot.start - 1 < end <= slot.stop), None)
+        end = cut.start - 1 if cut else end
+        if end <= start:
+            raise InputError(
+                f"document {document.id!r}: prompt and picture exceed `pack_length` = {length} tokens; raise it"
+            )
+        parts.append(_stretch(sequence, start, end))
+        start = end
+    return parts
+
+
+def _stretch(sequence: TokenSequence, start: int, end: int) -> TokenSequence:
+    """The prompt and tokens start to end of the answer."""
+    keep, shift = sequence.prompt_length, start - sequence.prompt_length
+    slots = [slot for slot in sequence.slots if slot.stop <= keep]
+    slots += [
+        replace(slot, start=slot.start - shift, stop=slot.stop - shift)
+        for slot in sequence.slots
+        if slot.start >= start and slot.stop <= end
     ]
+    ids, segments, trainable = (
+        torch.cat([values[:keep], values[start:end]])
+        for values in (sequence.ids_T, sequence.segment_T, sequence.trainable_T)
+    )
+    return TokenSequence(ids, segments, trainable, keep, tuple(slots))
 
 
 def token_report(

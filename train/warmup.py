@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..configs import parse, save_resolved
-from ..data.mixture import PackedRows, SourceConfig
+from ..data.mixture import PackedRows, SourceConfig, split_long
+from ..data.packing import pack
 from ..data.shards import read_documents
 from ..models.checkpoint import load, save
 from ..models.errors import InputError
@@ -107,14 +108,11 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
 @torch.no_grad()
 def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, rows: int) -> dict[str, float]:
     """Mean cross-entropy in nats a token of the held-out documents of the folders, by modality."""
-    from ..data.mixture import fit
-    from ..data.packing import pack
-
     documents = [d for folder in folders for d in read_documents(Path(folder), "heldout", shuffle_seed=None)]
     sequences = [
         s
         for d, whole in zip(documents, policy.processor.encode_all(documents), strict=True)
-        for s in fit(whole, d, length)
+        for s in split_long(whole, d, length)
     ]
     sums = torch.zeros(2, 2)
     for row in list(pack(sequences, length))[:rows]:
