@@ -89,17 +89,21 @@ def _share(read: Sequence[Scene | None], outline: Outline) -> float:
     return sum(a == b for a, b in zip(read, outline, strict=False)) / len(outline)
 
 
-def score_abilities(policy: UnifiedPolicy, scenes: Sequence[Scene]) -> dict[str, list[float]]:
-    """Greedy question answering, captions and text-to-image; scene i gets question i modulo 4."""
-    greedy = Sampling(max_new_tokens=32, temperature=0, max_images=1)
-    kinds = list(QUESTIONS)
-    asked = [kinds[i % len(kinds)] for i in range(len(scenes))]
-    vqa = answer(policy, [question(scene, kind) for scene, kind in zip(scenes, asked, strict=True)], greedy)
-    captions = answer(policy, [caption(scene) for scene in scenes], greedy)
-    drawn = answer(policy, [text_to_image(scene) for scene in scenes], greedy)
-    shown = iter(read_pictures([document.images[0].pixels() for document, _ in drawn if document.images]))
+def score_abilities(
+    policy: UnifiedPolicy, scenes: Sequence[Scene], seed: int = 0, draws: int = 3
+) -> dict[str, list[float]]:
+    """Understanding and text-to-image, sampled at temperature 1: every question, `draws` captions and pictures of each scene."""
+    sampling = Sampling(max_new_tokens=32, temperature=1.0, max_images=1, seed=seed)
+    asked = [(scene, kind) for scene in scenes for kind in QUESTIONS]
+    drawn = [scene for _ in range(draws) for scene in scenes]
+    vqa = answer(policy, [question(scene, kind) for scene, kind in asked], sampling)
+    captions = answer(policy, [caption(scene) for scene in drawn], sampling)
+    pictures = answer(policy, [text_to_image(scene) for scene in drawn], sampling)
+    shown = iter(read_pictures([document.images[0].pixels() for document, _ in pictures if document.images]))
     return {
-        "vqa": [float(d.text == getattr(s, kind)) for (d, _), s, kind in zip(vqa, scenes, asked, strict=True)],
-        "caption": [float(read_sentence(d.text) == s) for (d, _), s in zip(captions, scenes, strict=True)],
-        "text_to_image": [float(bool(d.images) and next(shown) == s) for (d, _), s in zip(drawn, scenes, strict=True)],
+        "vqa": [float(d.text == getattr(scene, kind)) for (d, _), (scene, kind) in zip(vqa, asked, strict=True)],
+        "caption": [float(read_sentence(d.text) == scene) for (d, _), scene in zip(captions, drawn, strict=True)],
+        "text_to_image": [
+            float(bool(d.images) and next(shown) == scene) for (d, _), scene in zip(pictures, drawn, strict=True)
+        ],
     }

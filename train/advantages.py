@@ -19,11 +19,11 @@ def outcome_advantages(rewards_R: Tensor, group_size: int) -> Tensor:
 
     The std is the population's: with it the two rollouts of a pair get exactly 1 and -1, as the paper's Figure 1 shows.
     """
-    return _normalise(rewards_R.view(-1, group_size)).reshape(-1)
+    return _normalise(rewards_R.view(-1, group_size)).nan_to_num(0.0).reshape(-1)
 
 
 def segment_advantages(rewards_RK: Tensor, group_size: int, pooled: bool = False) -> Tensor:
-    """Segment rewards normalised in their group, [R, K]; 0 where a segment is missing.
+    """Segment rewards normalised in their group, [R, K]; NaN where a segment is missing.
 
     By default column k is compared with column k of the other rollouts; `pooled` normalises over all segment rewards of the group
     (DeepSeekMath's process supervision, section 4.1.3).
@@ -40,17 +40,23 @@ def segment_advantages(rewards_RK: Tensor, group_size: int, pooled: bool = False
     )
 
 
-def process_advantages(normalised_RK: Tensor, segment_RC: Tensor, mean: bool = False) -> Tensor:
+def process_advantages(normalised_RK: Tensor, segment_RC: Tensor, discount: float = 1.0, mean: bool = False) -> Tensor:
     """A token's advantage: the sum over its own and all later segments, [R, C].
 
-    A[i, t] = sum over segments j with index(j) >= t of r_hat[i, j] (U-GRPO; DeepSeekMath section 4.1.3). `segment_RC` is the
-    segment of each token; a token past the last segment (`<eos>`), or padding (negative), gets 0. With `mean` the sum is divided by
-    the number of segments in it, so that long documents do not get larger early advantages.
+    A[i, t] = sum over segments j >= k of discount^(j - k) r_hat[i, j], k the segment of token t. Discount 1 is U-GRPO's (and
+    DeepSeekMath's, section 4.1.3); at 0 a token answers for its own segment alone, which is right where later segments do not
+    depend on earlier ones. `segment_RC` is the segment of each token; a token past the last segment (`<eos>`), or padding
+    (negative), gets 0. With `mean` the sum is divided by the weights of the segments in it, so that long documents do not get
+    larger early advantages. A missing segment (NaN) adds nothing, to the sum or to the weights.
     """
-    suffix_RK = normalised_RK.flip(1).cumsum(1).flip(1)
-    if mean:
-        left_K = torch.arange(suffix_RK.shape[1], 0, -1, device=suffix_RK.device)
-        suffix_RK = suffix_RK / left_K
+    present_RK = (~normalised_RK.isnan()).float()
+    total, weight = torch.zeros_like(present_RK[:, 0]), torch.zeros_like(present_RK[:, 0])
+    columns = []
+    for k in reversed(range(normalised_RK.shape[1])):
+        total = normalised_RK[:, k].nan_to_num(0.0) + discount * total
+        weight = present_RK[:, k] + discount * weight
+        columns.append(total / weight.clamp(min=SMALLEST_STD) if mean else total)
+    suffix_RK = torch.stack(columns[::-1], 1)
     inside = (segment_RC >= 0) & (segment_RC < suffix_RK.shape[1])
     return suffix_RK.gather(1, segment_RC.clamp(0, suffix_RK.shape[1] - 1)) * inside
 
@@ -66,10 +72,10 @@ def _std(values: Tensor) -> Tensor:
 
 
 def _normalise(values: Tensor) -> Tensor:
-    """Rows to zero mean and unit variance, NaN apart; rows without variance to zero."""
+    """Rows to zero mean and unit variance, NaN left alone; rows without variance to zero."""
     std = _std(values)[:, None]
     normalised = (values - values.nanmean(1, keepdim=True)) / std.clamp(min=SMALLEST_STD)
-    return normalised.nan_to_num(0.0) * (std >= SMALLEST_STD)
+    return torch.where(std >= SMALLEST_STD, normalised, 0 * values)
 
 
 def best_of_group(rewards_R: Tensor, group_size: int) -> Tensor:

@@ -62,6 +62,8 @@ class AlgorithmConfig:
     process_weight: float = 0.0
     process_pooled: bool = False
     """Normalise segment rewards over the whole group instead of by segment index."""
+    process_discount: float = 1.0
+    """Weight of each further segment in a token's process advantage; 1 sums all later ones, 0 takes its own alone."""
     process_mean: bool = False
     """Mean of the remaining segment rewards instead of their sum."""
     epsilon: PerModality = field(default_factory=lambda: PerModality(0.2, 0.2))
@@ -161,7 +163,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             old_logp_BT[row, : len(item.sequence)] = item.logp_T
         advantages_BT += self.algorithm.outcome_weight * advantages_R[:, None]
         advantages_BT += self.algorithm.process_weight * process_advantages(
-            normalised_RK, segment_BT, mean=self.algorithm.process_mean
+            normalised_RK, segment_BT, self.algorithm.process_discount, self.algorithm.process_mean
         )
         fields = {name: getattr(batch, name).to(device) for name in BATCH_FIELDS}
         tensors = {**fields, "old_logp_BT": old_logp_BT.to(device), "advantages_BT": advantages_BT.to(device)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -30,12 +31,17 @@ from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
 from .checkpointing import WholeCheckpoints, resume_point
 from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights
+from .new_model import NewModelConfig, new_policy, new_processor
+
+TOKENIZER_DOCUMENTS = 2000
+"""Documents whose pictures train a new image tokenizer."""
 
 
 @dataclass
 class WarmupConfig:
     model: str = ""
-    """Checkpoint to start from."""
+    """Checkpoint to start from; without one, `new_model` is made, its tokenizers trained on the data."""
+    new_model: NewModelConfig = field(default_factory=NewModelConfig)
     sources: list[SourceConfig] = field(default_factory=list)
     """Shard folders and their weights."""
     data: str | None = None
@@ -124,6 +130,20 @@ def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, row
     return {name: (sums[i, 0] / sums[i, 1]).item() for i, name in enumerate(("text", "image")) if sums[i, 1] > 0}
 
 
+def _new_policy(sources: Sequence[SourceConfig], config: NewModelConfig, output_dir: Path) -> UnifiedPolicy:
+    """The model a run without a checkpoint starts from. One process makes it, the others wait and read it."""
+    start = output_dir / "new_model"
+    with PartialState().main_process_first():
+        if not start.exists():
+            documents = [d for source in sources for d in read_documents(Path(source.path), "train", shuffle_seed=None)]
+            pictures = [image.pixels() for document in documents[:TOKENIZER_DOCUMENTS] for image in document.images]
+            if not pictures:
+                raise InputError(f"{sources[0].path}: no pictures to train the image tokenizer on; give --model DIR")
+            processor, _ = new_processor([document.text for document in documents], pictures, config)
+            save(new_policy(processor, config), start)
+    return load(start)
+
+
 def run(
     config: WarmupConfig,
     args: TrainingArguments,
@@ -135,12 +155,11 @@ def run(
     if config.normalisation not in NORMALISATIONS:
         raise InputError(f"normalisation: {config.normalisation!r} is none of {', '.join(NORMALISATIONS)}")
     sources = [SourceConfig(config.data)] if config.data else config.sources
-    if policy is None:
-        if not config.model:
-            raise InputError("model: missing; name the checkpoint to start from (--model DIR)")
-        policy = load(config.model)
     assert args.output_dir is not None
     resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
+    if policy is None:
+        start = config.model or resume
+        policy = load(start) if start else _new_policy(sources, config.new_model, Path(args.output_dir))
     rows = PackedRows(
         sources,
         policy.processor,

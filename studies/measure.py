@@ -1,0 +1,94 @@
+"""Figures of a trained policy on held-out prompts, item by item, and the samples people look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..data.picture_stories import SCENES, Outline, story_prompt
+from ..eval.picture_stories import MAX_IMAGES, STORY_TOKENS, answer, score_abilities, score_stories
+from ..eval.statistics import estimate, paired_difference
+from ..models.generation import Sampling
+from ..models.policy import UnifiedPolicy
+from ..rewards.base import Completion
+from ..rewards.hybrid import HybridReward
+
+SWEEP = (0.2, 0.4, 0.6, 0.8)
+"""Temperatures between greedy and sampled: would colder sampling alone do?"""
+ABILITIES = {"vqa": "understanding.vqa", "caption": "understanding.caption", "text_to_image": "text_to_image.exact"}
+Items = dict[str, list[float]]
+
+
+def measure(policy: UnifiedPolicy, heldout: Sequence[Outline], sweep: bool, seed: int) -> tuple[Items, float | None]:
+    """Scores of every item by dotted metric name, and the best temperature where a sweep was asked for."""
+    items: Items = {}
+    for name, rows in score_stories(policy, heldout, 1.0, seed).rows().items():
+        items[f"sampled.{name}"] = rows
+    for name, rows in score_stories(policy, heldout, 0.0, seed).rows().items():
+        items[f"greedy.{name}"] = rows
+    best = None
+    if sweep:
+        by_temperature = {t: score_stories(policy, heldout, t, seed).story_exact for t in SWEEP}
+        best = max(by_temperature, key=lambda t: sum(by_temperature[t]))
+        items["best_temperature.story_exact"] = by_temperature[best]
+    for name, rows in score_abilities(policy, SCENES, seed).items():
+        items[ABILITIES[name]] = rows
+    return items, best
+
+
+def figures(items: Items) -> dict[str, Any]:
+    """Nested `{"sampled": {"story_exact": {"value", "low", "high", "n"}}, ...}`."""
+    nested: dict[str, Any] = {}
+    for name, scores in items.items():
+        group, metric = name.split(".")
+        nested.setdefault(group, {})[metric] = estimate(scores)
+    return nested
+
+
+def comparisons(items: Mapping[str, Items], against: str) -> list[dict[str, Any]]:
+    """Every arm minus `against`, paired by item."""
+    return [
+        {"arm": arm, "against": against, "metric": metric, **paired_difference(scores, items[against][metric])}
+        for arm, own in items.items()
+        if arm != against
+        for metric, scores in own.items()
+        if metric in items[against] and not metric.startswith("best_temperature")
+    ]
+
+
+def samples(
+    policy: UnifiedPolicy, outlines: Sequence[Outline], reward: HybridReward, seed: int
+) -> list[dict[str, Any]]:
+    """Sampled answers to a few prompts, with the reward of each segment and its parts."""
+    prompts = [story_prompt(outline, f"held-out {number + 1}") for number, outline in enumerate(outlines)]
+    sampling = Sampling(max_new_tokens=STORY_TOKENS, max_images=MAX_IMAGES, seed=seed)
+    completions = [
+        Completion(prompt, document, ended)
+        for prompt, (document, ended) in zip(prompts, answer(policy, prompts, sampling), strict=True)
+    ]
+    output = reward(completions)
+    rows = []
+    for i, completion in enumerate(completions):
+        parts = reward.segment_breakdown(completion)
+        segments = [
+            {
+                "index": k,
+                "type": "image" if segment in completion.answer.images else "text",
+                "reward": output.segments[i][k],
+                "parts": parts[k],
+            }
+            for k, segment in enumerate(completion.answer.segments)
+        ]
+        rows.append(
+            {
+                "id": completion.prompt.id,
+                "prompt": completion.prompt.to_json(),
+                "answer": {
+                    "document": completion.answer.to_json(),
+                    "outcome": output.outcome[i],
+                    "components": {name: scores[i] for name, scores in output.breakdown.items()},
+                    "segments": segments,
+                },
+            }
+        )
+    return rows

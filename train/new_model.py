@@ -1,0 +1,59 @@
+"""A new model of random weights, its text tokenizer and its image tokenizer: where no checkpoint is given."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from transformers import LlamaConfig
+
+from ..models.processing import Processor
+from ..models.shared_vocabulary import SharedVocabularyPolicy
+from ..models.text_tokenizer import train_text_tokenizer
+from .image_tokenizer import ImageTokenizerConfig, train_image_tokenizer
+
+
+@dataclass
+class NewModelConfig:
+    """A Llama of the shared-vocabulary family."""
+
+    text_vocabulary: int = 3072
+    """Tokens of the byte-level BPE, controls included."""
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    layers: int = 4
+    heads: int = 4
+    max_positions: int = 2048
+    seed: int = 0
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+
+
+def general_english() -> str:
+    """The English that the text tokenizer learns from beside the data."""
+    return (importlib.resources.files(__package__.rpartition(".")[0]) / "data" / "english.txt").read_text("utf-8")
+
+
+def new_processor(
+    texts: Iterable[str], images: Sequence[Image.Image], config: NewModelConfig
+) -> tuple[Processor, dict]:
+    """Both tokenizers, trained; and the image tokenizer's figures."""
+    tokenizer = train_text_tokenizer([general_english(), *texts], config.text_vocabulary)
+    image_tokenizer, figures = train_image_tokenizer(images, config.image_tokenizer)
+    return Processor(tokenizer, image_tokenizer), figures
+
+
+def new_policy(processor: Processor, config: NewModelConfig) -> SharedVocabularyPolicy:
+    torch.manual_seed(config.seed)
+    model_config = LlamaConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+    )
+    return SharedVocabularyPolicy.create(model_config, processor)
