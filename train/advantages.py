@@ -1,8 +1,8 @@
 """Advantages of extended GRPO, as pure functions over tensors.
 
-R is the number of rollouts, whole groups of G one after the other; K segments of a completion; C completion tokens. A reward that
-does not apply is NaN: it takes part in no mean and contributes nothing. A group of one, and a group without variance, has
-advantage zero.
+R is the number of rollouts, whole groups of G one after the other; K segments of a completion; C completion tokens. A
+reward that does not apply is NaN: it takes part in no mean and contributes nothing. A group of one, and a group without
+variance, has advantage zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SMALLEST_STD = 1e-6
 
 
 def outcome_advantages(rewards_R: Tensor, group_size: int) -> Tensor:
-    """(r - mean of the group) / std of the group, [R] (DeepSeekMath, arXiv 2402.03300, eq. 4; U-GRPO, arXiv 2603.09538).
+    """(r - mean of the group) / std of the group, [R] (DeepSeekMath, arXiv 2402.03300; U-GRPO, arXiv 2603.09538).
 
     The std is the population's: with it the two rollouts of a pair get exactly 1 and -1, as the paper's Figure 1 shows.
     """
@@ -25,12 +25,12 @@ def outcome_advantages(rewards_R: Tensor, group_size: int) -> Tensor:
 def segment_advantages(rewards_RK: Tensor, group_size: int, pooled: bool = False) -> Tensor:
     """Segment rewards normalised in their group, [R, K]; NaN where a segment is missing.
 
-    By default column k is compared with column k of the other rollouts; `pooled` normalises over all segment rewards of the group
-    (DeepSeekMath's process supervision, section 4.1.3).
+    By default column k is compared with column k of the other rollouts; `pooled` normalises over all segment rewards of
+    the group (DeepSeekMath's process supervision, section 4.1.3).
     """
     segments = rewards_RK.shape[1]
     groups = rewards_RK.view(-1, group_size, segments)
-    if pooled:
+    if pooled and group_size > 1:
         return _normalise(groups.flatten(1)).view(-1, segments)
     return (
         _normalise(groups.transpose(1, 2).flatten(0, 1))
@@ -43,11 +43,11 @@ def segment_advantages(rewards_RK: Tensor, group_size: int, pooled: bool = False
 def process_advantages(normalised_RK: Tensor, segment_RC: Tensor, discount: float = 1.0, mean: bool = False) -> Tensor:
     """A token's advantage: the sum over its own and all later segments, [R, C].
 
-    A[i, t] = sum over segments j >= k of discount^(j - k) r_hat[i, j], k the segment of token t. Discount 1 is U-GRPO's (and
-    DeepSeekMath's, section 4.1.3); at 0 a token answers for its own segment alone, which is right where later segments do not
-    depend on earlier ones. `segment_RC` is the segment of each token; a token past the last segment (`<eos>`), or padding
-    (negative), gets 0. With `mean` the sum is divided by the weights of the segments in it, so that long documents do not get
-    larger early advantages. A missing segment (NaN) adds nothing, to the sum or to the weights.
+    A[i, t] = sum over segments j >= k of discount^(j - k) r_hat[i, j], k the segment of token t. Discount 1 is U-GRPO's
+    (and DeepSeekMath's, section 4.1.3); at 0 a token answers for its own segment alone, which is right where later
+    segments do not depend on earlier ones. `segment_RC` is the segment of each token; a token past the last segment
+    (`<eos>`), or padding (negative), gets 0. With `mean` the sum is divided by the weights of the segments in it, so that
+    long documents do not get larger early advantages. A missing segment (NaN) adds nothing, to the sum or to the weights.
     """
     present_RK = (~normalised_RK.isnan()).float()
     total, weight = torch.zeros_like(present_RK[:, 0]), torch.zeros_like(present_RK[:, 0])
