@@ -31,8 +31,8 @@ class Counts:
 def token_weights(mask_BT: Tensor, image_BT: Tensor, counts: Counts, normalisation: Normalisation) -> Tensor:
     """Weight of each token, [B, T]; over all rows that `counts` covers the weights sum to 1.
 
-    `token`: all tokens alike. `sequence`: 1/|Y_i| within a completion, completions alike (U-GRPO). `modality-balanced`: half the
-    weight to each modality that occurs, so that hundreds of image tokens do not drown tens of text tokens.
+    `token`: all tokens alike. `sequence`: 1/|Y_i| within a completion, completions alike (U-GRPO). `modality-balanced`:
+    half the weight to each modality that occurs, so that hundreds of image tokens do not drown tens of text tokens.
     """
     mask = mask_BT.float()
     if normalisation == "token":
@@ -58,11 +58,11 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate plus k3 KL to a reference; pairs are (text, image).
 
-    loss = - sum_t w_t [ min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) - beta * (exp(d) - d - 1) ], rho = exp(logp - old_logp),
-    d = ref_logp - logp (k3: Schulman, "Approximating KL divergence"). `old_logp_BT` is the sampler's: the behaviour policy.
-    Metrics are sums over this call's tokens, by modality; divide them by `tokens/...`.
+    loss = - sum_t w_t [ min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) - beta * (exp(d) - d - 1) ],
+    rho = exp(logp - old_logp), d = ref_logp - logp (k3: Schulman, "Approximating KL divergence"). `old_logp_BT` is the
+    sampler's: the behaviour policy. Metrics are sums over this call's tokens, by modality; divide them by `tokens/...`.
     """
-    ratio_BT = (logp_BT - old_logp_BT).exp()
+    ratio_BT = (logp_BT - old_logp_BT).masked_fill(~mask_BT, 0).exp()
     low = 1 - torch.where(image_BT, epsilon[1], epsilon[0])
     high = 1 + torch.where(image_BT, epsilon_high[1], epsilon_high[0])
     clipped_BT = ratio_BT.clamp(low, high)
