@@ -16,14 +16,14 @@ from ..data.picture_stories import (
     story_prompt,
     text_to_image,
 )
-from ..models.document import InterleavedDocument, TextSegment
-from ..models.generation import Sampling, generate
+from ..models.document import TextSegment
+from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
+from ..models.writing import Answer, write
 
 STORY_TOKENS = 192
 """Room for four scenes and more; a longer answer is cut and scored as it stands."""
 MAX_IMAGES = 8
-BATCH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,43 +41,27 @@ class StoryScores:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def answer(
-    policy: UnifiedPolicy, prompts: Sequence[InterleavedDocument], sampling: Sampling
-) -> list[tuple[InterleavedDocument, bool]]:
-    """Each prompt's answer with its pictures, and whether it ended by itself."""
-    processor = policy.processor
-    answers: list[tuple[InterleavedDocument, bool]] = []
-    for start in range(0, len(prompts), BATCH):
-        sequences = processor.encode_all([prompt.prompt for prompt in prompts[start : start + BATCH]])
-        readings = [
-            processor.read(sample.ids_C.tolist()) for sample in generate(policy, sequences, sampling, first_row=start)
-        ]
-        documents = processor.paint([reading.document for reading in readings])
-        answers.extend((document, reading.ended) for document, reading in zip(documents, readings, strict=True))
-    return answers
-
-
 def score_stories(policy: UnifiedPolicy, outlines: Sequence[Outline], temperature: float, seed: int = 0) -> StoryScores:
     """Writes and verifies one story an outline; temperature 0 is greedy."""
     sampling = Sampling(max_new_tokens=STORY_TOKENS, temperature=temperature, max_images=MAX_IMAGES, seed=seed)
-    answers = answer(policy, [story_prompt(outline) for outline in outlines], sampling)
+    answers = write(policy, [story_prompt(outline) for outline in outlines], sampling)
     return verify_stories(answers, outlines)
 
 
-def verify_stories(answers: Sequence[tuple[InterleavedDocument, bool]], outlines: Sequence[Outline]) -> StoryScores:
-    shown = iter(read_pictures([image.pixels() for document, _ in answers for image in document.images]))
+def verify_stories(answers: Sequence[Answer], outlines: Sequence[Outline]) -> StoryScores:
+    shown = iter(read_pictures([image.pixels() for answer in answers for image in answer.document.images]))
     scores = StoryScores([], [], [], [])
-    for (document, ended), outline in zip(answers, outlines, strict=True):
+    for answer, outline in zip(answers, outlines, strict=True):
         sentences: list[Scene | None] = []
         pictures: list[Scene | None] = []
         layout = []
-        for segment in document.segments:
+        for segment in answer.document.segments:
             layout.append(isinstance(segment, TextSegment))
             if isinstance(segment, TextSegment):
                 sentences.append(read_sentence(segment.text))
             else:
                 pictures.append(next(shown))
-        structure = ended and layout == [True, False] * len(outline)
+        structure = answer.ended and layout == [True, False] * len(outline)
         scores.structure.append(float(structure))
         scores.sentence_exact.append(_share(sentences, outline))
         scores.image_exact.append(_share(pictures, outline))
@@ -96,14 +80,14 @@ def score_abilities(
     sampling = Sampling(max_new_tokens=32, temperature=1.0, max_images=1, seed=seed)
     asked = [(scene, kind) for scene in scenes for kind in QUESTIONS]
     drawn = [scene for _ in range(draws) for scene in scenes]
-    vqa = answer(policy, [question(scene, kind) for scene, kind in asked], sampling)
-    captions = answer(policy, [caption(scene) for scene in drawn], sampling)
-    pictures = answer(policy, [text_to_image(scene) for scene in drawn], sampling)
-    shown = iter(read_pictures([document.images[0].pixels() for document, _ in pictures if document.images]))
+    vqa = write(policy, [question(scene, kind) for scene, kind in asked], sampling)
+    captions = write(policy, [caption(scene) for scene in drawn], sampling)
+    pictures = write(policy, [text_to_image(scene) for scene in drawn], sampling)
+    shown = iter(read_pictures([a.document.images[0].pixels() for a in pictures if a.document.images]))
     return {
-        "vqa": [float(d.text == getattr(scene, kind)) for (d, _), (scene, kind) in zip(vqa, asked, strict=True)],
-        "caption": [float(read_sentence(d.text) == scene) for (d, _), scene in zip(captions, drawn, strict=True)],
+        "vqa": [float(a.document.text == getattr(scene, kind)) for a, (scene, kind) in zip(vqa, asked, strict=True)],
+        "caption": [float(read_sentence(a.document.text) == scene) for a, scene in zip(captions, drawn, strict=True)],
         "text_to_image": [
-            float(bool(d.images) and next(shown) == scene) for (d, _), scene in zip(pictures, drawn, strict=True)
+            float(bool(a.document.images) and next(shown) == scene) for a, scene in zip(pictures, drawn, strict=True)
         ],
     }

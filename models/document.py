@@ -28,6 +28,10 @@ MAX_IMAGE_PIXELS = 64 * 10**6
 """An image with more pixels than this is refused before it is decoded (decompression bombs)."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
+TEXT_FIELDS = {"type", "text", "trainable"}
+IMAGE_FIELDS = {"type", "image", "codes", "origin", "candidate", "alt", "trainable"}
+"""Of a segment as JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
@@ -118,7 +122,7 @@ class InterleavedDocument:
         if not isinstance(value, dict) or not isinstance(value.get("segments"), list):
             raise ValueError("document: expected an object with a list `segments`")
         if unknown := set(value) - {"id", "meta", "segments"}:
-            raise ValueError(f"document: unknown field {sorted(unknown)[0]!r}")
+            raise ValueError(f"document: unknown field {min(map(repr, unknown))}")
         identifier, meta = value.get("id", ""), value.get("meta", {})
         if not isinstance(identifier, str) or not isinstance(meta, dict):
             raise ValueError("document: `id` is a string and `meta` an object")
@@ -190,13 +194,18 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
 def _segment_from_json(value: Any) -> Segment:
     if not isinstance(value, dict) or not isinstance(value.get("trainable", False), bool):
         raise ValueError("expected an object with a boolean `trainable`")
-    if value.get("type") == "text":
+    kind = value.get("type")
+    if kind not in ("text", "image"):
+        raise ValueError(f"`type` is {kind!r}, neither 'text' nor 'image'")
+    if unknown := set(value) - (TEXT_FIELDS if kind == "text" else IMAGE_FIELDS):
+        raise ValueError(f"unknown field {min(map(repr, unknown))}")
+    if kind == "text":
         if not isinstance(value.get("text"), str):
             raise ValueError("a text segment needs a string `text`")
         return TextSegment(value["text"], value.get("trainable", False))
-    if value.get("type") != "image":
-        raise ValueError(f"`type` is {value.get('type')!r}, neither 'text' nor 'image'")
-    image = None
+    if not isinstance(value.get("alt", ""), str) or type(value.get("candidate", 0)) is not int:
+        raise ValueError("`alt` is a string and `candidate` a number")
+    image = codes = None
     if "image" in value:
         head, comma, payload = str(value["image"]).partition(",")
         if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
@@ -205,7 +214,11 @@ def _segment_from_json(value: Any) -> Segment:
             image = open_image(base64.b64decode(payload, validate=True))
         except ValueError as error:
             raise ValueError(f"`image`: {error}") from None
-    codes = np.asarray(value["codes"], dtype=np.int64) if "codes" in value else None
+    if "codes" in value:
+        codes = value["codes"]
+        if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < 2**31 for code in codes):
+            raise ValueError("`codes` is a list of numbers, 0 <= code < 2^31")
+        codes = np.asarray(codes, dtype=np.int64)
     return ImageSegment(
         image,
         value.get("trainable", False),

@@ -7,6 +7,7 @@ depend on its neighbours, and every log-prob is that of the distribution that wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,16 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise InputError(f"sampling: out of range: {self}")
+        ranges = {
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "temperature": 0 <= self.temperature < math.inf,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "max_images": self.max_images is None or self.max_images >= 0,
+            "seed": 0 <= self.seed < 2**64,
+        }
+        if wrong := [name for name, holds in ranges.items() if not holds]:
+            raise InputError(f"sampling: {wrong[0]} = {getattr(self, wrong[0])} is out of range")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,9 @@
 """Image tokenizers: pixels <-> image codes. This one is a stock `diffusers.VQModel`.
 
 The pixels may be folded first, `patch` x `patch` of them into channels (`torch.nn.functional.pixel_unshuffle`), so that a small
-model works at the resolution of its codes; `patch` 1 is the usual convolutional VQ model.
+model works at the resolution of its codes; `patch` 1 is the usual convolutional VQ model. With `tiled` each code sees its own
+part of the picture only: convolutions and group norms would let every code depend on the whole picture, and a small language
+model then has to learn what the background looks like from afar.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vq_model import VQModel
+from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,23 +54,26 @@ class ImageTokenizer(Protocol):
 
 
 class VQImageTokenizer(nn.Module):
-    def __init__(self, model: VQModel, image_size: int, patch: int = 1):
+    def __init__(self, model: VQModel, image_size: int, patch: int = 1, tiled: bool = False):
         super().__init__()
         self.model = model
         self.image_size = image_size
         self.patch = patch
+        self.tiled = tiled
         downsampling = patch * 2 ** (len(model.config["block_out_channels"]) - 1)
         if image_size % downsampling:
             raise InputError(
                 f"image tokenizer: image size {image_size} is no multiple of its downsampling {downsampling}"
             )
+        self.tile = downsampling
+        """Pixels of a side that one code stands for."""
         self.grid = image_size // downsampling
         self.codes: int = model.config["num_vq_embeddings"]
         self.tokens_per_image = self.grid**2
 
     @classmethod
     def create(
-        cls, image_size: int, patch: int, channels: Sequence[int], codes: int, code_size: int
+        cls, image_size: int, patch: int, channels: Sequence[int], codes: int, code_size: int, tiled: bool = False
     ) -> VQImageTokenizer:
         """A new tokenizer of random weights; each resolution of `channels` but the last is halved."""
         blocks, folded = len(channels), 3 * patch**2
@@ -86,7 +92,7 @@ class VQImageTokenizer(nn.Module):
             mid_block_add_attention=False,
         )
         model.quantize.legacy = False  # the default multiplies beta with the wrong of the two commitment terms
-        return cls(model, image_size, patch)
+        return cls(model, image_size, patch, tiled)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures to [n, 3, S, S] in -1..1: the largest centred square, scaled."""
@@ -100,12 +106,20 @@ class VQImageTokenizer(nn.Module):
         return torch.from_numpy(array).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """[n, 3, S, S] to latents before quantisation [n, D, g, g]."""
-        return self.model.quant_conv(self.model.encoder(F.pixel_unshuffle(pixels, self.patch)))
+        """[n, 3, S, S] to latents before quantisation [n, D, g, g]; S is any multiple of `tile`."""
+        grid = pixels.shape[-1] // self.tile
+        if self.tiled:
+            pixels = rearrange(pixels, "n c (i h) (j w) -> (n i j) c h w", i=grid, j=grid)
+        latents = self.model.quant_conv(self.model.encoder(F.pixel_unshuffle(pixels, self.patch)))
+        return rearrange(latents, "(n i j) d 1 1 -> n d i j", i=grid, j=grid) if self.tiled else latents
 
     def reconstruct(self, latents: Tensor) -> Tensor:
         """Latents, quantised or not, to pixels [n, 3, S, S]."""
-        return F.pixel_shuffle(self.model.decoder(self.model.post_quant_conv(latents)), self.patch)
+        grid = latents.shape[-1]
+        if self.tiled:
+            latents = rearrange(latents, "n d i j -> (n i j) d 1 1")
+        pixels = F.pixel_shuffle(self.model.decoder(self.model.post_quant_conv(latents)), self.patch)
+        return rearrange(pixels, "(n i j) c h w -> n c (i h) (j w)", i=grid, j=grid) if self.tiled else pixels
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], batch: int = 256) -> list[np.ndarray]:
@@ -137,7 +151,7 @@ class VQImageTokenizer(nn.Module):
         return self.model.quantize.embedding.weight.detach()
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.image_size} {self.patch}".encode())
+        digest = hashlib.sha256(f"{self.image_size} {self.patch} {self.tiled}".encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -146,7 +160,7 @@ class VQImageTokenizer(nn.Module):
     def save_pretrained(self, directory: Path) -> None:
         """A folder that plain diffusers opens, and one JSON of ours beside its files."""
         self.model.save_pretrained(directory, safe_serialization=True)
-        settings = {"type": "VQModel", "image_size": self.image_size, "patch": self.patch}
+        settings = {"type": "VQModel", "image_size": self.image_size, "patch": self.patch, "tiled": self.tiled}
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     @classmethod
@@ -159,4 +173,4 @@ class VQImageTokenizer(nn.Module):
         if settings.get("type") != "VQModel":
             raise InputError(f"{path}: type {settings.get('type')!r} is not known; known: VQModel")
         model = VQModel.from_pretrained(directory, use_safetensors=True)
-        return cls(model, settings["image_size"], settings["patch"]).eval()
+        return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()

@@ -41,7 +41,11 @@ class Processor:
         )
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text from outside: `<boi>` or `<eos>` spelled in it stay letters."""
+        """Ids of a text from outside: `<boi>` or `<eos>` spelled in it stay letters. Raises InputError for broken Unicode."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"text is no valid Unicode: {error}; JSON's lone surrogates have no meaning") from None
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def encode(self, document: InterleavedDocument) -> TokenSequence:
@@ -69,18 +73,18 @@ class Processor:
                 put([control.answer], -1, False)
                 prompt_length = len(ids)
             if isinstance(segment, TextSegment):
-                put(self.text_ids(segment.text), index, segment.trainable)
+                try:
+                    put(self.text_ids(segment.text), index, segment.trainable)
+                except InputError as error:
+                    raise InputError(f"document {document.id!r}, segment {index}: {error}") from None
                 continue
             if segment.origin == "inserted":
                 raise InputError(
                     f"document {document.id!r}, segment {index}: this model has no markers for inserted images"
                 )
             values = np.asarray(segment.codes_N if segment.codes_N is not None else next(codes))
-            if (
-                values.shape != (self.vocabulary.image_length,)
-                or values.min() < 0
-                or values.max() >= self.vocabulary.image_codes
-            ):
+            shape, most = (self.vocabulary.image_length,), self.vocabulary.image_codes
+            if values.dtype.kind not in "iu" or values.shape != shape or values.min() < 0 or values.max() >= most:
                 raise InputError(
                     f"document {document.id!r}, segment {index}: these image codes are not this image tokenizer's"
                 )

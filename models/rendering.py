@@ -126,15 +126,20 @@ def html_page(title: str, body: str, css: str = "") -> str:
 
 def save(document: InterleavedDocument, path: Path) -> None:
     """Writes .html, .md (its pictures first, in `<stem>_images/` beside it) or .json, whole or not at all."""
+    check_suffix(path)
     if path.suffix == ".html":
         content = to_html(document, document.id or path.stem)
     elif path.suffix == ".md":
         content = to_markdown(document, path.with_name(f"{path.stem}_images"))
-    elif path.suffix == ".json":
-        content = json.dumps(document.to_json()) + "\n"
     else:
-        raise InputError(f"{path}: cannot tell the form of the document; end the name in .html, .md or .json")
+        content = json.dumps(document.to_json()) + "\n"
     write_atomically(path, content)
+
+
+def check_suffix(path: Path) -> None:
+    """Raises InputError for a name that `save` would not know what to do with: ask before the work, not after."""
+    if path.suffix not in (".html", ".md", ".json"):
+        raise InputError(f"{path}: cannot tell the form of the document; end the name in .html, .md or .json")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -53,6 +53,10 @@ class SharedVocabularyPolicy(UnifiedPolicy):
 
     def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
         decoder = self.model.get_decoder()
+        if self.model.config._attn_implementation != "sdpa":  # the others add the mask to the scores
+            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(self.model.dtype).min
+            )
         return decoder(
             input_ids=ids_BT,
             position_ids=positions_BT,

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.picture_stories import SCENES, Outline, story_prompt
-from ..eval.picture_stories import MAX_IMAGES, STORY_TOKENS, answer, score_abilities, score_stories
+from ..eval.picture_stories import MAX_IMAGES, STORY_TOKENS, score_abilities, score_stories
 from ..eval.statistics import estimate, paired_difference
 from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
+from ..models.writing import write
 from ..rewards.base import Completion
 from ..rewards.hybrid import HybridReward
 
@@ -63,8 +64,8 @@ def samples(
     prompts = [story_prompt(outline, f"held-out {number + 1}") for number, outline in enumerate(outlines)]
     sampling = Sampling(max_new_tokens=STORY_TOKENS, max_images=MAX_IMAGES, seed=seed)
     completions = [
-        Completion(prompt, document, ended)
-        for prompt, (document, ended) in zip(prompts, answer(policy, prompts, sampling), strict=True)
+        Completion(prompt, answer.document, answer.ended)
+        for prompt, answer in zip(prompts, write(policy, prompts, sampling), strict=True)
     ]
     output = reward(completions)
     rows = []

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +25,8 @@ class ImageTokenizerConfig:
     """Pixels of a side."""
     patch: int = 8
     """Pixels folded into channels before the convolutions."""
+    tiled: bool = True
+    """Each code sees its own tile of the picture only."""
     channels: tuple[int, ...] = (96,)
     """Width of each resolution; each but the last halves it."""
     codes: int = 256
@@ -45,13 +48,16 @@ def train_image_tokenizer(
     """Returns the tokenizer and its figures: mean squared error of the last steps, codes in use."""
     torch.manual_seed(config.seed)
     tokenizer = VQImageTokenizer.create(
-        config.image_size, config.patch, config.channels, config.codes, config.code_size
+        config.image_size, config.patch, config.channels, config.codes, config.code_size, config.tiled
     )
     model = tokenizer.model
-    pixels = torch.unique(
-        tokenizer.pixels(images), dim=0
-    )  # sorted: the result does not depend on the order of the images
-    weight = 1 + config.foreground_weight * _foreground(pixels)
+    pixels = tokenizer.pixels(images)
+    weighted = torch.cat([pixels, 1 + config.foreground_weight * _foreground(pixels)], 1)
+    if config.tiled:
+        tile = tokenizer.tile
+        weighted = rearrange(weighted, "n c (i h) (j w) -> (n i j) c h w", h=tile, w=tile)
+    weighted = torch.unique(weighted, dim=0)  # sorted: the result does not depend on the order of the images
+    pixels, weight = weighted[:, :3], weighted[:, 3:]
 
     def autoencoder_loss(x: Tensor, w: Tensor) -> Tensor:
         return _error(tokenizer.reconstruct(tokenizer.latents(x)), x, w)
@@ -102,7 +108,11 @@ def train_image_tokenizer(
             [(tokenizer.reconstruct(r[0]) - p) ** 2 for r, p in zip(results, pixels.split(256), strict=True)]
         ).mean()
         used = len(torch.unique(torch.cat([r[2][2].flatten() for r in results])))
-    return tokenizer, {"mean_squared_error": error.item() / 4, "codes_used": used, "pictures": len(pixels)}
+    return tokenizer, {
+        "mean_squared_error": error.item() / 4,
+        "codes_used": used,
+        "distinct_tiles" if config.tiled else "pictures": len(pixels),
+    }
 
 
 def _fit(

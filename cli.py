@@ -1,0 +1,169 @@
+"""The `limner` command. Each subcommand only parses and calls; imports wait until it is known which."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .models.errors import InputError
+
+USAGE = """usage: limner COMMAND [...]
+
+  demo                  train and look at the embedded model: writes runs/demo/report.html
+  data from-markdown    turn a folder of Markdown with pictures into shards
+  data preview          an HTML page of samples of a shard folder
+  data validate         check every record of a shard folder
+  warmup                stage I: cross-entropy on interleaved, understanding and text-to-image data
+  grpo                  stage II: extended GRPO
+  generate              write an illustrated answer to a prompt
+
+`limner COMMAND --help` says more. Train on several processes with `torchrun --nproc-per-node N -m limner.train.warmup`
+(or `limner.train.grpo`) and the same flags."""
+
+
+def main() -> None:
+    """Entry point: a fault in the input is one line on stderr and exit code 2; anything else is a bug and shows its traceback."""
+    try:
+        run(sys.argv[1:])
+    except InputError as error:
+        print(f"limner: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def run(argv: Sequence[str]) -> None:
+    commands: dict[str, Callable[[Sequence[str]], None]] = {
+        "demo": _demo,
+        "data": _data,
+        "warmup": _warmup,
+        "grpo": _grpo,
+        "generate": _generate,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return
+    if argv[0] not in commands:
+        raise InputError(f"{argv[0]!r} is no command; known: {', '.join(commands)}")
+    commands[argv[0]](argv[1:])
+
+
+def _demo(argv: Sequence[str]) -> None:
+    from .studies.demo import main
+
+    main(argv)
+
+
+def _warmup(argv: Sequence[str]) -> None:
+    from .train.warmup import main
+
+    main(argv)
+
+
+def _grpo(argv: Sequence[str]) -> None:
+    from .train.grpo import main
+
+    main(argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise InputError(f"{self.prog}: {message}")
+
+
+def _data(argv: Sequence[str]) -> None:
+    parser = _Parser(prog="limner data", description="Shards of documents.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{from-markdown,preview,validate}")
+    command = commands.add_parser("from-markdown", help="turn a folder of Markdown with pictures into shards")
+    command.add_argument("source", type=Path, metavar="SRC")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
+    command.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
+    command.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
+    command = commands.add_parser("preview", help="an HTML page of samples")
+    command.add_argument("directory", type=Path, metavar="DIR")
+    command.add_argument("--out", type=Path, metavar="FILE", help="page to write (default DIR-preview.html beside DIR)")
+    command.add_argument("--samples", type=int, default=24)
+    command.add_argument("--split", choices=("train", "heldout"), default="train")
+    command = commands.add_parser("validate", help="check every record")
+    command.add_argument("directory", type=Path, metavar="DIR")
+    arguments = parser.parse_args(argv)
+    {"from-markdown": _from_markdown, "preview": _preview, "validate": _validate}[arguments.command](arguments)
+
+
+def _from_markdown(arguments: argparse.Namespace) -> None:
+    from .data.markdown import convert
+
+    report = convert(
+        arguments.source, arguments.out, heldout_share=arguments.heldout_share, overwrite=arguments.overwrite
+    )
+    print(report.summary())
+
+
+def _preview(arguments: argparse.Namespace) -> None:
+    from .data.preview import write_preview
+
+    page = arguments.out or arguments.directory.with_name(f"{arguments.directory.absolute().name}-preview.html")
+    shown = write_preview(arguments.directory, page, arguments.samples, arguments.split)
+    print(f"{page}: {shown} documents")
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    from .data.shards import read_index
+    from .data.validate import validate
+
+    problems = validate(arguments.directory)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(f"{arguments.directory}: {problems[0]}{more}")
+    kinds = read_index(arguments.directory).kinds
+    total = sum(sum(counts.values()) for counts in kinds.values())
+    parts = [f"{split} {kind} {n}" for split, counts in kinds.items() for kind, n in counts.items() if n]
+    print(f"{arguments.directory}: {total} records are sound ({', '.join(parts)})")
+
+
+def _generate(argv: Sequence[str]) -> None:
+    parser = _Parser(prog="limner generate", description="Writes an illustrated answer to a prompt.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder")
+    parser.add_argument("--prompt", required=True, help="what to write about")
+    parser.add_argument(
+        "--image", action="append", type=Path, default=[], help="a picture before the prompt (repeatable)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="answer.html, answer.md or answer.json")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--max-images", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+
+    from .models.checkpoint import load
+    from .models.generation import Sampling
+    from .models.rendering import check_suffix, save
+    from .models.writing import make_prompt, write
+
+    check_suffix(arguments.out)
+    sampling = Sampling(
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        max_images=arguments.max_images,
+        seed=arguments.seed,
+    )
+    prompt = make_prompt(arguments.prompt, arguments.image)
+    (answer,) = write(load(arguments.model), [prompt], sampling)
+    save(prompt + answer.document, arguments.out)
+    images = len(answer.document.images)
+    note = "" if answer.ended else f"; cut at {arguments.max_new_tokens} tokens, raise --max-new-tokens"
+    print(
+        f"{arguments.out}: {images} pictures{note}{'; an unfinished picture was left out' if answer.cut_image else ''}"
+    )
+
+
+if __name__ == "__main__":
+    main()

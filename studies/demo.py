@@ -1,0 +1,276 @@
+"""The demo: the whole road on a laptop CPU, with no download.
+
+    picture-story world -> tokenizers, shards -> warm-up -> arms -> held-out figures -> report.html
+
+    limner demo                         warm-up, then GRPO with process rewards
+    limner demo --arms all              all five arms
+    limner demo --score MODEL --prompts FILE.jsonl
+
+Every stage leaves its result in the run's folder, and a second call takes up where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..configs import parse
+from ..data.picture_stories import Outline
+from ..data.prompts import read_outlines
+from ..eval.picture_stories import score_stories
+from ..eval.statistics import estimate
+from ..models.checkpoint import load, save
+from ..models.errors import InputError
+from ..models.rendering import write_atomically
+from ..report.run_report import write_report
+from ..rewards.build import RewardsConfig, build_reward
+from ..train.new_model import NewModelConfig, new_policy
+from .arms import ARMS, Curve, Setting, run_arm, run_warmup
+from .measure import comparisons, figures, measure, samples
+from .world import WorldConfig, check_heldout, world_processor, write_prompts, write_shards
+
+DEFAULT_ARMS = ("warmup", "grpo_process")
+REACH = 0.5
+SAMPLES = 8
+
+
+@dataclass
+class DemoConfig:
+    out: str = "runs/demo"
+    """Folder of the run: report.html, metrics.json, model/."""
+    arms: str = ",".join(DEFAULT_ARMS)
+    """Comma-separated, or `all`: warmup, control, rejection, grpo_outcome, grpo_process."""
+    seeds: int = 1
+    """Repeat with so many seeds and report the spread."""
+    seed: int = 0
+    iterations: int = 50
+    """Rollout batches of GRPO; its seconds are what the other arms may spend."""
+    curve_prompts: int = 128
+    """Held-out prompts scored while training."""
+    score: str | None = None
+    """Only score this checkpoint, on the outlines of `prompts`."""
+    prompts: str | None = None
+    """JSONL file of outlines, one {"outline": ["small red circle top left", ...]} a line; with `score`."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    new_model: NewModelConfig = field(default_factory=NewModelConfig)
+    grpo: dict[str, str] = field(default_factory=dict)
+    """Settings of `grpo/tiny` to change in all arms, by dotted name."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    (config,) = parse((DemoConfig,), argv, prog="limner demo")
+    if (config.score is None) != (config.prompts is None):
+        raise InputError("--score MODEL and --prompts FILE go together")
+    if config.score:
+        print(json.dumps(score_checkpoint(config.score, Path(config.prompts), config.seed), indent=1))
+        return
+    run(config)
+
+
+def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:
+    """Figures of any checkpoint on given outlines: `{"sampled": {"story_exact": {...}, ...}, "greedy": {...}}`."""
+    policy, outlines = load(model), read_outlines(prompts)
+    return {
+        name: {
+            metric: estimate(rows) for metric, rows in score_stories(policy, outlines, temperature, seed).rows().items()
+        }
+        for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
+    }
+
+
+def run(config: DemoConfig) -> dict[str, Any]:
+    """Runs what is not there yet and writes the report. Returns the metrics."""
+    arms = chosen_arms(config.arms)
+    if config.seeds < 1 or config.iterations < 1:
+        raise InputError("seeds and iterations: at least 1")
+    out = Path(config.out)
+    runs = []
+    for number in range(config.seeds):
+        seed = config.seed + number
+        root = out if number == 0 else out / f"seed-{seed}"
+        runs.append(run_seed(config, root, seed, arms))
+    metrics = {**runs[0][0], "seeds": [{"seed": config.seed + i, "arms": r["arms"]} for i, (r, _) in enumerate(runs)]}
+    write_atomically(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_report(out / "report.html", metrics, runs[0][1])
+    say(f"wrote {out / 'report.html'}, {out / 'metrics.json'}, {out / 'model'}")
+    return metrics
+
+
+def chosen_arms(text: str) -> list[str]:
+    """Arm names in running order; the warm-up always, and process GRPO whenever an arm needs its seconds."""
+    names = set(ARMS) if text == "all" else {name.strip() for name in text.split(",") if name.strip()}
+    if unknown := names - set(ARMS):
+        raise InputError(f"--arms: {sorted(unknown)[0]!r} is none of {', '.join(ARMS)}; or `all`")
+    names.add("warmup")
+    if names - {"warmup"}:
+        names.add("grpo_process")
+    return [name for name in ("warmup", "grpo_process", "grpo_outcome", "control", "rejection") if name in names]
+
+
+def run_seed(config: DemoConfig, root: Path, seed: int, arms: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All arms of one seed; (metrics, samples)."""
+    _check_same_settings(config, root, seed)
+    heldout, train, stages = _prepare(config, root, seed)
+    results: dict[str, dict[str, Any]] = {}
+    for name in arms:
+        file = root / "arms" / name / "result.json"
+        if not file.exists():
+            budget = (
+                results["grpo_process"]["seconds"] if name in ("grpo_outcome", "control", "rejection") else math.inf
+            )
+            write_atomically(file, json.dumps(_run_one(name, config, root, seed, heldout, train, budget)) + "\n")
+        results[name] = json.loads(file.read_text())
+        say(f"{name}: {_line(results[name])}")
+    best = "grpo_process" if "grpo_process" in results else "warmup"
+    trained = root / ("warmup" if best == "warmup" else f"arms/{best}") / "model"
+    save(load(trained), root / "model")
+    return _metrics(config, seed, results, stages), _merge_samples(results)
+
+
+def _prepare(config: DemoConfig, root: Path, seed: int) -> tuple[list[Outline], list[Outline], dict[str, Any]]:
+    """Prompts, tokenizers, shards and the untrained model; (held-out outlines, training outlines, figures)."""
+    heldout, train = write_prompts(root / "prompts", config.world, seed)
+    file = root / "prepared.json"
+    if not file.exists():
+        started = time.perf_counter()
+        say("training the tokenizers")
+        model_config = replace(
+            config.new_model, seed=seed, image_tokenizer=replace(config.new_model.image_tokenizer, seed=seed)
+        )
+        processor, figures_ = world_processor(model_config, seed)
+        figures_["seconds"] = round(time.perf_counter() - started, 1)
+        say(f"image tokenizer: {figures_['exact_reconstructions']:.1%} of pictures rebuilt exactly")
+        tokens = write_shards(root / "data", processor, config.world, heldout, seed)
+        save(new_policy(processor, model_config), root / "new_model")
+        overlap = check_heldout(root / "data", root / "prompts")
+        if overlap:
+            raise RuntimeError(f"{overlap} held-out outlines are in the training data")
+        stages = {"image_tokenizer": figures_, "tokens": tokens, "heldout_in_training": overlap}
+        write_atomically(file, json.dumps(stages) + "\n")
+    return heldout, train, json.loads(file.read_text())
+
+
+def _run_one(
+    name: str, config: DemoConfig, root: Path, seed: int, heldout: list[Outline], train: list[Outline], budget: float
+) -> dict[str, Any]:
+    """Trains and measures one arm."""
+    curve_outlines = heldout[: config.curve_prompts]
+    say(f"{name}: training" + ("" if math.isinf(budget) else f" for {budget:.0f} s"))
+    folder = root / "arms" / name
+    if name == "warmup":
+        policy = load(root / "new_model")
+        shutil.rmtree(root / "warmup", ignore_errors=True)
+        curve = run_warmup(policy, root, seed, curve_outlines)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        warm = json.loads((root / "arms" / "warmup" / "result.json").read_text())
+        flags = [f"--{key}={value}" for key, value in config.grpo.items()]
+        setting = Setting(
+            root, curve_outlines, train, seed, config.iterations, warm["seconds"] / warm["curve"][-1]["step"], flags
+        )
+        policy, curve = run_arm(name, setting, budget)
+    say(f"{name}: measuring on {len(heldout)} held-out prompts")
+    items, best = measure(policy, heldout, sweep=name in ("warmup", "control"), seed=seed)
+    reward = build_reward(RewardsConfig())
+    return {
+        "items": items,
+        "best_temperature": best,
+        "seconds": round(curve.seconds, 1),
+        "curve": curve.points,
+        "training": _flat_log(curve),
+        "samples": samples(policy, heldout[:SAMPLES], reward, seed),
+    }
+
+
+def _flat_log(curve: Curve) -> list[dict[str, float]]:
+    """The trainer's log lines that carry figures of a step."""
+    keep = [line for line in curve.log if "loss" in line]
+    return [{key: value for key, value in line.items() if isinstance(value, int | float)} for line in keep]
+
+
+def _metrics(
+    config: DemoConfig, seed: int, results: dict[str, dict[str, Any]], stages: dict[str, Any]
+) -> dict[str, Any]:
+    arms: dict[str, Any] = {}
+    for name, result in results.items():
+        arms[name] = {**figures(result["items"]), **{key: result[key] for key in ("seconds", "curve")}}
+        arms[name]["training"] = result["training"]
+        if result["best_temperature"] is not None:
+            arms[name]["best_temperature"]["temperature"] = result["best_temperature"]
+    loss = [
+        {"step": line["step"], "text": line.get("loss/text"), "image": line.get("loss/image")}
+        for line in results["warmup"]["training"]
+    ]
+    return {
+        "title": "limner demo: picture stories",
+        "command": "limner demo" + (f" --arms {config.arms}" if config.arms != ",".join(DEFAULT_ARMS) else ""),
+        "created": time.strftime("%Y-%m-%d"),
+        "device": "cpu",
+        "seed": seed,
+        "arms": arms,
+        "comparisons": comparisons({name: result["items"] for name, result in results.items()}, "warmup"),
+        "first_reach": {name: _first_reach(result["curve"]) for name, result in results.items() if name != "warmup"},
+        "stages": {"image_tokenizer": stages["image_tokenizer"], "warmup": {"loss": loss}},
+        "data": {"tokens": stages["tokens"], "heldout_outlines_in_training_data": stages["heldout_in_training"]},
+        "settings": asdict(config),
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "diffusers", "accelerate")}
+        | {"python": sys.version.split()[0], "torch_threads": str(torch.get_num_threads())},
+    }
+
+
+def _first_reach(curve: list[dict[str, float]]) -> dict[str, float] | None:
+    """Where the held-out curve first reaches 0.50."""
+    point = next((point for point in curve if point["sampled_story_exact"] >= REACH), None)
+    return {"step": point["step"], "seconds": point["seconds"]} if point else None
+
+
+def _merge_samples(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same prompts with each arm's answer."""
+    shown = []
+    for rows in zip(*(result["samples"] for result in results.values()), strict=True):
+        answers = {name: row["answer"] for name, row in zip(results, rows, strict=True)}
+        shown.append({"id": rows[0]["id"], "prompt": rows[0]["prompt"], "answers": answers})
+    return shown
+
+
+def _check_same_settings(config: DemoConfig, root: Path, seed: int) -> None:
+    """A folder holds the results of one set of settings; others would be mixed in silently."""
+    fixed = {key: value for key, value in asdict(config).items() if key in ("world", "new_model", "grpo", "iterations")}
+    fixed = json.loads(json.dumps({**fixed, "seed": seed}))
+    file = root / "settings.json"
+    if file.exists() and json.loads(file.read_text()) != fixed:
+        raise InputError(f"{root}: holds results of other settings; give another --out, or delete the folder")
+    write_atomically(file, json.dumps(fixed, indent=1) + "\n")
+
+
+def _line(result: dict[str, Any]) -> str:
+    items = result["items"]
+    parts = [
+        f"{name} {sum(items[key]) / len(items[key]):.2f}"
+        for name, key in (
+            ("sampled", "sampled.story_exact"),
+            ("greedy", "greedy.story_exact"),
+            ("vqa", "understanding.vqa"),
+            ("caption", "understanding.caption"),
+            ("text-to-image", "text_to_image.exact"),
+        )
+    ]
+    return ", ".join(parts) + f" ({result['seconds']:.0f} s)"
+
+
+def say(text: str) -> None:
+    print(f"[limner] {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
