@@ -20,13 +20,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from .errors import InputError
+from .errors import InputError, reading
 from .image_tokenizer import VQImageTokenizer
 from .policy import UnifiedPolicy, family
 from .processing import Processor
+from .shared_vocabulary import SharedVocabularyPolicy
 
 SETTINGS_FILE = "limner.json"
 IMAGE_TOKENIZER = "image_tokenizer"
+FAMILIES = (SharedVocabularyPolicy,)
+"""What `load` can make; importing a family registers it."""
 FORMAT = 1
 
 
@@ -41,9 +44,15 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     try:
         yield staging
         old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-        if directory.exists():
+        replaced = directory.exists()
+        if replaced:
             directory.rename(old)
-        staging.rename(directory)
+        try:
+            staging.rename(directory)
+        except OSError:
+            if replaced:
+                old.rename(directory)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -73,15 +82,19 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
         raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote")
     try:
         settings = json.loads(path.read_text())
-        kind = settings["family"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        kind, written = settings["family"], settings["format"]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a checkpoint description ({error})") from None
-    policy_class = family(kind)
-    try:
+    if written != FORMAT:
+        raise InputError(f"{path}: format {written!r}; this limner reads {FORMAT}")
+    policy_class = family(str(kind))
+    with reading(directory):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-        model = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{directory}: {str(error).splitlines()[0]}") from None
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        if missing := sorted(report["missing_keys"]):
+            raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
     processor = Processor(tokenizer, VQImageTokenizer.from_pretrained(directory / IMAGE_TOKENIZER))
     policy = policy_class(model.to(device), processor)
     policy.model.eval()

@@ -141,6 +141,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         if image.mode == "RGB":
             return image
+        if image.mode.startswith("I;16"):  # 16-bit grey: PIL would clip all but the darkest to white
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

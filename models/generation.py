@@ -45,7 +45,7 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "max_images": self.max_images is None or self.max_images >= 0,
-            "seed": 0 <= self.seed < 2**64,
+            "seed": 0 <= self.seed < 2**63,
         }
         if wrong := [name for name, holds in ranges.items() if not holds]:
             raise InputError(f"sampling: {wrong[0]} = {getattr(self, wrong[0])} is out of range")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .document import to_rgb
-from .errors import InputError
+from .errors import InputError, reading
 
 SETTINGS_FILE = "image_tokenizer.json"
 
@@ -169,8 +169,11 @@ class VQImageTokenizer(nn.Module):
         path = Path(directory) / SETTINGS_FILE
         if not path.is_file():
             raise InputError(f"{directory}: no {SETTINGS_FILE}; this folder holds no image tokenizer that limner saved")
-        settings = json.loads(path.read_text())
-        if settings.get("type") != "VQModel":
-            raise InputError(f"{path}: type {settings.get('type')!r} is not known; known: VQModel")
-        model = VQModel.from_pretrained(directory, use_safetensors=True)
-        return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()
+        with reading(directory):
+            settings = json.loads(path.read_text())
+            if settings["type"] != "VQModel":
+                raise InputError(f"{path}: type {settings['type']!r} is not known; known: VQModel")
+            model, report = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
+            if missing := sorted(report["missing_keys"]):
+                raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
+            return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()
