@@ -46,8 +46,9 @@ def process_advantages(normalised_RK: Tensor, segment_RC: Tensor, discount: floa
     A[i, t] = sum over segments j >= k of discount^(j - k) r_hat[i, j], k the segment of token t. Discount 1 is U-GRPO's
     (and DeepSeekMath's, section 4.1.3); at 0 a token answers for its own segment alone, which is right where later
     segments do not depend on earlier ones. `segment_RC` is the segment of each token; a token past the last segment
-    (`<eos>`), or padding (negative), gets 0. With `mean` the sum is divided by the weights of the segments in it, so that
-    long documents do not get larger early advantages. A missing segment (NaN) adds nothing, to the sum or to the weights.
+    (`<eos>`), or padding (negative), gets 0. With `mean` the sum is divided by the weights of the segments in it, so
+    that long documents do not get larger early advantages. A missing segment (NaN) adds nothing, to the sum or to the
+    weights.
     """
     present_RK = (~normalised_RK.isnan()).float()
     total, weight = torch.zeros_like(present_RK[:, 0]), torch.zeros_like(present_RK[:, 0])

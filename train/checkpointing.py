@@ -19,8 +19,8 @@ CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 class WholeCheckpoints:
     """Mixin before a transformers Trainer; the trainer has the `policy` whose model it trains.
 
-    The Trainer writes a checkpoint folder file by file, and takes the highest number for the last on resume: killed in the middle
-    of a save, it would resume from half a checkpoint.
+    The Trainer writes a checkpoint folder file by file, and takes the highest number for the last on resume: killed in
+    the middle of a save, it would resume from half a checkpoint.
     """
 
     policy: UnifiedPolicy
@@ -48,13 +48,13 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             name = f"checkpoint-{self.state.global_step}"
-            shutil.rmtree(output_dir / name, ignore_errors=True)
+            if (output_dir / name).exists():
+                (output_dir / name).rename(staging / "replaced")
             (staging / name).rename(output_dir / name)
+            limit = self.args.save_total_limit
+            for old in checkpoints(output_dir)[:-limit] if limit else []:
+                old.rename(staging / old.name)
             shutil.rmtree(staging, ignore_errors=True)
-            for old in (
-                checkpoints(output_dir)[: -self.args.save_total_limit or None] if self.args.save_total_limit else []
-            ):
-                shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -83,7 +83,8 @@ def resume_point(output_dir: Path, resume: str | None) -> str | None:
     if resume is None:
         if existing:
             raise InputError(
-                f"{output_dir}: holds {existing[-1].name} of an earlier run; give --resume_from_checkpoint last, or another --output_dir"
+                f"{output_dir}: holds {existing[-1].name} of an earlier run; "
+                "give --resume_from_checkpoint last, or another --output_dir"
             )
         return None
     if resume == "last":

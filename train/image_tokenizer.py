@@ -1,7 +1,7 @@
 """Trains the image tokenizer in three stages: autoencoder, codebook by k-means, quantised.
 
-A vector-quantised autoencoder trained from random codes collapses; started as a plain autoencoder, with a k-means codebook of
-its own latents, it does not. The last steps train the decoder alone, on the codes as they will be.
+A vector-quantised autoencoder trained from random codes collapses; started as a plain autoencoder, with a k-means
+codebook of its own latents, it does not. The last steps train the decoder alone, on the codes as they will be.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class NewModelConfig:
 
 def general_english() -> str:
     """The English that the text tokenizer learns from beside the data."""
-    return (importlib.resources.files(__package__.rpartition(".")[0]) / "data" / "english.txt").read_text("utf-8")
+    return (importlib.resources.files(__name__.partition(".")[0]) / "data" / "english.txt").read_text("utf-8")
 
 
 def new_processor(

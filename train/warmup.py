@@ -88,8 +88,8 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         counts = Counts.of(batch.trainable_BT, batch.ids_BT >= self.policy.vocabulary.text_size)
         return torch.stack([counts.text, counts.image, counts.sequences])
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch = inputs["token_batch"].to(self.args.device)
+    def compute_loss(self, model, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
+        batch: TokenBatch = inputs["token_batch"].to(self.args.device)
         image_BT = batch.ids_BT >= self.policy.vocabulary.text_size
         logp_BT, _ = self.policy.log_probs(model, batch)
         assert self._counts is not None
@@ -122,11 +122,11 @@ def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, row
     ]
     sums = torch.zeros(2, 2)
     for row in list(pack(sequences, length))[:rows]:
-        batch = collate([row], policy.vocabulary.controls)
+        batch = collate([row], policy.vocabulary.controls).to(policy.model.device)
         logp_BT, _ = policy.log_probs(policy.model, batch)
         image_BT = batch.ids_BT >= policy.vocabulary.text_size
         for index, at in enumerate((batch.trainable_BT & ~image_BT, batch.trainable_BT & image_BT)):
-            sums[index] += torch.stack([-logp_BT[at].sum(), at.sum()])
+            sums[index] += torch.stack([-logp_BT[at].sum(), at.sum()]).cpu()
     return {name: (sums[i, 0] / sums[i, 1]).item() for i, name in enumerate(("text", "image")) if sums[i, 1] > 0}
 
 
@@ -155,6 +155,10 @@ def run(
     if config.normalisation not in NORMALISATIONS:
         raise InputError(f"normalisation: {config.normalisation!r} is none of {', '.join(NORMALISATIONS)}")
     sources = [SourceConfig(config.data)] if config.data else config.sources
+    if not sources:
+        raise InputError("data: missing; name a folder of shards (--data DIR)")
+    if args.max_steps <= 0:
+        raise InputError("max_steps: missing; the stream of rows has no end, so say how many steps to train")
     assert args.output_dir is not None
     resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
     if policy is None:

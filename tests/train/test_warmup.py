@@ -1,0 +1,184 @@
+"""The warm-up trainer on a few documents of the embedded world."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from limner.data.mixture import PackedRows, SourceConfig
+from limner.data.picture_stories import CLEAN, warmup_documents
+from limner.data.shards import ShardWriter
+from limner.models.checkpoint import load
+from limner.models.errors import InputError
+from limner.train.losses import NORMALISATIONS
+from limner.train.warmup import WarmupConfig, WarmupTrainer, heldout_loss, run
+
+KINDS = ("interleaved", "understanding", "text_to_image")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    """A folder of shards: 36 documents to train on, 9 held out."""
+    directory = tmp_path_factory.mktemp("warmup") / "data"
+    with ShardWriter(directory) as writer:
+        for kind in KINDS:
+            for number, document in zip(range(15), warmup_documents(kind, 0, CLEAN, frozenset()), strict=False):
+                writer.write(document, "heldout" if number < 3 else "train")
+    return str(directory)
+
+
+def settings(directory: Path, **changes) -> TrainingArguments:
+    values = {
+        "output_dir": str(directory),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return TrainingArguments(**{**values, **changes})
+
+
+def config(folder: str, **changes) -> WarmupConfig:
+    return WarmupConfig(**{"data": folder, "pack_length": 128, "heldout_batches": 0, **changes})
+
+
+def parameters(policy) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+
+
+def test_two_steps_lower_the_loss_of_both_modalities(data, make_policy, tmp_path):
+    policy, said = make_policy(0), []
+    trainer = run(config(data, heldout_batches=4), settings(tmp_path, max_steps=6), policy, say=said.append)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 6
+    for name in ("text", "image"):
+        assert logs[-1][f"loss/{name}"] < logs[0][f"loss/{name}"] and logs[0][f"tokens/{name}"] > 20
+    first = logs[0]
+    mean = sum(first[f"loss/{m}"] * first[f"tokens/{m}"] for m in ("text", "image"))
+    assert first["loss"] == pytest.approx(mean / (first["tokens/text"] + first["tokens/image"]), rel=1e-3)
+    assert len(said) == 2  # before and after, of both modalities
+    for line, name in zip(said, ("text", "image"), strict=True):
+        head, before, after = line.split(":")[0], *(float(word) for word in line.split() if word[0].isdigit())
+        assert head == f"held-out loss, {name}" and after < before
+
+
+def test_the_trained_model_is_written_and_loads(data, make_policy, tmp_path):
+    policy = make_policy(0)
+    before = parameters(policy)
+    run(config(data), settings(tmp_path), policy)
+    assert not torch.equal(parameters(policy), before)
+    assert torch.equal(parameters(load(tmp_path / "model")), parameters(policy))
+    assert (tmp_path / "config.yaml").read_text().count("pack_length: 128") == 1
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_accumulating_eight_rows_is_a_batch_of_eight(normalisation, data, make_policy, tmp_path):
+    """Plain gradient descent, so that the parameters differ by no more than the gradients do."""
+
+    def after_one_step(batch, accumulation):
+        policy = make_policy(0)
+        args = settings(
+            tmp_path / str(batch),
+            max_steps=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            learning_rate=0.5,
+        )
+        trainer = run(config(data, normalisation=normalisation), args, policy)
+        return parameters(policy), trainer.state.log_history[0]
+
+    whole, whole_log = after_one_step(8, 1)
+    parts, parts_log = after_one_step(1, 8)
+    assert (whole - parameters(make_policy(0))).abs().max() > 1e-3
+    assert torch.allclose(whole, parts, atol=1e-6)
+    for name in ("loss", "loss/text", "loss/image", "tokens/text", "tokens/image"):
+        assert parts_log[name] == pytest.approx(whole_log[name], rel=1e-4)
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def test_resuming_equals_never_having_stopped(data, make_policy, tmp_path):
+    def four_steps(directory, **changes):
+        return settings(
+            directory, max_steps=4, save_strategy="steps", save_steps=2, lr_scheduler_type="linear", **changes
+        )
+
+    straight = make_policy(0)
+    run(config(data), four_steps(tmp_path / "straight", gradient_accumulation_steps=2), straight)
+    stopped = make_policy(0)
+    args = four_steps(tmp_path / "halves", gradient_accumulation_steps=2)
+    run(config(data), args, stopped, callbacks=[StopAfter(2)])
+    assert not torch.equal(parameters(stopped), parameters(straight))
+    args = four_steps(tmp_path / "halves", gradient_accumulation_steps=2, resume_from_checkpoint="last")
+    resumed = run(config(data), args)  # the policy comes from the checkpoint
+    assert resumed.state.global_step == 4
+    assert torch.equal(parameters(resumed.policy), parameters(straight))
+    assert torch.equal(parameters(load(tmp_path / "halves" / "model")), parameters(straight))
+
+
+def test_a_run_does_not_mix_with_an_earlier_one(data, make_policy, tmp_path):
+    args = settings(tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    run(config(data), args, make_policy(0))
+    with pytest.raises(InputError, match="holds checkpoint-1 of an earlier run; give --resume_from_checkpoint last"):
+        run(config(data), args, make_policy(0))
+
+
+def test_rows_of_the_loader_are_the_streams_own(data, make_policy, processor, tmp_path):
+    """The Trainer must not shard, shuffle or prefetch past our stream."""
+    rows = PackedRows([SourceConfig(data)], processor, length=128, seed=42)
+    trainer = WarmupTrainer(make_policy(0), config(data), settings(tmp_path), train_dataset=rows)
+    batches = iter(trainer.get_train_dataloader())
+    loaded = [next(batches)["token_batch"].ids_BT for _ in range(3)]
+    stream = iter(rows)
+    for ids_BT in loaded:
+        for ids_T in ids_BT:
+            tokens = torch.cat([sequence.ids_T for sequence in next(stream)])
+            assert torch.equal(ids_T[: len(tokens)], tokens)
+
+
+def test_heldout_loss_is_the_mean_over_heldout_tokens(data, make_policy):
+    policy = make_policy(0)
+    every, first = (heldout_loss(policy, [data], 128, rows) for rows in (1000, 1))
+    assert every.keys() == {"text", "image"} and every != first
+    # The image codes of an untrained model are near uniform over 32 kinds.
+    assert every["image"] > torch.log(torch.tensor(32.0)) - 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({"normalisation": "tokens"}, {}, "normalisation: 'tokens' is none of token, sequence, modality-balanced"),
+        ({"data": "/no/such/folder"}, {}, "/no/such/folder/index.json: no such file"),
+        ({"data": ""}, {}, "data: missing; name a folder of shards"),
+        ({}, {"max_steps": -1}, "max_steps: missing"),
+        ({}, {"resume_from_checkpoint": "last"}, "no checkpoint to resume from"),
+        ({}, {"resume_from_checkpoint": "/no/such/run"}, "--resume_from_checkpoint /no/such/run: no such checkpoint"),
+        ({"pack_length": 20}, {}, "exceed `pack_length` = 20"),
+    ],
+)
+def test_wrong_settings_are_named(changes, arguments, message, data, make_policy, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(config(data, **changes), settings(tmp_path, **arguments), make_policy(0))
+    assert not (tmp_path / "model").exists()
+
+
+def test_progress_is_in_the_checkpoint(data, make_policy, tmp_path):
+    args = settings(tmp_path, max_steps=3, save_strategy="steps", save_steps=1, save_total_limit=2)
+    run(config(data), args, make_policy(0))
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders == ["checkpoint-2", "checkpoint-3", "config.yaml", "model"]
+    assert json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
