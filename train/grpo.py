@@ -29,6 +29,7 @@ from ..models.errors import InputError
 from ..models.policy import UnifiedPolicy
 from ..rewards.build import RewardsConfig, build_reward
 from .checkpointing import resume_point
+from .progress import show_progress
 from .trainer import AlgorithmConfig, GRPOConfig, InterleavedGRPOTrainer
 
 
@@ -64,6 +65,7 @@ def run(
     trainer = InterleavedGRPOTrainer(
         policy, build_reward(config.rewards), config.algorithm, args, dataset, callbacks=list(callbacks)
     )
+    show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
         save_resolved(Path(args.output_dir) / "config.yaml", config, args)
     trainer.train(resume_from_checkpoint=resume)

@@ -32,6 +32,7 @@ from ..models.sequence import TokenBatch, collate
 from .checkpointing import WholeCheckpoints, resume_point
 from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights
 from .new_model import NewModelConfig, new_policy, new_processor
+from .progress import show_progress
 
 TOKENIZER_DOCUMENTS = 2000
 """Documents whose pictures train a new image tokenizer."""
@@ -173,6 +174,7 @@ def run(
         world_size=args.world_size,
     )
     trainer = WarmupTrainer(policy, config, args, train_dataset=rows, callbacks=list(callbacks))
+    show_progress(trainer, "warm-up")
     folders = [source.path for source in sources]
     main = trainer.accelerator.is_main_process
     report = main and config.heldout_batches > 0
