@@ -1,18 +1,21 @@
 """Extended GRPO as a thin subclass of TRL's GRPOTrainer: the only file that imports trl.
 
-TRL keeps the loop: prompt sampler, rollout buffer, accelerate, DeepSpeed, FSDP, PEFT, logging, Hub. Two of its methods are
-replaced: `_generate_and_score_completions` (documents instead of texts) and `_compute_loss` (our pure losses). TRL's old-policy
-and reference forwards are not used: old log-probs are always the sampler's.
+TRL keeps the loop: prompt sampler, rollout buffer, accelerate, DeepSpeed, FSDP, PEFT, logging, Hub. Two of its methods
+are replaced: `_generate_and_score_completions` (documents instead of texts) and `_compute_loss` (our pure losses).
+TRL's old-policy and reference forwards are not used: old log-probs are always the sampler's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -95,6 +98,9 @@ class AlgorithmConfig:
 
 class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     loss_is_scaled_for_ga = True
+    model: Any
+    num_generations: int
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -106,6 +112,12 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         **kwargs: Any,
     ):
         algorithm.check(args)
+        needed = args.generation_batch_size // args.num_generations  # type: ignore[operator]
+        if len(train_dataset) < needed:
+            raise InputError(
+                f"prompts: {len(train_dataset)}, and one batch of rollouts takes {needed}; give more of them, or lower "
+                "per_device_train_batch_size or steps_per_generation"
+            )
         self.policy, self.reward, self.algorithm = policy, reward, algorithm
         self._counts: list[Counts] = []
         self._loss_sums: dict[str, Tensor] = {}
@@ -134,8 +146,31 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 world_size=ranks,
             )
         )
+        seen = self.state.global_step * self.args.gradient_accumulation_steps  # micro-batches before a resume
+        rows = islice(rows, seen * replay.rows, None)
         while True:
             yield collate([next(rows) for _ in range(replay.rows)], self.policy.vocabulary.controls)
+
+    # ---- exact resume: the order of the prompts and the half-used rollout buffer ----
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        sampler = super()._get_train_sampler(dataset)
+        return _OrderOfEpoch(sampler, lambda: int(self.state.epoch or 0)) if self.shuffle_dataset else sampler
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = {"step": self._step, "rollouts": self._buffered_inputs, "ranks": self.args.world_size}
+        torch.save(state, Path(output_dir) / f"rollouts_{self.args.process_index}.pth")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        path = Path(checkpoint or "") / f"rollouts_{self.args.process_index}.pth"
+        if not checkpoint or not path.is_file():
+            return
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        if state["ranks"] == self.args.world_size:  # else the next step samples anew
+            self._step, self._buffered_inputs = state["step"], state["rollouts"]
+            self._counts = self._count(self._buffered_inputs)
 
     # ---- rollout ----
 
@@ -196,7 +231,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         """Log-probs of the reference, in micro-batches."""
         if self.reference is None:
             return {}
-        self.reference.model.to(batch.ids_BT.device)
+        self.reference.model.to(batch.ids_BT.device)  # type: ignore[arg-type]
         parts = [self._score(self.reference.model, part, self.reference)[0] for part in self._micro_batches(batch)]
         return {"ref_logp_BT": torch.cat(parts)}
 
@@ -290,6 +325,23 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                     self._metrics["train"][name].append(sums[name] / tokens)
             self._loss_sums = {}
         super().log(logs, start_time)
+
+
+class _OrderOfEpoch(Sampler):
+    """TRL's prompt sampler, its order a function of seed and epoch.
+
+    Alone it goes on from the generator of the epoch before, which a resumed run has not used.
+    """
+
+    def __init__(self, sampler: Any, epoch: Callable[[], int]):
+        self.sampler, self.epoch = sampler, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.sampler.seed + self.epoch())
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
 
 
 def _trained(inputs: dict[str, Tensor]) -> Tensor:

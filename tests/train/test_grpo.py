@@ -1,0 +1,449 @@
+"""Extended GRPO on a tiny untrained policy: the seam with TRL, exact steps, resume, checkpoints."""
+
+import inspect
+from collections import defaultdict
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from packaging.requirements import Requirement
+from transformers import Trainer, TrainerCallback
+
+from limner.data.picture_stories import CLEAN, SCENES, story_prompt, warmup_documents
+from limner.data.prompts import pack_prompt
+from limner.data.shards import ShardWriter
+from limner.models.checkpoint import load, save
+from limner.models.document import InterleavedDocument, TextSegment
+from limner.models.errors import InputError
+from limner.models.sequence import TokenBatch
+from limner.rewards.base import Completion, RewardOutput
+from limner.rewards.build import RewardsConfig, build_reward
+from limner.train.advantages import process_advantages, segment_advantages
+from limner.train.checkpointing import WholeCheckpoints, checkpoints, resume_point
+from limner.train.grpo import RunConfig, run
+from limner.train.losses import NORMALISATIONS, Counts, token_weights
+from limner.train.trainer import (
+    BATCH_FIELDS,
+    AlgorithmConfig,
+    GRPOConfig,
+    GRPOTrainer,
+    InterleavedGRPOTrainer,
+    PerModality,
+    ReplayConfig,
+    SourceConfig,
+)
+
+PROMPTS = [story_prompt(SCENES[i : i + 2], f"prompt-{i}") for i in range(0, 16, 4)]
+
+
+class Illustrated:
+    """An exact reward that varies among the answers of an untrained model: many pictures, short texts, even codes."""
+
+    name = "illustrated"
+
+    def __call__(self, completions):
+        outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
+        segments = [[self.of(segment) for segment in completion.answer.segments] for completion in completions]
+        return RewardOutput(outcome, segments, {"pictures": outcome})
+
+    @staticmethod
+    def of(segment):
+        if isinstance(segment, TextSegment):
+            return 1 / (1 + len(segment.text) / 20)
+        return float((segment.codes_N % 2 == 0).mean())
+
+
+class Flat:
+    """Every completion is as good as the other."""
+
+    name = "flat"
+
+    def __call__(self, completions):
+        return RewardOutput([0.5] * len(completions), [[0.5] * len(c.answer.segments) for c in completions])
+
+
+def settings(directory: Path, **changes) -> GRPOConfig:
+    values = {
+        "output_dir": str(directory),
+        "max_steps": 1,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "steps_per_generation": 1,
+        "max_completion_length": 48,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+    }
+    return GRPOConfig(**{**values, **changes})
+
+
+def dataset(prompts=PROMPTS) -> Dataset:
+    return Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
+
+
+def trained(policy, args, reward=None, **algorithm) -> InterleavedGRPOTrainer:
+    trainer = InterleavedGRPOTrainer(
+        policy, reward or Illustrated(), AlgorithmConfig(**algorithm), args, dataset(), callbacks=[]
+    )
+    trainer.train()
+    return trainer
+
+
+def parameters(policy) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
+
+
+def logs(trainer) -> list[dict]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+# ---- the whole ----
+
+
+def test_two_steps_with_exact_rewards_change_the_model(make_policy, tmp_path):
+    policy = make_policy(0)
+    before = parameters(policy)
+    trainer = trained(policy, settings(tmp_path, max_steps=2), process_weight=0.5)
+    assert not torch.equal(parameters(policy), before)
+    history = logs(trainer)
+    assert len(history) == 2
+    for entry in history:
+        assert entry["reward_std"] > 0 and entry["dead_groups"] == 0
+        assert entry["rewards/pictures"] == pytest.approx(entry["reward"])
+        assert entry["completions/tokens"] > 10 and entry["completions/images"] > 0
+        for name in ("text", "image"):
+            # The sampler's log-probs are those of the training forward.
+            assert entry[f"replay_gap/{name}"] < 1e-4
+            assert entry[f"ratio/{name}"] == pytest.approx(1, abs=1e-4)
+            assert entry[f"entropy/{name}"] > 0 and entry[f"advantage/{name}"] > 0
+
+
+def test_the_rewards_of_the_embedded_world_are_reported_by_name(make_policy, tmp_path):
+    trainer = trained(make_policy(0), settings(tmp_path), build_reward(RewardsConfig()))
+    names = ("rewards/format", "rewards/text_plan", "rewards/image_plan", "rewards/image_sentence")
+    assert all(0 <= logs(trainer)[0][name] <= 1 for name in names)
+
+
+def test_a_run_writes_its_model_and_settings(make_policy, tmp_path):
+    policy = make_policy(0)
+    save(policy, tmp_path / "start")
+    config = RunConfig(model=str(tmp_path / "start"))
+    trainer = run(config, settings(tmp_path / "run"), prompts=PROMPTS)
+    assert torch.equal(parameters(load(tmp_path / "run" / "model")), parameters(trainer.policy))
+    assert "process_weight: 0.0" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+# ---- one step, exactly ----
+
+
+def rows_of(trainer) -> dict[str, torch.Tensor]:
+    """The rollouts of the last step, whatever micro-batches it had."""
+    parts = trainer._buffered_inputs
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("objective", ["grpo", "rejection"])
+def test_a_step_is_the_gradient_of_the_weighted_log_probs(objective, normalisation, make_policy, tmp_path):
+    """At ratio 1 the clipped loss has the gradient of - sum w A logp; in rejection A is 1 for the best rows, else 0."""
+    policy = make_policy(0)
+    args = settings(tmp_path, optim="sgd", learning_rate=0.5, max_grad_norm=0)
+    trainer = trained(policy, args, objective=objective, normalisation=normalisation, process_weight=0.5)
+    rows = rows_of(trainer)
+    mask, advantages = rows["trainable_BT"], rows["advantages_BT"]
+    if objective == "rejection":
+        assert rows["best_B"].sum() == 2  # one of each group
+        mask, advantages = mask & rows["best_B"][:, None], torch.ones_like(advantages)
+
+    start = make_policy(0)
+    image = rows["ids_BT"] >= start.vocabulary.text_size
+    weights = token_weights(mask, image, Counts.of(mask, image), normalisation)
+    batch = TokenBatch(**{name: rows[name] for name in BATCH_FIELDS})
+    logp, _ = start.log_probs(start.model, batch, max_images=8)
+    (-(weights * advantages * logp).sum()).backward()
+    with torch.no_grad():
+        for parameter in start.model.parameters():
+            parameter -= 0.5 * parameter.grad
+    assert (parameters(start) - parameters(make_policy(0))).abs().max() > 1e-3
+    assert torch.allclose(parameters(policy), parameters(start), atol=1e-6)
+
+
+def test_process_rewards_reach_the_tokens_of_their_segments(make_policy, tmp_path):
+    policy = make_policy(0)
+    algorithm = {"outcome_weight": 0.0, "process_weight": 1.0, "process_discount": 0.5}
+    rows = rows_of(trained(policy, settings(tmp_path, max_steps=1), **algorithm))
+    control, groups = policy.vocabulary.controls, defaultdict(list)
+    for row, ids_T in enumerate(rows["ids_BT"].tolist()):
+        start = ids_T.index(control.answer) + 1
+        groups[tuple(ids_T[:start])].append((row, start))
+    assert [len(members) for members in groups.values()] == [4, 4]
+    for members in groups.values():
+        readings = [
+            policy.processor.read(completion_of(rows["ids_BT"][row], start, control.pad)) for row, start in members
+        ]
+        scores = [[Illustrated.of(segment) for segment in reading.document.segments] for reading in readings]
+        width = max(map(len, scores))
+        rewards = torch.tensor([row + [float("nan")] * (width - len(row)) for row in scores])
+        for (row, start), reading, normalised in zip(members, readings, segment_advantages(rewards, 4), strict=True):
+            expected = process_advantages(normalised[None], reading.segment_C[None], discount=0.5)[0]
+            found = rows["advantages_BT"][row]
+            assert torch.allclose(found[start : start + len(expected)], expected, atol=1e-5)
+            assert not found[:start].any() and not found[start + len(expected) :].any()
+
+
+def completion_of(ids_T, start, pad) -> list[int]:
+    ids = ids_T[start:].tolist()
+    return ids[: ids.index(pad)] if pad in ids else ids
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_accumulating_eight_rollouts_is_a_batch_of_eight(normalisation, make_policy, tmp_path):
+    def after_one_step(batch, accumulation):
+        policy = make_policy(0)
+        args = settings(
+            tmp_path / str(batch),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=accumulation,
+            optim="sgd",
+            learning_rate=0.5,
+        )
+        beta = PerModality(0.1, 0.2)
+        return policy, trained(policy, args, normalisation=normalisation, process_weight=0.5, beta=beta)
+
+    (whole, whole_trainer), (parts, parts_trainer) = after_one_step(8, 1), after_one_step(1, 8)
+    for name in ("ids_BT", "advantages_BT"):  # the same rollouts; TRL shuffles them
+        ours, theirs = (sorted(rows_of(trainer)[name].tolist()) for trainer in (whole_trainer, parts_trainer))
+        assert ours == theirs
+    assert (parameters(whole) - parameters(make_policy(0))).abs().max() > 1e-3
+    assert torch.allclose(parameters(whole), parameters(parts), atol=1e-6)
+    one, many = logs(whole_trainer)[0], logs(parts_trainer)[0]
+    for name in ("loss", "reward", "ratio/image", "advantage/text", "entropy/text", "kl/image", "grad_norm"):
+        assert one[name] == pytest.approx(many[name], rel=1e-4, abs=1e-6), name
+
+
+def test_kl_is_to_the_policy_at_the_start(make_policy, tmp_path):
+    policy = make_policy(0)
+    trainer = trained(policy, settings(tmp_path, max_steps=3), beta=PerModality(0.01, 0.0))
+    assert trainer.reference is not None
+    assert torch.equal(parameters(trainer.reference), parameters(make_policy(0)))
+    history = logs(trainer)
+    for name in ("text", "image"):
+        assert abs(history[0][f"kl/{name}"]) < 1e-6 < 1e-4 < history[2][f"kl/{name}"]
+
+
+def test_groups_that_agree_teach_nothing_but_replay_does(make_policy, tmp_path):
+    with ShardWriter(tmp_path / "data") as writer:
+        for _, document in zip(range(12), warmup_documents("text_to_image", 0, CLEAN, frozenset()), strict=False):
+            writer.write(document)
+    start = parameters(make_policy(0))
+    policy = make_policy(0)
+    alone = trained(policy, settings(tmp_path / "alone", max_steps=2), Flat())
+    assert torch.equal(parameters(policy), start) and logs(alone)[0]["dead_groups"] == 1
+    replay = ReplayConfig([SourceConfig(str(tmp_path / "data"))], weight=0.5, rows=2, pack_length=128)
+    history = logs(trained(policy, settings(tmp_path / "replay", max_steps=6), Flat(), replay=replay))
+    assert history[-1]["replay/loss"] < history[0]["replay/loss"]
+    assert history[0]["loss"] == pytest.approx(0.5 * history[0]["replay/loss"], rel=1e-3)
+
+
+def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
+    policy = make_policy(0)
+    trained(policy, settings(tmp_path), Flat(), objective="rejection")
+    assert torch.equal(parameters(policy), parameters(make_policy(0)))
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "algorithm", "message"),
+    [
+        ({"top_p": 0.9}, {}, "top_p, top_k, min_p: truncated sampling is refused"),
+        ({"top_k": 50}, {}, "truncated sampling is refused"),
+        ({"min_p": 0.1}, {}, "truncated sampling is refused"),
+        ({"temperature": 0.0}, {}, "temperature: 0.0 leaves nothing to explore"),
+        ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, {}, "multiple of gradient_accumulation_steps"),
+        ({"steps_per_generation": 4}, {}, "prompts: 4, and one batch of rollouts takes 8"),
+        ({}, {"normalisation": "tokens"}, "algorithm.normalisation: 'tokens' is none of token, sequence"),
+    ],
+)
+def test_settings_that_contradict_are_refused(arguments, algorithm, message, make_policy, tmp_path):
+    with pytest.raises(InputError, match=message):
+        trained(make_policy(0), settings(tmp_path, **arguments), **algorithm)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [(RunConfig(), "model: missing"), (RunConfig(model="x"), "x: no limner.json")]
+)
+def test_a_run_needs_a_model(config, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(config, settings(tmp_path), prompts=PROMPTS)
+
+
+def test_a_run_needs_prompts(make_policy, tmp_path):
+    with pytest.raises(InputError, match="prompts: missing"):
+        run(RunConfig(), settings(tmp_path), make_policy(0))
+
+
+# ---- checkpoints ----
+
+
+def saving(directory: Path, **changes) -> GRPOConfig:
+    return settings(directory, **{"save_strategy": "steps", "save_steps": 1, "max_steps": 2, **changes})
+
+
+def test_a_checkpoint_is_whole_and_loads(make_policy, tmp_path):
+    stray = tmp_path / ".staging" / "checkpoint-9"
+    stray.mkdir(parents=True)
+    (stray / "trainer_state.json").write_text("half")
+    assert checkpoints(tmp_path) == [] and resume_point(tmp_path, None) is None
+    policy = make_policy(0)
+    trained(policy, saving(tmp_path))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]  # the stray is gone
+    assert resume_point(tmp_path, "last") == str(tmp_path / "checkpoint-2")
+    last = tmp_path / "checkpoint-2"
+    files = {path.relative_to(last).as_posix() for path in last.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "limner.json",
+        "image_tokenizer/config.json",
+        "image_tokenizer/diffusion_pytorch_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    }
+    assert "README.md" not in files
+    loaded = load(last)
+    assert torch.equal(parameters(loaded), parameters(policy))
+    fingerprints = [p.processor.image_tokenizer.fingerprint() for p in (loaded, policy)]
+    assert fingerprints[0] == fingerprints[1] and loaded.vocabulary == policy.vocabulary
+
+
+def test_old_checkpoints_leave_and_a_step_saved_again_replaces_itself(make_policy, tmp_path):
+    trained(make_policy(0), saving(tmp_path, max_steps=3, save_total_limit=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    (tmp_path / "checkpoint-3" / "old").touch()
+    trained(make_policy(0), saving(tmp_path, max_steps=3, save_steps=3))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    assert not (tmp_path / "checkpoint-3" / "old").exists()
+
+
+def test_the_last_checkpoint_is_the_last_by_number(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-2", "checkpoint-final", "checkpoint-11.partial"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+    assert resume_point(tmp_path, "last") == str(tmp_path / "checkpoint-10")
+    with pytest.raises(InputError, match="no such checkpoint; give a checkpoint folder, or `last`"):
+        resume_point(tmp_path, str(tmp_path / "checkpoint-9"))  # it holds no trainer state
+
+
+class StopAfter(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("stop", [2, 3], ids=["between-epochs", "in-a-half-used-buffer"])
+def test_resuming_equals_never_having_stopped(stop, make_policy, tmp_path):
+    """Four prompts and two steps a batch of rollouts: an epoch has two steps, and step 3 stands inside a batch."""
+    with ShardWriter(tmp_path / "data") as writer:
+        for _, document in zip(range(12), warmup_documents("text_to_image", 0, CLEAN, frozenset()), strict=False):
+            writer.write(document)
+    replay = ReplayConfig([SourceConfig(str(tmp_path / "data"))], rows=1, pack_length=128)
+    algorithm = AlgorithmConfig(process_weight=0.5, beta=PerModality(0.1, 0.1), replay=replay)
+
+    def go(directory, resume=None, callbacks=()):
+        args = saving(tmp_path / directory, max_steps=6, save_steps=stop, steps_per_generation=2)
+        policy = make_policy(0)  # a resumed run starts from the same model: the reference of the KL term
+        trainer = InterleavedGRPOTrainer(policy, Illustrated(), algorithm, args, dataset(), callbacks=list(callbacks))
+        trainer.train(resume_from_checkpoint=resume_point(tmp_path / directory, resume))
+        return trainer
+
+    straight = go("straight")
+    stopped = go("parts", callbacks=[StopAfter(stop)])
+    assert stopped.state.global_step == stop
+    resumed = go("parts", resume="last")
+    assert resumed.state.global_step == 6
+    assert torch.equal(parameters(resumed.policy), parameters(straight.policy))
+    keys = ("loss", "kl/text", "kl/image", "advantage/text", "advantage/image", "replay/loss")
+    expected, found = (
+        [[entry[key] for key in keys] for entry in logs(trainer)[stop:]] for trainer in (straight, resumed)
+    )
+    assert found == expected and all(entry[3] > 0 for entry in found)
+
+
+# ---- the seam with TRL ----
+
+SEAM = {
+    # What we override, and the parameters that the library must still call it with.
+    "_generate_and_score_completions": (GRPOTrainer, ["self", "inputs"]),
+    "_compute_loss": (GRPOTrainer, ["self", "model", "inputs"]),
+    "_prepare_inputs": (GRPOTrainer, ["self", "generation_batch"]),
+    "_get_train_sampler": (GRPOTrainer, ["self", "dataset"]),
+    "log": (GRPOTrainer, ["self", "logs", "start_time"]),
+    "create_model_card": (GRPOTrainer, ["self", "model_name", "dataset_name", "tags"]),
+    "_save_checkpoint": (GRPOTrainer, ["self", "model", "trial"]),
+    "_save": (Trainer, ["self", "output_dir", "state_dict"]),
+    "_get_output_dir": (Trainer, ["self", "trial"]),
+    "_save_rng_state": (Trainer, ["self", "output_dir"]),
+    "_load_rng_state": (Trainer, ["self", "checkpoint"]),
+}
+
+
+def test_trl_is_the_version_that_the_seam_was_written_for():
+    (pinned,) = (r for r in map(Requirement, requires("limner") or []) if r.name == "trl")
+    assert pinned.specifier.contains(version("trl")), f"trl {version('trl')} is outside {pinned}"
+
+
+@pytest.mark.parametrize("name", SEAM)
+def test_trl_still_has_the_method_that_we_override(name):
+    owner, parameters = SEAM[name]
+    method = getattr(owner, name, None)
+    assert method is not None, f"{owner.__name__}.{name} is gone"
+    found = list(inspect.signature(method).parameters)
+    assert found == parameters, f"{owner.__name__}.{name} takes {found}, no longer {parameters}"
+
+
+def test_every_overridden_method_is_guarded():
+    ours = {name for cls in (InterleavedGRPOTrainer, WholeCheckpoints) for name in vars(cls) if name[:2] != "__"}
+    overridden = {name for name in ours if callable(getattr(GRPOTrainer, name, None))}
+    assert overridden == set(SEAM)
+
+
+def test_the_attributes_that_we_read_are_there(make_policy, tmp_path):
+    trainer = InterleavedGRPOTrainer(make_policy(0), Flat(), AlgorithmConfig(), settings(tmp_path), dataset())
+    names = ("_step", "_buffered_inputs", "_metrics", "num_generations", "num_iterations", "shuffle_dataset")
+    missing = [name for name in names if not hasattr(trainer, name)]
+    assert not missing, f"GRPOTrainer no longer has {missing}"
+    sampler = GRPOTrainer._get_train_sampler(trainer)
+    assert hasattr(sampler, "generator") and hasattr(sampler, "seed"), "RepeatSampler no longer has generator and seed"
+
+
+def test_a_reward_sees_prompt_answer_and_end(make_policy, tmp_path):
+    seen: list[Completion] = []
+
+    class Watching(Flat):
+        def __call__(self, completions):
+            seen.extend(completions)
+            return super().__call__(completions)
+
+    trained(make_policy(0), settings(tmp_path), Watching())
+    assert len(seen) == 8 and len({item.prompt.id for item in seen}) == 2
+    assert all(item.prompt.meta["outline"] for item in seen)
+    assert {item.ended for item in seen} == {True, False}
+    assert all(isinstance(item.answer, InterleavedDocument) for item in seen)
+    assert all(image.pixels().size == (32, 32) for item in seen for image in item.answer.images)
