@@ -7,6 +7,7 @@ The stream is endless and a function of (seed, rank, world size): whoever skips 
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ def mixture(
     sources: Sequence[SourceConfig], *, seed: int, rank: int = 0, world_size: int = 1, fingerprint: str | None = None
 ) -> Iterator[InterleavedDocument]:
     """Endless stream of training documents, epoch after epoch of each source."""
-    if not sources or any(source.weight <= 0 for source in sources):
+    if not sources or any(not 0 < source.weight < math.inf for source in sources):
         raise InputError("data sources: give at least one, each with a positive weight")
     streams = [_endless(Path(source.path), seed, rank, world_size, fingerprint) for source in sources]
     rng = random.Random(f"mixture {seed} {rank}")
