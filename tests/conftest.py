@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from limner.data.picture_stories import QUESTIONS, SCENES, story
+from limner.data.picture_stories import QUESTIONS, SCENES, draw_scene, story
 from limner.models.document import TextSegment
 from limner.models.image_tokenizer import VQImageTokenizer
 from limner.models.processing import Processor
@@ -26,6 +26,10 @@ def processor() -> Processor:
     texts += [*QUESTIONS.values(), "Describe the picture.", "Draw: "] * 4
     torch.manual_seed(0)
     image_tokenizer = VQImageTokenizer.create(image_size=32, patch=8, channels=(16,), codes=32, code_size=8).eval()
+    with torch.no_grad():  # codes that pictures really have, so that different ones have different codes
+        latents = image_tokenizer.latents(image_tokenizer.pixels([draw_scene(scene) for scene in SCENES]))
+        latents = torch.unique(latents.movedim(1, -1).reshape(-1, 8), dim=0)
+        image_tokenizer.model.quantize.embedding.weight.copy_(latents[torch.randperm(len(latents))[:32]])
     return Processor(train_text_tokenizer(texts, 512), image_tokenizer)
 
 
