@@ -25,7 +25,7 @@ USAGE = """usage: limner COMMAND [...]
 
 
 def main() -> None:
-    """Entry point: a fault in the input is one line on stderr and exit code 2; anything else is a bug and shows its traceback."""
+    """Entry point. A fault in the input is one line on stderr and exit code 2; anything else is a bug, with its traceback."""
     try:
         run(sys.argv[1:])
     except InputError as error:

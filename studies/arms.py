@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from ..configs import parse
-from ..data.picture_stories import Outline, story_prompt
 from ..data.mixture import SourceConfig
+from ..data.picture_stories import Outline, story_prompt
 from ..eval.picture_stories import score_stories
 from ..models.checkpoint import load
 from ..models.policy import UnifiedPolicy
