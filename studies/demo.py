@@ -53,7 +53,7 @@ class DemoConfig:
     seeds: int = 1
     """Repeat with so many seeds and report the spread."""
     seed: int = 0
-    iterations: int = 50
+    iterations: int = 70
     """Rollout batches of GRPO; its seconds are what the other arms may spend."""
     curve_prompts: int = 128
     """Held-out prompts scored while training."""
