@@ -30,6 +30,8 @@ class Curve:
     points: list[dict[str, float]]
     seconds: float
     """Seconds of training, the evaluations left out."""
+    steps: int
+    """Optimizer steps."""
     log: list[dict[str, float]]
     """What the trainer logged."""
 
@@ -80,8 +82,9 @@ class Setting:
     seed: int
     iterations: int
     seconds_per_warmup_step: float
-    overrides: list[str]
-    """Flags on top of `grpo/tiny`, for trying things."""
+    warmup_flags: list[str]
+    grpo_flags: list[str]
+    """Flags on top of `warmup/tiny` and `grpo/tiny`, for trying things."""
 
 
 def sources(root: Path, weights: dict[str, float]) -> list[SourceConfig]:
@@ -92,11 +95,13 @@ MIXTURE = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
 CLEAN = {"understanding": 5.0, "text_to_image": 3.0}
 
 
-def run_warmup(policy: UnifiedPolicy, root: Path, seed: int, outlines: Sequence[Outline]) -> Curve:
-    config, args = _warmup_settings(root, root / "warmup", seed, [])
+def run_warmup(
+    policy: UnifiedPolicy, root: Path, seed: int, outlines: Sequence[Outline], flags: Sequence[str]
+) -> Curve:
+    config, args = _warmup_settings(root, root / "warmup", seed, flags)
     watch = Watch(policy, outlines, every=300, unit=1, budget=math.inf, seed=seed)
     trainer = warmup.run(config, args, policy, [watch])
-    return Curve(watch.points, watch.total, trainer.state.log_history)
+    return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
 
 def run_arm(name: str, setting: Setting, budget: float) -> tuple[UnifiedPolicy, Curve]:
@@ -110,11 +115,11 @@ def run_arm(name: str, setting: Setting, budget: float) -> tuple[UnifiedPolicy, 
 def _control(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float) -> Curve:
     """Continued warm-up at half the peak learning rate, decayed over the steps that the seconds allow."""
     steps = max(1, int(budget / setting.seconds_per_warmup_step))
-    flags = ["--max_steps", str(steps), "--learning_rate", "7.5e-4", "--seed", str(setting.seed + 1)]
-    config, args = _warmup_settings(setting.root, out, setting.seed, flags)
+    flags = ["--max_steps", str(steps), "--learning_rate", "1e-3", "--seed", str(setting.seed + 1)]
+    config, args = _warmup_settings(setting.root, out, setting.seed, [*setting.warmup_flags, *flags])
     watch = Watch(policy, setting.curve_outlines, every=max(1, steps // 8), unit=1, budget=budget, seed=setting.seed)
     trainer = warmup.run(config, args, policy, [watch])
-    return Curve(watch.points, watch.total, trainer.state.log_history)
+    return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
 
 def _reinforce(name: str) -> Callable[[UnifiedPolicy, Setting, Path, float], Curve]:
@@ -126,19 +131,19 @@ def _reinforce(name: str) -> Callable[[UnifiedPolicy, Setting, Path, float], Cur
 
     def train(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float) -> Curve:
         flags = [f"--algorithm.{key}={value}" for key, value in algorithm[name].items()]
-        config, args = grpo_settings(setting.root, out, setting.seed, [*setting.overrides, *flags])
+        config, args = grpo_settings(setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
         unit = args.steps_per_generation or 1
         args.max_steps = unit * (setting.iterations if math.isinf(budget) else 20 * setting.iterations)
         watch = Watch(policy, setting.curve_outlines, every=5, unit=unit, budget=budget, seed=setting.seed)
         prompts = [story_prompt(outline, f"train-{i}") for i, outline in enumerate(setting.train_outlines)]
         trainer = grpo.run(config, args, policy, prompts, [watch])
-        return Curve(watch.points, watch.total, trainer.state.log_history)
+        return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
     return train
 
 
 def _warmup_settings(
-    root: Path, out: Path, seed: int, flags: list[str]
+    root: Path, out: Path, seed: int, flags: Sequence[str]
 ) -> tuple[warmup.WarmupConfig, TrainingArguments]:
     argv = ["--config", "warmup/tiny", "--output_dir", str(out), "--seed", str(seed), "--disable_tqdm", "false", *flags]
     config, args = parse((warmup.WarmupConfig, TrainingArguments), argv)
@@ -146,7 +151,7 @@ def _warmup_settings(
     return config, args
 
 
-def grpo_settings(root: Path, out: Path, seed: int, flags: list[str]) -> tuple[grpo.RunConfig, GRPOConfig]:
+def grpo_settings(root: Path, out: Path, seed: int, flags: Sequence[str]) -> tuple[grpo.RunConfig, GRPOConfig]:
     argv = ["--config", "grpo/tiny", "--output_dir", str(out), "--seed", str(seed), *flags]
     config, args = parse((grpo.RunConfig, GRPOConfig), argv)
     config.algorithm.replay.sources = sources(root, CLEAN)

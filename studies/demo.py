@@ -41,6 +41,8 @@ from .world import WorldConfig, check_heldout, world_processor, write_prompts, w
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
 REACH = 0.5
+MATTER = ("world", "new_model", "warmup", "grpo", "iterations", "curve_prompts")
+"""Settings that results depend on: a folder holds those of one choice."""
 SAMPLES = 8
 
 
@@ -63,6 +65,8 @@ class DemoConfig:
     """JSONL file of outlines, one {"outline": ["small red circle top left", ...]} a line; with `score`."""
     world: WorldConfig = field(default_factory=WorldConfig)
     new_model: NewModelConfig = field(default_factory=NewModelConfig)
+    warmup: dict[str, str] = field(default_factory=dict)
+    """Settings of `warmup/tiny` to change, by dotted name."""
     grpo: dict[str, str] = field(default_factory=dict)
     """Settings of `grpo/tiny` to change in all arms, by dotted name."""
 
@@ -170,13 +174,19 @@ def _run_one(
     if name == "warmup":
         policy = load(root / "new_model")
         shutil.rmtree(root / "warmup", ignore_errors=True)
-        curve = run_warmup(policy, root, seed, curve_outlines)
+        curve = run_warmup(policy, root, seed, curve_outlines, _flags(config.warmup))
     else:
         shutil.rmtree(folder, ignore_errors=True)
         warm = json.loads((root / "arms" / "warmup" / "result.json").read_text())
-        flags = [f"--{key}={value}" for key, value in config.grpo.items()]
         setting = Setting(
-            root, curve_outlines, train, seed, config.iterations, warm["seconds"] / warm["curve"][-1]["step"], flags
+            root=root,
+            curve_outlines=curve_outlines,
+            train_outlines=train,
+            seed=seed,
+            iterations=config.iterations,
+            seconds_per_warmup_step=warm["seconds"] / warm["steps"],
+            warmup_flags=_flags(config.warmup),
+            grpo_flags=_flags(config.grpo),
         )
         policy, curve = run_arm(name, setting, budget)
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
@@ -186,10 +196,15 @@ def _run_one(
         "items": items,
         "best_temperature": best,
         "seconds": round(curve.seconds, 1),
+        "steps": curve.steps,
         "curve": curve.points,
         "training": _flat_log(curve),
         "samples": samples(policy, heldout[:SAMPLES], reward, seed),
     }
+
+
+def _flags(settings: dict[str, str]) -> list[str]:
+    return [f"--{key}={value}" for key, value in settings.items()]
 
 
 def _flat_log(curve: Curve) -> list[dict[str, float]]:
@@ -245,7 +260,7 @@ def _merge_samples(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _check_same_settings(config: DemoConfig, root: Path, seed: int) -> None:
     """A folder holds the results of one set of settings; others would be mixed in silently."""
-    fixed = {key: value for key, value in asdict(config).items() if key in ("world", "new_model", "grpo", "iterations")}
+    fixed = {key: value for key, value in asdict(config).items() if key in MATTER}
     fixed = json.loads(json.dumps({**fixed, "seed": seed}))
     file = root / "settings.json"
     if file.exists() and json.loads(file.read_text()) != fixed:

@@ -9,7 +9,22 @@ from limner.configs import packaged_names, parse, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 
-SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {}
+
+def warmup_dataclasses():
+    from transformers import TrainingArguments
+
+    from limner.train.warmup import WarmupConfig
+
+    return WarmupConfig, TrainingArguments
+
+
+def grpo_dataclasses():
+    from limner.train.grpo import GRPOConfig, RunConfig
+
+    return RunConfig, GRPOConfig
+
+
+SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {"warmup": warmup_dataclasses, "grpo": grpo_dataclasses}
 """Folder of configs/ -> the dataclasses its files fill, imported when asked for: `"warmup": warmup_dataclasses`."""
 FLAGS: dict[str, list[str]] = {}
 """Folder -> flags that let its files load where there is no GPU: `["--use_cpu", "--bf16", "false"]`."""
@@ -30,5 +45,5 @@ def test_shipped_configuration(name):
     if folder not in FOREIGN:
         missing = [label for label in LABELS if label not in comment]
         assert not missing, f"{name}: the opening comment lacks {', '.join(missing)}"
-    if folder in SCHEMAS:
+        assert folder in SCHEMAS, f"{name}: nothing reads {folder}/"
         assert parse(SCHEMAS[folder](), ["--config", name, *FLAGS.get(folder, [])])

@@ -1,0 +1,160 @@
+"""The command line as a user meets it: exit codes, one clear line for each fault, no traceback."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from limner.cli import main
+from limner.data.picture_stories import SCENES, outlines, story
+from limner.data.shards import ShardWriter
+from limner.models.checkpoint import save
+
+
+@pytest.fixture
+def limner(monkeypatch, capsys):
+    """Runs `limner ARGS` in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["limner", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, make_policy) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "model"
+    save(make_policy(0), folder)
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number, outline in enumerate(outlines(0, 6)):
+            writer.write(story(outline, f"story-{number}"), "heldout" if number == 5 else "train")
+    return tmp_path / "shards"
+
+
+def fails(result, *words: str) -> None:
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("limner: error: ") and err.count("\n") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err, f"{word!r} is not in {err!r}"
+
+
+def test_help_and_unknown_command(limner):
+    assert limner("--help")[0] == 0
+    assert "usage: limner" in limner()[1]
+    fails(limner("trian"), "trian", "warmup")
+
+
+def test_generate_writes_each_form(limner, checkpoint, tmp_path):
+    for suffix in ("html", "md", "json"):
+        out = tmp_path / f"answer.{suffix}"
+        code, said, _ = limner(
+            "generate", "--model", checkpoint, "--prompt", "A <boi> story", "--out", out, "--max-new-tokens", 60
+        )
+        assert code == 0 and str(out) in said and out.is_file()
+    document = json.loads((tmp_path / "answer.json").read_text())
+    assert document["segments"][0] == {"type": "text", "text": "A <boi> story", "trainable": False}
+
+
+def test_generate_faults(limner, checkpoint, tmp_path):
+    flags = ("generate", "--model", checkpoint, "--prompt", "x", "--out")
+    fails(limner(*flags, tmp_path / "answer.pdf"), "answer.pdf", ".html")
+    fails(limner("generate", "--model", tmp_path, "--prompt", "x", "--out", "a.md"), str(tmp_path), "limner.json")
+    fails(limner(*flags, tmp_path / "a.md", "--temperature", "-1"), "temperature")
+    fails(limner(*flags, tmp_path / "a.md", "--image", tmp_path / "none.png"), "none.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
+    fails(limner(*flags, tmp_path / "a.md", "--image", tmp_path / "broken.png"), "broken.png")
+    fails(limner("generate", "--prompt", "x"), "--model")
+
+
+def test_checkpoint_of_another_family(limner, checkpoint, tmp_path):
+    import shutil
+
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    settings = json.loads((other / "limner.json").read_text())
+    (other / "limner.json").write_text(json.dumps({**settings, "family": "two_heads_of_state"}))
+    fails(
+        limner("generate", "--model", other, "--prompt", "x", "--out", tmp_path / "a.md"),
+        "two_heads_of_state",
+        "shared_vocabulary",
+    )
+
+
+def test_settings_faults(limner, tmp_path):
+    fails(limner("grpo", "--config", "grpo/tiny"), "model: missing", "--model DIR")
+    fails(limner("grpo", "--config", "grpo/tiny", "--modle", "x"), "modle")
+    fails(limner("grpo", "--config", "grpo/tinny"), "grpo/tiny")
+    fails(limner("grpo", "--config", "grpo/tiny", "--algorithm.epsilom.text", "1"), "epsilom", "epsilon")
+    fails(limner("grpo", "--config", "grpo/tiny", "--top_p", "0.9", "--model", "x"), "x")
+    config = tmp_path / "mine.yaml"
+    config.write_text("# mine\nrewards: {text_plam: 1}\n")
+    fails(limner("grpo", "--config", config), "mine.yaml", "text_plam", "text_plan")
+    config.write_text("# mine\nlearning_rate: fast\n")
+    fails(limner("warmup", "--config", config), "learning_rate", "fast")
+    fails(
+        limner("warmup", "--config", "warmup/documents", "--data", tmp_path / "none", "--output_dir", tmp_path / "o"),
+        "none",
+    )
+
+
+def test_truncated_shard(limner, shards):
+    assert limner("data", "validate", shards)[0] == 0
+    shard = next(shards.glob("train-*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-4000])
+    fails(limner("data", "validate", shards), shard.name)
+
+
+def test_markdown_folder_to_preview(limner, tmp_path):
+    source = tmp_path / "src"
+    source.mkdir()
+    picture = json.loads(json.dumps(str(source / "red.png")))
+    from limner.data.picture_stories import draw_scene
+
+    draw_scene(SCENES[0]).save(picture)
+    (source / "a.md").write_text("# A\n\nText.\n\n![red](red.png)\n\nMore. ![gone](gone.png)\n")
+    code, said, _ = limner("data", "from-markdown", source, "--out", tmp_path / "out")
+    assert code == 0 and said.startswith("1 document, 1 image") and "gone.png" in said and "a.md:7" in said
+    assert limner("data", "validate", tmp_path / "out")[0] == 0
+    assert limner("data", "preview", tmp_path / "out", "--out", tmp_path / "page.html")[0] == 0
+    assert "<img" in (tmp_path / "page.html").read_text()
+    fails(limner("data", "from-markdown", source, "--out", tmp_path / "out"), str(tmp_path / "out"))
+    fails(limner("data", "from-markdown", tmp_path / "nowhere", "--out", tmp_path / "o2"), "nowhere")
+
+
+def test_demo_faults(limner, tmp_path, checkpoint):
+    fails(limner("demo", "--arms", "grpo_proces", "--out", tmp_path), "grpo_proces")
+    fails(limner("demo", "--score", checkpoint), "--prompts")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"outline": ["small red circle top left"]}\n{"outline": ["small pink circle top left"]}\n')
+    fails(limner("demo", "--score", checkpoint, "--prompts", bad), "bad.jsonl:2", "pink")
+    bad.write_text("{\n")
+    fails(limner("demo", "--score", checkpoint, "--prompts", bad), "bad.jsonl:1", "not JSON")
+
+
+def test_score_prints_figures(limner, tmp_path, checkpoint):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"outline": ["small red circle top left", "big blue square bottom right"]}\n' * 3)
+    code, said, _ = limner("demo", "--score", checkpoint, "--prompts", prompts)
+    figures = json.loads(said)
+    assert code == 0 and figures["sampled"]["story_exact"]["n"] == 3 and set(figures) == {"sampled", "greedy"}
+
+
+@pytest.mark.slow
+def test_heavy_imports_wait():
+    """`limner --help` must not import torch."""
+    code = "import sys; sys.argv = ['limner', '--help']; from limner.cli import main; main(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
