@@ -167,10 +167,11 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         path = Path(checkpoint or "") / f"rollouts_{self.args.process_index}.pth"
         if not checkpoint or not path.is_file():
             return
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["ranks"] == self.args.world_size:  # else the next step samples anew
-            self._step, self._buffered_inputs = state["step"], state["rollouts"]
-            self._counts = self._count(self._buffered_inputs)
+            device, rollouts = self.accelerator.device, state["rollouts"]
+            self._buffered_inputs = [{name: value.to(device) for name, value in part.items()} for part in rollouts]
+            self._step, self._counts = state["step"], self._count(self._buffered_inputs)
 
     # ---- rollout ----
 

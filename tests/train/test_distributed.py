@@ -1,0 +1,302 @@
+"""Two processes, and processes that are killed. This file is also the program that those processes run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+
+from limner.data.picture_stories import SCENES, draw_scene, story_prompt
+from limner.data.prompts import pack_prompt
+from limner.data.shards import ShardWriter
+from limner.models.checkpoint import load, save
+from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.models.image_tokenizer import VQImageTokenizer
+from limner.rewards.base import RewardOutput
+from limner.train import warmup
+from limner.train.checkpointing import checkpoints, resume_point
+from limner.train.losses import NORMALISATIONS
+from limner.train.trainer import AlgorithmConfig, GRPOConfig, InterleavedGRPOTrainer, PerModality
+from limner.train.warmup import WarmupConfig, WarmupTrainer
+
+pytestmark = pytest.mark.slow
+
+DOCUMENTS = 24
+
+
+class Illustrated:
+    """An exact reward that varies among the answers of an untrained model."""
+
+    name = "illustrated"
+
+    def __call__(self, completions):
+        outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
+        segments = [[float(index % 2) for index, _ in enumerate(c.answer.segments)] for c in completions]
+        return RewardOutput(outcome, segments)
+
+
+# ---- what the processes do ----
+
+
+def common(directory: Path, **changes) -> dict:
+    values = {
+        "output_dir": str(directory),
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+    }
+    return {**values, **changes}
+
+
+def warm(root: Path, directory: Path, data="data", normalisation="token", **changes) -> WarmupTrainer:
+    args = TrainingArguments(
+        **common(directory, **{"per_device_train_batch_size": 2, "learning_rate": 1e-2, **changes})
+    )
+    policy = load(root / "start")
+    length = len(policy.processor.encode(document(0, policy.processor)))
+    config = WarmupConfig(data=str(root / data), pack_length=length, heldout_batches=0, normalisation=normalisation)
+    return warmup.run(config, args, policy)
+
+
+def grpo(
+    root: Path, directory: Path, normalisation="modality-balanced", resume=None, **changes
+) -> InterleavedGRPOTrainer:
+    values = {"max_completion_length": 48, "num_generations": 8, "learning_rate": 1e-2, **changes}
+    args = GRPOConfig(**common(directory, **values))
+    algorithm = AlgorithmConfig(normalisation=normalisation, process_weight=0.5, beta=PerModality(0.1, 0.1))
+    prompts = [pack_prompt(story_prompt(SCENES[i : i + 2])) for i in range(0, 16, 2)]
+    dataset = Dataset.from_dict({"prompt": prompts})
+    trainer = InterleavedGRPOTrainer(load(root / "start"), Illustrated(), algorithm, args, dataset)
+    trainer.train(resume_from_checkpoint=resume_point(directory, resume))
+    return trainer
+
+
+def parameters(trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.model.parameters()])
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def stall_in_second_save(marker: Path) -> None:
+    """The second checkpoint's image tokenizer, its last part but one, takes for ever."""
+    original, saves = VQImageTokenizer.save_pretrained, []
+
+    def save_pretrained(self, directory):
+        saves.append(directory)
+        if len(saves) == 2:
+            marker.write_text(str(os.getpid()))
+            time.sleep(600)
+        original(self, directory)
+
+    VQImageTokenizer.save_pretrained = save_pretrained
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+LAYOUTS = {"at-once": (4, 1), "accumulated": (2, 2)}
+"""Rollouts a device and step, steps accumulated: two processes make eight rollouts of either."""
+
+
+def play(part: str, root: Path) -> None:
+    rank = int(os.environ.get("RANK", 0))
+    if part == "loader":
+        for data in ("one-shard", "two-shards"):
+            seen = root / f"{data}-{rank}.txt"
+            original = WarmupTrainer.compute_loss
+
+            def compute_loss(self, model, inputs, *rest, original=original, seen=seen, **options):
+                ids_BT = inputs["token_batch"].ids_BT
+                with seen.open("a") as file:
+                    file.writelines(f"{document_of(self.policy.vocabulary, ids_T)}\n" for ids_T in ids_BT)
+                return original(self, model, inputs, *rest, **options)
+
+            WarmupTrainer.compute_loss = compute_loss
+            warm(root, root / f"run-{data}", data, max_steps=DOCUMENTS // 2)
+            WarmupTrainer.compute_loss = original
+    elif part == "warmup":
+        for normalisation in NORMALISATIONS:
+            trainer = whole_epoch(root, root / "run", normalisation, DOCUMENTS // 2)
+            torch.save((parameters(trainer), losses(trainer)), root / f"{normalisation}-{rank}.pt")
+    elif part == "grpo":
+        for normalisation in NORMALISATIONS:
+            for layout, (batch, accumulation) in LAYOUTS.items():
+                trainer = step(root, root / "run", normalisation, batch, accumulation)
+                torch.save((parameters(trainer), losses(trainer)), root / f"{normalisation}-{layout}-{rank}.pt")
+    elif part == "warmup-killed":
+        stall_in_second_save(root / "marker")
+        warm(root, root / "killed", max_steps=3, **SAVING)
+    elif part == "warmup-resumed":
+        resumed = warm(root, root / "killed", max_steps=3, resume_from_checkpoint="last", **SAVING)
+        straight = warm(root, root / "straight", max_steps=3)
+        torch.save([parameters(resumed), parameters(straight)], root / f"resumed-{rank}.pt")
+    elif part == "grpo-killed":
+        stall_in_second_save(root / "marker")
+        grpo(root, root / "killed", **BUFFERED, **SAVING)
+    elif part == "grpo-resumed":
+        resumed = grpo(root, root / "killed", resume="last", **BUFFERED, **SAVING)
+        straight = grpo(root, root / "straight", **BUFFERED)
+        torch.save([parameters(resumed), parameters(straight)], root / f"resumed-{rank}.pt")
+
+
+BUFFERED = {"max_steps": 4, "per_device_train_batch_size": 4, "steps_per_generation": 2}
+"""Each batch of rollouts serves two steps, so the first checkpoint stands inside one."""
+
+
+def whole_epoch(root: Path, directory: Path, normalisation: str, batch: int) -> WarmupTrainer:
+    changes = {"max_steps": 1, "per_device_train_batch_size": batch, "optim": "sgd", "learning_rate": 0.5}
+    return warm(root, directory, normalisation=normalisation, **changes)
+
+
+def step(root: Path, directory: Path, normalisation: str, batch: int, accumulation: int) -> InterleavedGRPOTrainer:
+    return grpo(
+        root,
+        directory,
+        normalisation,
+        max_steps=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        optim="sgd",
+        learning_rate=0.5,
+    )
+
+
+# ---- documents that are known again by their image codes ----
+
+
+def write_documents(directory: Path, processor, max_records: int = 1000) -> None:
+    """All of one length, so that a row holds one and rows keep the order of the stream."""
+    with ShardWriter(directory, fingerprint=processor.image_tokenizer.fingerprint(), max_records=max_records) as writer:
+        for number in range(DOCUMENTS):
+            writer.write(document(number, processor))
+
+
+def document(number: int, processor) -> InterleavedDocument:
+    """One to five dots to learn, the others of six in the prompt, and a picture whose first code is the number."""
+    codes = np.zeros(processor.vocabulary.image_length, dtype=np.int64)
+    codes[0] = number
+    picture = ImageSegment(draw_scene(SCENES[0]), trainable=True, origin="generated", codes_N=codes)
+    learnt = 1 + number % 5
+    segments = (TextSegment("." * (6 - learnt)), TextSegment("." * learnt, trainable=True), picture)
+    return InterleavedDocument(segments, f"{number}", {"kind": "interleaved"})
+
+
+def document_of(vocabulary, ids_T: torch.Tensor) -> int:
+    return int(ids_T[ids_T.tolist().index(vocabulary.controls.boi) + 1]) - vocabulary.text_size
+
+
+# ---- tests ----
+
+
+@pytest.fixture
+def root(make_policy, tmp_path) -> Path:
+    policy = make_policy(0)
+    save(policy, tmp_path / "start")
+    write_documents(tmp_path / "data", policy.processor)
+    return tmp_path
+
+
+def start(part: str, root: Path, processes: int = 1) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, __file__, part, str(root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    log = (root / f"{part}.log").open("w")
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(part: str, root: Path, processes: int = 1) -> None:
+    process = start(part, root, processes)
+    try:
+        assert process.wait(timeout=400) == 0, (root / f"{part}.log").read_text()[-4000:]
+    finally:
+        process.kill()
+
+
+def kill_in_the_middle_of_a_save(part: str, root: Path, processes: int = 1) -> None:
+    process, marker = start(part, root, processes), root / "marker"
+    try:
+        deadline = time.monotonic() + 300
+        while not marker.exists() or not marker.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, (root / f"{part}.log").read_text()[-4000:]
+            time.sleep(0.1)
+        os.kill(int(marker.read_text()), signal.SIGKILL)
+        assert process.wait(timeout=120) != 0
+    finally:
+        process.kill()
+
+
+def test_two_ranks_see_each_document_once_an_epoch(root, processor):
+    """A Trainer would shard the loader again, and lose half of what each rank reads."""
+    write_documents(root / "one-shard", processor)
+    write_documents(root / "two-shards", processor, max_records=DOCUMENTS // 2)
+    finish("loader", root, processes=2)
+    for data in ("one-shard", "two-shards"):
+        first, second = ((root / f"{data}-{rank}.txt").read_text().split() for rank in (0, 1))
+        assert len(first) == len(second) == DOCUMENTS  # two epochs of a half each
+        half = DOCUMENTS // 2
+        everything = sorted(map(str, range(DOCUMENTS)))
+        assert sorted(first[:half] + second[:half]) == sorted(first[half:] + second[half:]) == everything
+        assert first[:half] != first[half:]  # shuffled anew
+
+
+def test_a_warmup_step_of_two_ranks_is_the_step_of_one(root):
+    """A step on a whole epoch, half of it on each rank, where the halves have unlike shares of text."""
+    finish("warmup", root, processes=2)
+    for normalisation in NORMALISATIONS:
+        alone = whole_epoch(root, root / "alone", normalisation, DOCUMENTS)
+        assert (parameters(alone) - parameters_of(root / "start")).abs().max() > 1e-3
+        for rank in (0, 1):
+            found, loss = torch.load(root / f"{normalisation}-{rank}.pt")
+            assert torch.allclose(found, parameters(alone), atol=1e-6)
+            assert rank or loss == pytest.approx(losses(alone), abs=2e-4)
+
+
+def test_a_grpo_step_of_two_ranks_is_the_step_of_one(root):
+    """One group of eight rollouts over two ranks, at once or accumulated, against one process with all eight."""
+    finish("grpo", root, processes=2)
+    before = parameters_of(root / "start")
+    for normalisation in NORMALISATIONS:
+        alone = step(root, root / "alone", normalisation, 8, 1)
+        assert (parameters(alone) - before).abs().max() > 1e-3
+        for layout in LAYOUTS:
+            for rank in (0, 1):
+                found, loss = torch.load(root / f"{normalisation}-{layout}-{rank}.pt")
+                assert torch.allclose(found, parameters(alone), atol=1e-5), (normalisation, layout, rank)
+                assert rank or loss == pytest.approx(losses(alone), abs=2e-4)
+
+
+def parameters_of(directory: Path) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in load(directory).model.parameters()])
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("warmup", 1), ("grpo", 2)])
+def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(kind, processes, root):
+    killed = root / "killed"
+    kill_in_the_middle_of_a_save(f"{kind}-killed", root, processes)
+    assert (killed / ".staging" / "checkpoint-2").is_dir()  # it was killed inside
+    assert [path.name for path in checkpoints(killed)] == ["checkpoint-1"]
+    assert resume_point(killed, "last") == str(killed / "checkpoint-1")
+    load(killed / "checkpoint-1")
+    finish(f"{kind}-resumed", root, processes)
+    for rank in range(processes):
+        resumed, straight = torch.load(root / f"resumed-{rank}.pt")
+        assert torch.equal(resumed, straight) and not torch.equal(straight, parameters_of(root / "start"))
+    assert not (killed / ".staging").exists()
+    assert len(checkpoints(killed)) == (3 if kind == "warmup" else 4)
+
+
+if __name__ == "__main__":
+    play(sys.argv[1], Path(sys.argv[2]))
