@@ -2,7 +2,8 @@
 
     shard folders -> documents (weighted) -> token sequences -> packed rows
 
-The stream is endless and a function of (seed, rank, world size): whoever skips n rows stands where a run that read n rows stood.
+The stream is endless and a function of (seed, rank, world size): whoever skips n rows stands where a run that read n
+rows stood.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class PackedRows(IterableDataset):
 def split_long(sequence: TokenSequence, document: InterleavedDocument, length: int) -> list[TokenSequence]:
     """The sequence if it fits a row; a longer one as several, each with the prompt and the next stretch of the answer.
 
-    No token of the answer is lost and no picture is cut. Raises InputError where a picture does not fit behind the prompt.
+    No token of the answer is lost and no picture is cut. Raises InputError where a picture does not fit behind the
+    prompt.
     """
     if len(sequence) <= length:
         return [sequence]

@@ -13,8 +13,8 @@ Row = list[TokenSequence]
 def pack(sequences: Iterable[TokenSequence], length: int, buffer: int = 32) -> Iterator[Row]:
     """Rows of at most `length` tokens, first-fit over a window of open rows; nothing is cut or dropped.
 
-    A row leaves when the window is full, fullest first, so the order is deterministic. At the end of `sequences` all rows leave.
-    Raises InputError for a sequence longer than a row.
+    A row leaves when the window is full, fullest first, so the order is deterministic. At the end of `sequences` all
+    rows leave. Raises InputError for a sequence longer than a row.
     """
     rows: list[Row] = []
     sizes: list[int] = []

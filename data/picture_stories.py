@@ -5,10 +5,10 @@ A prompt outlines two to four scenes; the answer has one sentence and one 32 x 3
     Illustrate: small red circle top left; big blue square bottom right.
     -> A small red circle at the top left. [picture] A big blue square at the bottom right. [picture]
 
-A scene is one object: shape x colour x size x cell of a 2 x 2 grid, 192 scenes in all. Interleaved warm-up data are noisy, as
-scraped data are; captions, questions and text-to-image data are clean, as curated sets are. The noise has a biased part: some
-attributes are wrong more often than right, so the *mode* of a model that imitates the data is wrong, and neither colder sampling
-nor more of the same data repairs it.
+A scene is one object: shape x colour x size x cell of a 2 x 2 grid, 192 scenes in all. Interleaved warm-up data are
+noisy, as scraped data are; captions, questions and text-to-image data are clean, as curated sets are. The noise has a
+biased part: some attributes are wrong more often than right, so the *mode* of a model that imitates the data is wrong,
+and neither colder sampling nor more of the same data repairs it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -41,6 +40,7 @@ SHAPES = ("circle", "square", "triangle", "diamond")
 CELLS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
 BACKGROUND = (244, 241, 232)
 PICTURE_PIXELS = 32
+PICTURE_SIZE = (PICTURE_PIXELS, PICTURE_PIXELS)
 MIN_SCENES, MAX_SCENES = 2, 4
 
 
@@ -89,11 +89,11 @@ def parse_scene(words: str) -> Scene:
     )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _template(scene: Scene) -> np.ndarray:
     """The picture of a scene as uint8 [32, 32, 3]; supersampled, so edges are smooth."""
     scale, half = 4, SIZES[scene.size]
-    image = Image.new("RGB", (PICTURE_PIXELS * scale,) * 2, BACKGROUND)
+    image = Image.new("RGB", (PICTURE_PIXELS * scale, PICTURE_PIXELS * scale), BACKGROUND)
     draw = ImageDraw.Draw(image)
     column, row = CELLS[scene.cell]
     x, y, r = (16 * column + 8) * scale, (16 * row + 8) * scale, half * scale
@@ -106,16 +106,16 @@ def _template(scene: Scene) -> np.ndarray:
         draw.polygon(((x, y - r), (x + r, y + r - 1), (x - r, y + r - 1)), fill=colour)
     else:
         draw.polygon(((x, y - r), (x + r, y), (x, y + r), (x - r, y)), fill=colour)
-    return np.asarray(image.resize((PICTURE_PIXELS,) * 2, Image.Resampling.BOX))
+    return np.asarray(image.resize(PICTURE_SIZE, Image.Resampling.BOX))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def draw_scene(scene: Scene) -> Image.Image:
     """The picture of a scene; callers share it, so they must not draw on it."""
     return Image.fromarray(_template(scene))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _templates() -> np.ndarray:
     """All pictures as float32 [192, 3072] in 0..1."""
     return np.stack([_template(scene) for scene in SCENES]).reshape(len(SCENES), -1).astype(np.float32) / 255
@@ -129,11 +129,7 @@ def read_pictures(images: list[Image.Image]) -> list[Scene | None]:
     """The verifier: the scene of the nearest template, None where nothing in the world is near."""
     if not images:
         return []
-    size = (PICTURE_PIXELS,) * 2
-    arrays = [
-        np.asarray(image.convert("RGB").resize(size) if image.size != size else image.convert("RGB"))
-        for image in images
-    ]
+    arrays = [np.asarray(image.convert("RGB").resize(PICTURE_SIZE)) for image in images]
     pixels = np.stack(arrays).reshape(len(images), -1).astype(np.float32) / 255
     templates = _templates()
     error = (pixels**2).sum(1)[:, None] - 2 * pixels @ templates.T + (templates**2).sum(1)[None]

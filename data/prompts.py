@@ -46,7 +46,10 @@ def read_outlines(path: Path) -> list[Outline]:
 
 
 def read_prompts(path: Path) -> list[InterleavedDocument]:
-    """Prompts of a JSONL file: `{"outline": [...]}`, `{"prompt": "text"}`, or a whole document `{"segments": [...]}` a line."""
+    """Prompts of a JSONL file, one a line.
+
+    `{"outline": [...]}`, `{"prompt": "text"}`, or a whole document `{"segments": [...]}`.
+    """
     prompts = []
     for number, (place, value) in enumerate(read_lines(path)):
         if isinstance(value, dict) and "outline" in value:

@@ -76,7 +76,10 @@ def _share(read: Sequence[Scene | None], outline: Outline) -> float:
 def score_abilities(
     policy: UnifiedPolicy, scenes: Sequence[Scene], seed: int = 0, draws: int = 3
 ) -> dict[str, list[float]]:
-    """Understanding and text-to-image, sampled at temperature 1: every question, `draws` captions and pictures of each scene."""
+    """Understanding and text-to-image, sampled at temperature 1.
+
+    Every scene gets every question, and `draws` captions and pictures.
+    """
     sampling = Sampling(max_new_tokens=32, temperature=1.0, max_images=1, seed=seed)
     asked = [(scene, kind) for scene in scenes for kind in QUESTIONS]
     drawn = [scene for _ in range(draws) for scene in scenes]

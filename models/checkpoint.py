@@ -1,4 +1,4 @@
-"""Checkpoints of standard parts: a stock transformers model, its tokenizer, an image tokenizer folder, one JSON of ours.
+"""Checkpoints of standard parts: a stock transformers model, its tokenizer, an image tokenizer, one JSON of ours.
 
     DIR/config.json, model.safetensors, tokenizer.json, ...   what transformers wrote
     DIR/image_tokenizer/                                      what diffusers wrote
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -35,7 +36,7 @@ FORMAT = 1
 
 @contextmanager
 def whole_directory(directory: Path) -> Iterator[Path]:
-    """A staging folder that becomes `directory` at the end, replacing what stood there, or vanishes if anything fails."""
+    """A staging folder: becomes `directory` at the end, replacing what stood there, or vanishes if anything fails."""
     directory = directory.absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     staging = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
@@ -90,9 +91,10 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
     policy_class = family(str(kind))
     with reading(directory):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
+        model, report = loaded
         if missing := sorted(report["missing_keys"]):
             raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
     processor = Processor(tokenizer, VQImageTokenizer.from_pretrained(directory / IMAGE_TOKENIZER))

@@ -101,7 +101,7 @@ class InterleavedDocument:
         return replace(self, segments=self.segments + other.segments)
 
     def steps(self) -> list[tuple[Segment, ...]]:
-        """For people: each text with the images up to the next text (images before any text are a step of their own)."""
+        """For people: each text with the images up to the next text; images before any text are a step of their own."""
         steps: list[list[Segment]] = []
         for segment in self.segments:
             if isinstance(segment, TextSegment) or not steps:

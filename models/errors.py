@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """Says in one line which file, record or option is at fault and what to do; the CLI prints it without a traceback."""
+    """Says in one line which file, record or option is at fault and what to do; the CLI prints that line alone."""
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The sampler: one function for RL, evaluation and serving.
 
-Rows are ragged: one may be inside an image while its neighbour writes text. The grammar is forced (exactly N codes between
-`<boi>` and `<eoi>`, at most `max_images`), each token is drawn with a uniform fixed by (seed, row, position), so a row does not
-depend on its neighbours, and every log-prob is that of the distribution that was really sampled. No Python runs per row.
+Rows are ragged: one may be inside an image while its neighbour writes text. The grammar is forced (exactly N codes
+between `<boi>` and `<eoi>`, at most `max_images`), each token is drawn with a uniform fixed by (seed, row, position),
+so a row does not depend on its neighbours, and every log-prob is that of the distribution that was really sampled. No
+step runs Python per row.
 """
 
 from __future__ import annotations
@@ -63,6 +64,9 @@ class Sample:
 
 class _GrowingLayer(DynamicLayer):
     """A cache layer with room for the whole completion, so that a step writes one column instead of copying all."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, room: int):
         super().__init__()

@@ -1,9 +1,9 @@
 """Image tokenizers: pixels <-> image codes. This one is a stock `diffusers.VQModel`.
 
-The pixels may be folded first, `patch` x `patch` of them into channels (`torch.nn.functional.pixel_unshuffle`), so that a small
-model works at the resolution of its codes; `patch` 1 is the usual convolutional VQ model. With `tiled` each code sees its own
-part of the picture only: convolutions and group norms would let every code depend on the whole picture, and a small language
-model then has to learn what the background looks like from afar.
+The pixels may be folded first, `patch` x `patch` of them into channels (`torch.nn.functional.pixel_unshuffle`), so
+that a small model works at the resolution of its codes; `patch` 1 is the usual convolutional VQ model. With `tiled`
+each code sees its own part of the picture only: convolutions and group norms would let every code depend on the whole
+picture, and a small language model then has to learn what the background looks like from afar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ class VQImageTokenizer(nn.Module):
                 self.grid,
                 self.model.config["vq_embed_dim"] or self.model.config["latent_channels"],
             )
-            pixels = self.reconstruct(self.model.quantize.get_codebook_entry(part.reshape(-1), shape))
+            pixels = self.reconstruct(self.model.quantize.get_codebook_entry(part.reshape(-1), shape))  # type: ignore
             array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             pictures.extend(map(Image.fromarray, array))
         return pictures
@@ -173,7 +173,8 @@ class VQImageTokenizer(nn.Module):
             settings = json.loads(path.read_text())
             if settings["type"] != "VQModel":
                 raise InputError(f"{path}: type {settings['type']!r} is not known; known: VQModel")
-            model, report = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
+            loaded: Any = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
+            model, report = loaded
             if missing := sorted(report["missing_keys"]):
                 raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
             return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()

@@ -1,7 +1,7 @@
 """UnifiedPolicy: what a base-model family must offer. Everything else in limner is written against this page.
 
-A family is passed the module to call (`model`) where gradients flow, because under DDP, FSDP or ZeRO that is the *wrapped* one:
-log-probs of an unwrapped module would skip the gradient synchronisation.
+A family is passed the module to call (`model`) where gradients flow, because under DDP, FSDP or ZeRO that is the
+*wrapped* one: log-probs of an unwrapped module would skip the gradient synchronisation.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class UnifiedPolicy(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy of each token under the distribution the sampler draws from, float32 [B, T].
 
-        `model` is the module to call: the wrapped one where gradients flow. Text positions normalise over the text ids the
-        grammar allows there, image positions over the image codes; forced and untrainable tokens get 0. It is the same softmax,
-        mask and temperature as in `generation.generate`; a test replays samples and compares.
+        `model` is the module to call: the wrapped one where gradients flow. Text positions normalise over the text ids
+        the grammar allows there, image positions over the image codes; forced and untrainable tokens get 0. It is the
+        same softmax, mask and temperature as in `generation.generate`; a test replays samples and compares.
         """
         return model(token_batch=batch, temperature=temperature, max_images=max_images)
 
@@ -82,7 +82,8 @@ class UnifiedPolicy(ABC):
 
     def frozen_copy(self) -> UnifiedPolicy:
         """The policy as it is now, for a KL reference: own weights, no gradient."""
-        model = type(self.model)(self.model.config).to(self.model.device, self.model.dtype)
+        model: Any = type(self.model)(self.model.config)
+        model.to(self.model.device, self.model.dtype)
         model.load_state_dict(self.model.state_dict())
         model.requires_grad_(False).eval()
         return type(self)(model, self.processor)
@@ -99,7 +100,7 @@ class UnifiedPolicy(ABC):
 
 
 def _score(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-prob of `target` and entropy (not differentiated where masked) of the softmax, each [n], for scores [n, choices]."""
+    """Log-prob of `target` and entropy of the softmax, each [n], for scores [n, choices]; -inf masks a choice."""
     log_p = scores.log_softmax(-1)
     entropy = -(log_p.exp() * log_p.masked_fill(log_p == float("-inf"), 0)).sum(-1)
     return log_p.gather(-1, target[:, None])[:, 0], entropy

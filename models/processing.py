@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,10 @@ class Processor:
         )
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text from outside: `<boi>` or `<eos>` spelled in it stay letters. Raises InputError for broken Unicode."""
+        """Ids of a text from outside: `<boi>` or `<eos>` spelled in it stay letters.
+
+        Raises InputError for broken Unicode.
+        """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -103,7 +106,7 @@ class Processor:
         )
 
     def read(self, ids_C: Sequence[int]) -> Reading:
-        """The document a completion's joint ids say. Ids come from the sampler, so they obey the grammar up to a cut."""
+        """The document that a completion's joint ids say; the sampler's, so they obey the grammar up to a cut."""
         control, vocabulary = self.vocabulary.controls, self.vocabulary
         ids = [int(i) for i in ids_C]
         parts: list[Segment] = []
@@ -113,7 +116,8 @@ class Processor:
 
         def close_text() -> None:
             if text:
-                parts.append(TextSegment(self.tokenizer.decode(text, skip_special_tokens=False), trainable=True))
+                words = cast(str, self.tokenizer.decode(text, skip_special_tokens=False))
+                parts.append(TextSegment(words, trainable=True))
                 text.clear()
 
         while at < len(ids):

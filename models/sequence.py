@@ -1,14 +1,14 @@
 """TokenSequence, the only tensor form of a document, and its batches.
 
-Shape suffixes, one legend for the whole repository: B batch, G rollouts of a prompt, K segments, T tokens, C completion tokens,
-V text vocabulary, N image tokens of one image, D codes a position, H hidden size.
+Shape suffixes, one legend for the whole repository: B batch, G rollouts of a prompt, K segments, T tokens, C
+completion tokens, V text vocabulary, N image tokens of one image, D codes a position, H hidden size.
 
 Ids are joint: a text id is below V, image code c is V + c, so an id alone tells its modality. A document is laid out as
 
     <bos> prompt segments <answer> completion segments <eos>
 
-and an image as `<boi>` N codes `<eoi>`. The sampler chooses `<boi>` and `<eos>`; `<eoi>` follows by the grammar, so it is never
-trained and its log-prob is zero.
+and an image as `<boi>` N codes `<eoi>`. The sampler chooses `<boi>` and `<eos>`; `<eoi>` follows by the grammar, so it
+is never trained and its log-prob is zero.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def images_before(ids_T: Tensor, prompt_length: int, boi: int) -> Tensor:
 def collate(rows: Sequence[Sequence[TokenSequence]], controls: ControlIds, length: int | None = None) -> TokenBatch:
     """Puts the sequences of each row one after the other and pads on the right, to `length` if given.
 
-    Attention and positions are those of each sequence alone, so a packed row gives the losses of its sequences (a test says so).
+    Attention and positions are those of each sequence alone, so a packed row gives the losses of its sequences (a test
+    says so).
     """
     width = length or max(sum(len(sequence) for sequence in row) for row in rows)
     batch = TokenBatch(

@@ -1,13 +1,15 @@
 """Family "shared vocabulary": image codes are ids of the one LM head of any `AutoModelForCausalLM`.
 
-The joint id of image code c, V + c, is the model's own id: V is the size of the text tokenizer. Liquid is built like this, and
-so is the embedded tiny Llama.
+The joint id of image code c, V + c, is the model's own id: V is the size of the text tokenizer. Liquid is built like
+this, and so is the embedded tiny Llama.
 """
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -23,7 +25,7 @@ class SharedVocabularyPolicy(UnifiedPolicy):
     def __init__(self, model: PreTrainedModel, processor: Processor):
         super().__init__(model, processor)
         needed = self.vocabulary.text_size + self.vocabulary.image_codes
-        rows = model.get_output_embeddings().weight.shape[0]
+        rows = _weight(model.get_output_embeddings()).shape[0]
         if rows < needed:
             raise InputError(
                 f"the language model has {rows} ids, its tokenizers need {needed} "
@@ -44,7 +46,7 @@ class SharedVocabularyPolicy(UnifiedPolicy):
     @torch.no_grad()
     def start_from_codebook(self) -> None:
         """Image embeddings start as a random projection of the codebook, so that similar codes start out similar."""
-        embedding = self.model.get_input_embeddings().weight
+        embedding = _weight(self.model.get_input_embeddings())
         codebook = self.processor.image_tokenizer.codebook().to(embedding)
         codebook = (codebook - codebook.mean(0)) / codebook.std().clamp(min=1e-6)
         projection = torch.randn(codebook.shape[1], embedding.shape[1]) / codebook.shape[1] ** 0.5
@@ -73,4 +75,8 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         return hidden @ self._head()[size : size + self.vocabulary.image_codes].T
 
     def _head(self) -> Tensor:
-        return self.model.get_output_embeddings().weight
+        return _weight(self.model.get_output_embeddings())
+
+
+def _weight(module: nn.Module | None) -> Tensor:
+    return cast(nn.Embedding, module).weight

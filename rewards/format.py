@@ -19,8 +19,8 @@ _THINK_VIS = re.compile(r"(?:\s*<think>[^<>]+</think>\s*<vis>\N{OBJECT REPLACEME
 class FormatReward:
     """1 for a complete document of the pattern, 0 otherwise; a document that never ended is not complete.
 
-    `alternating`: text, picture, text, picture, ... `think-vis`: the paper's `<think>text</think> <vis>picture</vis>`, repeated.
-    Where the prompt outlines its scenes (`meta["outline"]`), there must be one step for each.
+    `alternating`: text, picture, text, picture, ... `think-vis`: the paper's `<think>text</think> <vis>picture</vis>`,
+    repeated. Where the prompt outlines its scenes (`meta["outline"]`), there must be one step for each.
     """
 
     name = "format"

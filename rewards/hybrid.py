@@ -10,7 +10,7 @@ from .base import Completion, Reward, RewardOutput
 
 
 class HybridReward:
-    """Weighted mean over the parts that apply, so that a missing score is never a zero; all parts are on a scale of 0 to 1."""
+    """Weighted mean over the parts that apply, so that a missing score is never a zero; all parts go from 0 to 1."""
 
     name = "hybrid"
 

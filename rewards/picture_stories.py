@@ -1,8 +1,8 @@
 """Exact rewards of the embedded world: its verifiers read sentences and pictures back as scenes.
 
-A sentence or picture earns the share of its four attributes that is right. A picture is held against the *plan*, and against the
-model's *own sentence*: the first punishes a faithful picture of a wrong sentence, the second rewards it. Steps past the
-outline earn 0, and a step that the outline asks for and the answer lacks counts as 0 in the outcome.
+A sentence or picture earns the share of its four attributes that is right. A picture is held against the *plan*, and
+against the model's *own sentence*: the first punishes a faithful picture of a wrong sentence, the second rewards it.
+Steps past the outline earn 0, and a step that the outline asks for and the answer lacks counts as 0 in the outcome.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SentenceReward:
 
 
 class PictureReward:
-    """Image faithfulness r_v: each picture against the scene planned at its place, or against the sentence before it."""
+    """Image faithfulness r_v: each picture against the scene planned at its place, or the sentence before it."""
 
     def __init__(self, against: str):
         if against not in ("plan", "sentence"):
@@ -87,6 +87,6 @@ class PictureReward:
 
 
 def _share(scores: list[float | None], planned: int) -> float | None:
-    """Mean over the planned steps, missing ones as 0, or over all steps written if they are more; None if nothing applies."""
+    """Mean over the steps planned (a missing one is 0) or written, whichever are more; None if nothing applies."""
     applicable = [score for score in scores if score is not None]
     return sum(applicable) / max(planned, len(applicable))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from limner.data.markdown import convert
 from limner.data.picture_stories import SCENES, draw_scene, story, story_prompt
@@ -73,6 +75,13 @@ def test_random_hostile_text_round_trips_exactly(processor):
         ids = processor.text_ids(words)
         assert min(ids) > processor.vocabulary.controls.answer, words
         assert processor.tokenizer.decode(ids) == words
+
+
+def test_a_tokenizer_without_the_control_tokens_is_refused(processor):
+    backend = Tokenizer(models.BPE(vocab={"<pad>": 0, "<bos>": 1, "<unk>": 2}, merges=[], unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    with pytest.raises(InputError, match="has no token <eos>"):
+        Processor(tokenizer, processor.image_tokenizer)
 
 
 def test_broken_unicode_is_refused(processor):
