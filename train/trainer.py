@@ -8,7 +8,7 @@ TRL's old-policy and reference forwards are not used: old log-probs are always t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,11 @@ from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, polic
 from .rollout import rollout, score
 
 BATCH_FIELDS = ("ids_BT", "positions_BT", "sequence_BT", "trainable_BT", "images_before_BT")
+UNREAD = (
+    *("beta", "epsilon", "epsilon_high", "delta", "loss_type", "importance_sampling_level", "entropy_coef"),
+    *("mask_truncated_completions", "scale_rewards", "reward_weights", "repetition_penalty", "use_vllm"),
+)
+"""Settings of TRL that our loss, rewards and sampler do not read."""
 
 
 @dataclass
@@ -57,7 +62,7 @@ class ReplayConfig:
 
 @dataclass
 class AlgorithmConfig:
-    """What extended GRPO adds to TRL's GRPOConfig. TRL's own `beta` and `epsilon` are not used."""
+    """What extended GRPO adds to TRL's GRPOConfig. TRL's own `beta`, `epsilon` and others are refused, not ignored."""
 
     objective: Literal["grpo", "rejection"] = "grpo"
     """`rejection`: supervised learning of the best completion of each group, the usual baseline."""
@@ -78,7 +83,11 @@ class AlgorithmConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     def check(self, args: GRPOConfig) -> None:
-        """Raises InputError for settings that contradict each other."""
+        """Raises InputError for settings that contradict each other, or that nothing would read."""
+        defaults = {item.name: item.default for item in fields(GRPOConfig)}
+        for name in UNREAD:
+            if getattr(args, name) != defaults[name]:
+                raise InputError(f"{name}: extended GRPO does not read this setting of TRL; see algorithm and rewards")
         if self.normalisation not in NORMALISATIONS:
             raise InputError(f"algorithm.normalisation: {self.normalisation!r} is none of {', '.join(NORMALISATIONS)}")
         if args.top_p != 1.0 or args.top_k or args.min_p:
@@ -121,7 +130,6 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.policy, self.reward, self.algorithm = policy, reward, algorithm
         self._counts: list[Counts] = []
         self._loss_sums: dict[str, Tensor] = {}
-        args.beta = 0.0  # TRL would load a second model from the Hub for it; the reference is ours
         self.reference = policy.frozen_copy() if any(algorithm.beta.pair) else None
         super().__init__(
             model=policy.model,

@@ -266,6 +266,9 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "algorithm", "message"),
     [
+        ({"beta": 0.04}, {}, "beta: extended GRPO does not read this setting of TRL"),
+        ({"loss_type": "grpo"}, {}, "loss_type: extended GRPO does not read"),
+        ({"scale_rewards": "none"}, {}, "scale_rewards: extended GRPO does not read"),
         ({"top_p": 0.9}, {}, "top_p, top_k, min_p: truncated sampling is refused"),
         ({"top_k": 50}, {}, "truncated sampling is refused"),
         ({"min_p": 0.1}, {}, "truncated sampling is refused"),
