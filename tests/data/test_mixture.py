@@ -69,6 +69,7 @@ def test_the_stream_is_a_function_of_seed_and_rank(tmp_path):
         for rank in (0, 1)
     }
     assert len(set(streams.values())) == 4
+    assert len({"".join(name[0] for name in stream) for stream in streams.values()}) == 4, "the order of the sources"
     for (seed, rank), stream in streams.items():
         assert tuple(ids(mixture(sources, seed=seed, rank=rank, world_size=2), 40)) == stream
 
@@ -101,6 +102,22 @@ def test_rows_hold_the_documents_and_nothing_else(tmp_path, processor):
     for row in islice(rows, 60):
         assert row and sum(map(len, row)) <= 64
         assert all(tuple(part.ids_T.tolist()) in known for part in row)
+
+
+def test_rows_hold_all_of_a_long_document(tmp_path, processor):
+    source = write(tmp_path / "a", 12)
+    length, control = 24, processor.vocabulary.controls
+    whole = {tuple(processor.encode(document).ids_T.tolist()) for document in islice(mixture([source], seed=0), 12)}
+    assert max(map(len, whole)) > length
+    parts = islice(PackedRows([source], processor, length=length, seed=0)._sequences(mixture([source], seed=0)), 60)
+    joined, found = [], set()
+    for part in parts:
+        assert len(part) <= length
+        joined += part.ids_T[part.prompt_length if joined else 0 :].tolist()
+        if joined[-1] == control.eos:
+            found.add(tuple(joined))
+            joined = []
+    assert found == whole
 
 
 def test_pictures_without_codes_are_encoded_on_the_way(tmp_path, processor):
