@@ -156,5 +156,5 @@ def test_score_prints_figures(limner, tmp_path, checkpoint):
 @pytest.mark.slow
 def test_heavy_imports_wait():
     """`limner --help` must not import torch."""
-    code = "import sys; sys.argv = ['limner', '--help']; from limner.cli import main; main(); assert 'torch' not in sys.modules"
+    code = "import sys; from limner.cli import run; run(['--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

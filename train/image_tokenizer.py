@@ -34,7 +34,7 @@ class ImageTokenizerConfig:
     """D, width of a code's embedding."""
     autoencoder_steps: int = 400
     quantised_steps: int = 200
-    decoder_steps: int = 200
+    decoder_steps: int = 300
     batch_size: int = 64
     learning_rate: float = 3e-3
     foreground_weight: float = 4.0
@@ -45,19 +45,13 @@ class ImageTokenizerConfig:
 def train_image_tokenizer(
     images: Sequence[Image.Image], config: ImageTokenizerConfig
 ) -> tuple[VQImageTokenizer, dict[str, float]]:
-    """Returns the tokenizer and its figures: mean squared error of the last steps, codes in use."""
+    """Returns the tokenizer and its figures: mean squared error on a 0..1 scale, codes in use, distinct examples."""
     torch.manual_seed(config.seed)
     tokenizer = VQImageTokenizer.create(
         config.image_size, config.patch, config.channels, config.codes, config.code_size, config.tiled
     )
     model = tokenizer.model
-    pixels = tokenizer.pixels(images)
-    weighted = torch.cat([pixels, 1 + config.foreground_weight * _foreground(pixels)], 1)
-    if config.tiled:
-        tile = tokenizer.tile
-        weighted = rearrange(weighted, "n c (i h) (j w) -> (n i j) c h w", h=tile, w=tile)
-    weighted = torch.unique(weighted, dim=0)  # sorted: the result does not depend on the order of the images
-    pixels, weight = weighted[:, :3], weighted[:, 3:]
+    examples = _examples(tokenizer, images, config)
 
     def autoencoder_loss(x: Tensor, w: Tensor) -> Tensor:
         return _error(tokenizer.reconstruct(tokenizer.latents(x)), x, w)
@@ -71,66 +65,65 @@ def train_image_tokenizer(
             codes = model.quantize(tokenizer.latents(x))[0]
         return _error(tokenizer.reconstruct(codes), x, w)
 
-    progress = tqdm(
-        total=config.autoencoder_steps + config.quantised_steps + config.decoder_steps, desc="image tokenizer"
-    )
-    _fit(
-        model,
-        autoencoder_loss,
-        pixels,
-        weight,
-        config.autoencoder_steps,
-        config.learning_rate,
-        config.batch_size,
-        progress,
-    )
-    with torch.no_grad():
-        latents = torch.cat([tokenizer.latents(part) for part in pixels.split(256)]).permute(0, 2, 3, 1).flatten(0, 2)
-        model.quantize.embedding.weight.copy_(_k_means(latents, config.codes))
-    _fit(
-        model,
-        quantised_loss,
-        pixels,
-        weight,
-        config.quantised_steps,
-        config.learning_rate / 2,
-        config.batch_size,
-        progress,
-    )
-    _fit(
-        model, decoder_loss, pixels, weight, config.decoder_steps, config.learning_rate / 2, config.batch_size, progress
-    )
-    progress.close()
+    total = config.autoencoder_steps + config.quantised_steps + config.decoder_steps
+    with tqdm(total=total, desc="image tokenizer", mininterval=2) as bar:
+        _fit(model, autoencoder_loss, examples, config.autoencoder_steps, config.learning_rate, config.batch_size, bar)
+        with torch.no_grad():
+            latents = torch.cat([tokenizer.latents(part) for part in examples.pixels.split(256)])
+            model.quantize.embedding.weight.copy_(_k_means(latents.movedim(1, -1).flatten(0, 2), config.codes))
+        rate = config.learning_rate / 2
+        _fit(model, quantised_loss, examples, config.quantised_steps, rate, config.batch_size, bar)
+        _fit(model, decoder_loss, examples, config.decoder_steps, rate, config.batch_size, bar)
     tokenizer.eval()
-    with torch.no_grad():
-        results = [model.quantize(tokenizer.latents(part)) for part in pixels.split(256)]
-        error = torch.cat(
-            [(tokenizer.reconstruct(r[0]) - p) ** 2 for r, p in zip(results, pixels.split(256), strict=True)]
-        ).mean()
-        used = len(torch.unique(torch.cat([r[2][2].flatten() for r in results])))
-    return tokenizer, {
-        "mean_squared_error": error.item() / 4,
-        "codes_used": used,
-        "distinct_tiles" if config.tiled else "pictures": len(pixels),
-    }
+    return tokenizer, _figures(tokenizer, examples.pixels)
 
 
-def _fit(
-    model, loss_of, pixels: Tensor, weight: Tensor, steps: int, lr: float, batch_size: int, progress: tqdm
-) -> None:
+@dataclass(frozen=True)
+class _Examples:
+    """Distinct pictures, or tiles, and how often each is drawn."""
+
+    pixels: Tensor
+    """[n, 3, S, S] in -1..1."""
+    weight: Tensor
+    """Of each pixel in the loss, [n, 1, S, S]."""
+    chance: Tensor
+    """[n], by the root of how often it occurs: rare ones must be learned, and a common background must be clean."""
+
+
+def _examples(tokenizer: VQImageTokenizer, images: Sequence[Image.Image], config: ImageTokenizerConfig) -> _Examples:
+    pixels = tokenizer.pixels(images)
+    weighted = torch.cat([pixels, 1 + config.foreground_weight * _foreground(pixels)], 1)
+    if config.tiled:
+        weighted = rearrange(weighted, "n c (i h) (j w) -> (n i j) c h w", h=tokenizer.tile, w=tokenizer.tile)
+    # `unique` sorts, so the order of the images has no say in the result.
+    weighted, count = torch.unique(weighted, dim=0, return_counts=True)
+    return _Examples(weighted[:, :3], weighted[:, 3:], count.sqrt() / count.sqrt().sum())
+
+
+@torch.no_grad()
+def _figures(tokenizer: VQImageTokenizer, pixels: Tensor) -> dict[str, float]:
+    error, used = 0.0, set()
+    for part in pixels.split(256):
+        codes, _, (_, _, indices) = tokenizer.model.quantize(tokenizer.latents(part))
+        error += ((tokenizer.reconstruct(codes) - part) ** 2).mean((1, 2, 3)).sum().item() / 4
+        used |= set(indices.flatten().tolist())
+    return {"mean_squared_error": error / len(pixels), "codes_used": len(used), "examples": len(pixels)}
+
+
+def _fit(model, loss_of, examples: _Examples, steps: int, lr: float, batch_size: int, bar: tqdm) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 20) * (1 - 0.95 * step / steps)
-        index = torch.randint(0, len(pixels), (batch_size,))
-        loss = loss_of(pixels[index], weight[index])
+        index = torch.multinomial(examples.chance, batch_size, replacement=True)
+        loss = loss_of(examples.pixels[index], examples.weight[index])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        progress.update()
+        bar.update()
         if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
+            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
 
 
 def _error(output: Tensor, target: Tensor, weight: Tensor) -> Tensor:

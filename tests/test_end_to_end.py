@@ -1,0 +1,105 @@
+"""The whole road in small: tokenizers, shards, two warm-up steps, two GRPO steps, figures, report, save, load, sample."""
+
+import json
+
+import pytest
+
+from limner.data.picture_stories import outlines, story_prompt
+from limner.models.checkpoint import load
+from limner.models.errors import InputError
+from limner.models.generation import Sampling
+from limner.models.writing import write
+from limner.studies.demo import DemoConfig, chosen_arms, run, score_checkpoint
+from limner.studies.world import WorldConfig, check_heldout
+from limner.train.image_tokenizer import ImageTokenizerConfig
+from limner.train.new_model import NewModelConfig
+
+FIGURES = {
+    "sampled": {"story_exact", "image_exact", "sentence_exact", "structure"},
+    "understanding": {"vqa", "caption"},
+    "text_to_image": {"exact"},
+}
+
+
+def small(out, **changes) -> DemoConfig:
+    tokenizer = ImageTokenizerConfig(autoencoder_steps=2, quantised_steps=1, decoder_steps=1, channels=(16,))
+    return DemoConfig(
+        out=str(out),
+        iterations=1,
+        curve_prompts=4,
+        world=WorldConfig(heldout_prompts=6, train_prompts=8, interleaved=40, understanding=24, text_to_image=24),
+        new_model=NewModelConfig(
+            text_vocabulary=512, hidden_size=32, intermediate_size=32, layers=1, heads=2, image_tokenizer=tokenizer
+        ),
+        warmup={"max_steps": "2", "report_to": "none"},
+        grpo={
+            "num_generations": "4",
+            "per_device_train_batch_size": "8",
+            "steps_per_generation": "2",
+            "logging_steps": "1",
+            "max_completion_length": "48",
+            "report_to": "none",
+        },
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    return out, run(small(out))
+
+
+def test_every_stage_leaves_its_result(demo):
+    out, metrics = demo
+    assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert set(metrics["arms"]) == {"warmup", "grpo_process"}
+    for arm in metrics["arms"].values():
+        for group, names in FIGURES.items():
+            for name in names:
+                estimate = arm[group][name]
+                assert set(estimate) == {"value", "low", "high", "n"}
+                assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
+        assert arm["text_to_image"]["exact"]["n"] >= 500 and arm["understanding"]["vqa"]["n"] >= 500
+        assert arm["seconds"] > 0
+        assert set(arm["curve"][0]) == {"step", "seconds", "sampled_story_exact"}
+    assert "story_exact" in metrics["arms"]["warmup"]["best_temperature"]
+    page = (out / "report.html").read_text()
+    assert "http" not in page.replace("http-equiv", "") and "data:image/png" in page
+
+
+def test_the_model_loads_and_writes(demo):
+    out, _ = demo
+    policy = load(out / "model")
+    (answer,) = write(policy, [story_prompt(outlines(0, 1)[0])], Sampling(max_new_tokens=64, seed=1))
+    assert answer.document.segments
+    figures = score_checkpoint(str(out / "model"), out / "prompts" / "heldout.jsonl", 0)
+    assert figures["greedy"]["story_exact"]["n"] == 6
+
+
+def test_heldout_prompts_are_held_out(demo):
+    out, metrics = demo
+    assert metrics["data"]["heldout_outlines_in_training_data"] == 0
+    train = out / "prompts" / "train.jsonl"
+    kept = train.read_text()
+    train.write_text(kept + (out / "prompts" / "heldout.jsonl").read_text().splitlines()[0] + "\n")
+    assert check_heldout(out / "data", out / "prompts") == 1
+    train.write_text(kept)
+
+
+def test_a_second_call_takes_up_what_is_there(demo):
+    out, metrics = demo
+    stamp = (out / "arms" / "grpo_process" / "result.json").stat().st_mtime_ns
+    again = run(small(out, arms="warmup,grpo_process,rejection"))
+    assert (out / "arms" / "grpo_process" / "result.json").stat().st_mtime_ns == stamp
+    assert set(again["arms"]) == {"warmup", "grpo_process", "rejection"}
+    assert again["arms"]["grpo_process"] == json.loads(json.dumps(metrics["arms"]["grpo_process"]))
+    changed = small(out)
+    changed.iterations = 2
+    with pytest.raises(InputError, match="other settings"):
+        run(changed)
+
+
+def test_arms_run_after_the_one_whose_seconds_they_spend():
+    assert chosen_arms("all") == ["warmup", "grpo_process", "grpo_outcome", "control", "rejection"]
+    assert chosen_arms("control") == ["warmup", "grpo_process", "control"]
