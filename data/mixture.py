@@ -141,6 +141,8 @@ def _stretch(sequence: TokenSequence, start: int, end: int) -> TokenSequence:
         torch.cat([values[:keep], values[start:end]])
         for values in (sequence.ids_T, sequence.segment_T, sequence.trainable_T)
     )
+    if shift:
+        trainable[keep] = False  # behind `<answer>` here; an answer should not begin in its middle
     return TokenSequence(ids, segments, trainable, keep, tuple(slots))
 
 
