@@ -1,4 +1,4 @@
-"""The whole road in small: tokenizers, shards, two warm-up steps, two GRPO steps, figures, report, save, load, sample."""
+"""The whole road in small: tokenizers, shards, two warm-up and two GRPO steps, figures, report, save, load, sample."""
 
 import json
 
