@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .models.errors import InputError
+from .models.errors import InputError, run_or_exit
 
 USAGE = """usage: limner COMMAND [...]
 
@@ -25,13 +25,9 @@ USAGE = """usage: limner COMMAND [...]
 
 
 def main() -> None:
-    """Entry point. A fault in the input is one line on stderr and exit code 2; anything else is a bug, with its traceback."""
     try:
-        run(sys.argv[1:])
-    except InputError as error:
-        print(f"limner: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:
+        run_or_exit(run)
+    except BrokenPipeError:  # `limner ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 

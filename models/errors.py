@@ -1,6 +1,7 @@
 """The one exception for a fault in what the user gave: a file, a record, a setting."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,3 +20,15 @@ def reading(directory: Path) -> Iterator[None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(f"{directory}: cannot be read: {reason}") from error
+
+
+def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command with the process's arguments: a fault in the input is one line on stderr and exit code 2.
+
+    Anything else is a bug and keeps its traceback.
+    """
+    try:
+        entry(sys.argv[1:])
+    except InputError as error:
+        print(f"limner: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -30,7 +30,7 @@ from ..data.prompts import read_outlines
 from ..eval.picture_stories import score_stories
 from ..eval.statistics import estimate
 from ..models.checkpoint import load, save
-from ..models.errors import InputError
+from ..models.errors import InputError, run_or_exit
 from ..models.rendering import write_atomically
 from ..report.run_report import write_report
 from ..rewards.build import RewardsConfig, build_reward
@@ -288,4 +288,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_or_exit(main)

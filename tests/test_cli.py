@@ -158,3 +158,11 @@ def test_heavy_imports_wait():
     """`limner --help` must not import torch."""
     code = "import sys; from limner.cli import run; run(['--help']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_an_entry_under_torchrun_says_it_in_one_line_too():
+    command = [sys.executable, "-m", "limner.train.grpo", "--config", "grpo/tiny"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and "limner: error: model: missing" in result.stderr
+    assert "Traceback" not in result.stderr

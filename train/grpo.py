@@ -13,7 +13,6 @@ torchrun --nproc-per-node 2 -m limner.train.grpo --config grpo/tiny
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..configs import parse, save_resolved
 from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoint import load, save
 from ..models.document import InterleavedDocument
-from ..models.errors import InputError
+from ..models.errors import InputError, run_or_exit
 from ..models.policy import UnifiedPolicy
 from ..rewards.build import RewardsConfig, build_reward
 from .checkpointing import resume_point
@@ -81,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_or_exit(main)

@@ -10,7 +10,6 @@ torchrun --nproc-per-node 2 -m limner.train.warmup --config warmup/tiny
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..data.mixture import PackedRows, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
 from ..models.checkpoint import load, save
-from ..models.errors import InputError
+from ..models.errors import InputError, run_or_exit
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
 from .checkpointing import WholeCheckpoints, resume_point
@@ -198,4 +197,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_or_exit(main)
