@@ -1,15 +1,12 @@
 """Extended GRPO on a tiny untrained policy: the seam with TRL, exact steps, resume, checkpoints."""
 
-import inspect
 from collections import defaultdict
-from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
-from packaging.requirements import Requirement
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from limner.data.picture_stories import CLEAN, SCENES, story_prompt, warmup_documents
 from limner.data.prompts import pack_prompt
@@ -21,7 +18,7 @@ from limner.models.sequence import TokenBatch
 from limner.rewards.base import Completion, RewardOutput
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.train.advantages import process_advantages, segment_advantages
-from limner.train.checkpointing import WholeCheckpoints, checkpoints, resume_point
+from limner.train.checkpointing import checkpoints, resume_point
 from limner.train.grpo import RunConfig, run
 from limner.train.losses import NORMALISATIONS, Counts, token_weights
 from limner.train.trainer import (
@@ -389,42 +386,7 @@ def test_resuming_equals_never_having_stopped(stop, make_policy, tmp_path):
     assert found == expected and all(entry[3] > 0 for entry in found)
 
 
-# ---- the seam with TRL ----
-
-SEAM = {
-    # What we override, and the parameters that the library must still call it with.
-    "_generate_and_score_completions": (GRPOTrainer, ["self", "inputs"]),
-    "_compute_loss": (GRPOTrainer, ["self", "model", "inputs"]),
-    "_prepare_inputs": (GRPOTrainer, ["self", "generation_batch"]),
-    "_get_train_sampler": (GRPOTrainer, ["self", "dataset"]),
-    "log": (GRPOTrainer, ["self", "logs", "start_time"]),
-    "create_model_card": (GRPOTrainer, ["self", "model_name", "dataset_name", "tags"]),
-    "_save_checkpoint": (GRPOTrainer, ["self", "model", "trial"]),
-    "_save": (Trainer, ["self", "output_dir", "state_dict"]),
-    "_get_output_dir": (Trainer, ["self", "trial"]),
-    "_save_rng_state": (Trainer, ["self", "output_dir"]),
-    "_load_rng_state": (Trainer, ["self", "checkpoint"]),
-}
-
-
-def test_trl_is_the_version_that_the_seam_was_written_for():
-    (pinned,) = (r for r in map(Requirement, requires("limner") or []) if r.name == "trl")
-    assert pinned.specifier.contains(version("trl")), f"trl {version('trl')} is outside {pinned}"
-
-
-@pytest.mark.parametrize("name", SEAM)
-def test_trl_still_has_the_method_that_we_override(name):
-    owner, parameters = SEAM[name]
-    method = getattr(owner, name, None)
-    assert method is not None, f"{owner.__name__}.{name} is gone"
-    found = list(inspect.signature(method).parameters)
-    assert found == parameters, f"{owner.__name__}.{name} takes {found}, no longer {parameters}"
-
-
-def test_every_overridden_method_is_guarded():
-    ours = {name for cls in (InterleavedGRPOTrainer, WholeCheckpoints) for name in vars(cls) if name[:2] != "__"}
-    overridden = {name for name in ours if callable(getattr(GRPOTrainer, name, None))}
-    assert overridden == set(SEAM)
+# ---- what TRL and the reward hand over ----
 
 
 def test_the_attributes_that_we_read_are_there(make_policy, tmp_path):
