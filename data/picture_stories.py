@@ -121,8 +121,11 @@ def _templates() -> np.ndarray:
     return np.stack([_template(scene) for scene in SCENES]).reshape(len(SCENES), -1).astype(np.float32) / 255
 
 
-MAX_TEMPLATE_ERROR = 0.01
-"""Mean squared error, on a 0..1 scale, above which a picture shows no scene (two scenes differ by at least 0.0003)."""
+MAX_TEMPLATE_ERROR = 0.0035
+"""Mean squared error, on a 0..1 scale, above which a picture shows no scene.
+
+Half of what the faintest object adds to a blank picture: neither a blank nor a second object is overlooked.
+"""
 
 
 def read_pictures(images: list[Image.Image]) -> list[Scene | None]:

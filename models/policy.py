@@ -7,7 +7,7 @@ A family is passed the module to call (`model`) where gradients flow, because un
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -109,7 +109,10 @@ def _score(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 _FAMILIES: dict[str, type[UnifiedPolicy]] = {}
 
 
-def register(family: type[UnifiedPolicy]) -> type[UnifiedPolicy]:
+Family = TypeVar("Family", bound=type[UnifiedPolicy])
+
+
+def register(family: Family) -> Family:
     _FAMILIES[family.family] = family
     return family
 

@@ -86,7 +86,7 @@ class PictureReward:
         )  # no picture is faithful to a sentence that states no scene
 
 
-def _share(scores: list[float | None], planned: int) -> float | None:
-    """Mean over the steps planned (a missing one is 0) or written, whichever are more; None if nothing applies."""
+def _share(scores: list[float | None], planned: int) -> float:
+    """Mean over the steps planned (a missing one is 0) or written, whichever are more."""
     applicable = [score for score in scores if score is not None]
     return sum(applicable) / max(planned, len(applicable))

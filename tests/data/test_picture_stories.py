@@ -89,9 +89,15 @@ def test_pictures_of_nothing_are_unreadable():
     assert read_pictures([ImageChops.darker(circle, square), circle]) == [None, parse_scene("big red circle top left")]
 
 
-@pytest.mark.xfail(reason="an empty picture is within the threshold of a small yellow diamond", strict=True)
 def test_the_bare_background_is_unreadable():
     assert read_pictures([Image.new("RGB", (32, 32), BACKGROUND)]) == [None]
+
+
+def test_the_faintest_second_object_is_not_overlooked():
+    added = draw_scene(parse_scene("small yellow diamond bottom right"))
+    for scene in SCENES:
+        if scene.cell != "bottom right":
+            assert read_pictures([ImageChops.darker(draw_scene(scene), added)]) == [None]
 
 
 @pytest.mark.parametrize(
