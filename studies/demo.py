@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:
     """Figures of any checkpoint on given outlines: `{"sampled": {"story_exact": {...}, ...}, "greedy": {...}}`."""
-    policy, outlines = load(model), read_outlines(prompts)
+    outlines = read_outlines(prompts)  # first: a fault in the file should not wait for the model
+    policy = load(model)
     return {
         name: {
             metric: estimate(rows) for metric, rows in score_stories(policy, outlines, temperature, seed).rows().items()
