@@ -133,7 +133,7 @@ def _reinforce(name: str) -> Callable[[UnifiedPolicy, Setting, Path, float], Cur
         flags = [f"--algorithm.{key}={value}" for key, value in algorithm[name].items()]
         config, args = grpo_settings(setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
         unit = args.steps_per_generation or 1
-        args.max_steps = unit * (setting.iterations if math.isinf(budget) else 20 * setting.iterations)
+        args.max_steps = unit * (setting.iterations if math.isinf(budget) else 3 * setting.iterations)
         watch = Watch(policy, setting.curve_outlines, every=5, unit=unit, budget=budget, seed=setting.seed)
         prompts = [story_prompt(outline, f"train-{i}") for i, outline in enumerate(setting.train_outlines)]
         trainer = grpo.run(config, args, policy, prompts, [watch])
