@@ -26,8 +26,8 @@ setup(
     },
     install_requires=[
         "torch>=2.6,<2.14",
-        "transformers>=5.17,<5.24",
-        "diffusers>=0.40,<0.43",
+        "transformers>=5.23,<5.24",
+        "diffusers>=0.42,<0.43",
         "trl>=1.16,<1.17",
         "accelerate>=1.10.1,<2",
         "datasets>=4.7,<6",
