@@ -25,11 +25,11 @@ from ..models.errors import InputError
 from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
-from ..rewards.base import Reward
+from ..rewards.base import Reward, RewardOutput
 from .advantages import best_of_group, dead_groups, outcome_advantages, process_advantages, segment_advantages
 from .checkpointing import WholeCheckpoints
 from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, policy_loss, token_weights
-from .rollout import rollout, score
+from .rollout import Rollout, rollout, score
 
 BATCH_FIELDS = ("ids_BT", "positions_BT", "sequence_BT", "trainable_BT", "images_before_BT")
 UNREAD = (
@@ -214,7 +214,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if self.algorithm.objective == "rejection":
             tensors["best_B"] = advantages_R.to(device) > 0
         tensors |= self._frozen_scores(TokenBatch(**fields))
-        self._record(rollouts, output, old_logp_BT, tensors)
+        self._record(rollouts, output)
         return tensors
 
     def _advantages(self, outcome_R: Tensor, segments_RK: Tensor) -> tuple[Tensor, Tensor]:
@@ -251,7 +251,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _score(self, model: Any, batch: TokenBatch, policy: UnifiedPolicy | None = None) -> tuple[Tensor, Tensor]:
         return (policy or self.policy).log_probs(model, batch, self.args.temperature, self.algorithm.max_images)
 
-    def _record(self, rollouts, output, old_logp_BT: Tensor, tensors: dict[str, Tensor]) -> None:
+    def _record(self, rollouts: list[Rollout], output: RewardOutput) -> None:
         metrics = self._metrics["train"]
         for name, scores in output.breakdown.items():
             applicable = [value for value in scores if value is not None]
