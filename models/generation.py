@@ -37,6 +37,8 @@ class Sampling:
     top_p: float = 1.0
     """Keep the smallest set of choices with this probability."""
     max_images: int | None = None
+    guidance: float = 1.0
+    """Classifier-free guidance of image tokens; 1 is none. Every row then has a second one without its prompt."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,6 +48,7 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "max_images": self.max_images is None or self.max_images >= 0,
+            "guidance": 0 <= self.guidance < math.inf,
             "seed": 0 <= self.seed < 2**63,
         }
         if wrong := [name for name, holds in ranges.items() if not holds]:
@@ -123,12 +126,16 @@ def generate(
 
 
 class _Run:
-    """The tensors of one call. `rows` maps the running rows to the rows asked for."""
+    """The tensors of one call. `rows` maps the running rows to the rows asked for.
+
+    Under guidance the model's batch holds every row twice: with its prompt, and after all of those without.
+    """
 
     def __init__(self, policy: UnifiedPolicy, prompts, sampling: Sampling, group_sizes: list[int], first_row: int):
         self.policy, self.sampling, self.vocabulary = policy, sampling, policy.vocabulary
         device = next(policy.model.parameters()).device
         total = sum(group_sizes)
+        self.guided = sampling.guidance != 1.0
         self.uniforms = _uniforms(sampling.seed, first_row, total, sampling.max_new_tokens).to(device)
         self.ids = torch.full((total, sampling.max_new_tokens), self.vocabulary.controls.pad, device=device)
         self.logp = torch.zeros(total, sampling.max_new_tokens, device=device)
@@ -138,12 +145,17 @@ class _Run:
         self.counter = torch.full((total,), TEXT, device=device)
         self.images = torch.zeros(total, dtype=torch.long, device=device)
 
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), self.vocabulary.controls.pad)
-        attend = torch.zeros(len(prompts), width, dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = prompt.ids_T
-            attend[row, width - len(prompt) :] = True
+        starts = [prompt.ids_T for prompt in prompts]
+        repeat = torch.arange(len(prompts)).repeat_interleave(torch.tensor(group_sizes)).to(device)
+        if self.guided:
+            starts.append(torch.tensor([self.vocabulary.controls.bos, self.vocabulary.controls.answer]))
+            repeat = torch.cat([repeat, torch.full_like(repeat, len(prompts))])
+        width = max(map(len, starts))
+        ids = torch.full((len(starts), width), self.vocabulary.controls.pad)
+        attend = torch.zeros(len(starts), width, dtype=torch.bool)
+        for row, start in enumerate(starts):
+            ids[row, width - len(start) :] = start
+            attend[row, width - len(start) :] = True
         ids, attend = ids.to(device), attend.to(device)
         positions = (attend.cumsum(1) - 1).clamp(min=0)
         mask = attend[:, None, None, :] & torch.ones(width, width, dtype=torch.bool, device=device).tril()
@@ -154,11 +166,10 @@ class _Run:
         self.cache = Cache(layers=[_GrowingLayer(width + sampling.max_new_tokens) for _ in range(layers)])
         hidden = policy.hidden(ids, positions, mask, self.cache)[:, -1]
 
-        repeat = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(group_sizes, device=device))
         self.hidden = hidden.index_select(0, repeat)
         for layer in self.cache.layers:
             layer.select(repeat)  # type: ignore[union-attr]
-        pad = torch.ones(total, sampling.max_new_tokens, dtype=torch.bool, device=device)
+        pad = torch.ones(len(repeat), sampling.max_new_tokens, dtype=torch.bool, device=device)
         self.attend = torch.cat([attend.index_select(0, repeat), pad], dim=1)
         self.prompt_length = attend.sum(1).index_select(0, repeat)
         self.width = width
@@ -173,10 +184,11 @@ class _Run:
             if step == last or self.done.all():
                 break
             next_R = self._compact(next_R)
+            ids = next_R.repeat(2 if self.guided else 1)[:, None]
             end = self.width + step + 1
             positions = (self.prompt_length + step)[:, None]
             mask = self.attend[:, None, None, :end]
-            self.hidden = self.policy.hidden(next_R[:, None], positions, mask, self.cache)[:, -1]
+            self.hidden = self.policy.hidden(ids, positions, mask, self.cache)[:, -1]
         lengths = self.length.tolist()
         ids, logp = self.ids.cpu(), self.logp.cpu()
         return [Sample(ids[row, :length].clone(), logp[row, :length].clone()) for row, length in enumerate(lengths)]
@@ -189,15 +201,17 @@ class _Run:
         text = self.counter == TEXT
         image = (self.counter >= 0) & (self.counter < self.vocabulary.image_length)
         uniform_R = self.uniforms[self.rows, step]
+        hidden, *without = self.hidden.split(len(self.rows))
         if text.any():
-            scores = self.policy.text_logits(self.hidden[text]).float()
+            scores = self.policy.text_logits(hidden[text]).float()
             allowed = self.policy.text_allowed(self.images[text], self.sampling.max_images)
             scores = scores.masked_fill(~allowed, float("-inf"))
             next_R[text], logp_R[text] = _draw(scores, uniform_R[text], self.sampling)
         if image.any():
-            codes, logp_R[image] = _draw(
-                self.policy.image_logits(self.hidden[image]).float(), uniform_R[image], self.sampling
+            scores = self.policy.guided_image_logits(
+                hidden[image], *(states[image] for states in without), guidance=self.sampling.guidance
             )
+            codes, logp_R[image] = _draw(scores, uniform_R[image], self.sampling)
             next_R[image] = codes + size
         self.counter = torch.where(text, self.counter, torch.where(image, self.counter + 1, TEXT))
         begun = next_R == control.boi
@@ -212,11 +226,12 @@ class _Run:
         if (~self.done).sum() >= COMPACT_BELOW * len(self.done):
             return next_R
         keep = (~self.done).nonzero()[:, 0]
+        both = torch.cat([keep, keep + len(self.rows)]) if self.guided else keep
+        self.attend, self.prompt_length = self.attend[both], self.prompt_length[both]
+        for layer in self.cache.layers:
+            layer.select(both)  # type: ignore[union-attr]
         self.rows, self.counter, self.images = self.rows[keep], self.counter[keep], self.images[keep]
         self.done = self.done[keep]
-        self.attend, self.prompt_length = self.attend[keep], self.prompt_length[keep]
-        for layer in self.cache.layers:
-            layer.select(keep)  # type: ignore[union-attr]
         return next_R[keep]
 
 

@@ -7,11 +7,14 @@ A family is passed the module to call (`model`) where gradients flow, because un
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -29,7 +32,8 @@ class UnifiedPolicy(ABC):
         self.processor = processor
         self.vocabulary = processor.vocabulary
         self._stock_forward = model.forward
-        model.forward = self._forward  # type: ignore[method-assign]
+        # Not the bound method: accelerate takes a forward's function and binds it to the model.
+        model.forward = partial(self._forward)  # type: ignore[method-assign]
 
     @abstractmethod
     def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
@@ -46,39 +50,91 @@ class UnifiedPolicy(ABC):
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Scores of the image codes, [..., codes]."""
 
+    @abstractmethod
+    def parts(self) -> dict[str, tuple[Tensor, slice]]:
+        """The rows of a parameter that embed or score each modality, by a name that begins with the modality.
+
+        A training step of interleaved documents must reach every one of them; preflight looks.
+        """
+
     def log_probs(
-        self, model: Any, batch: TokenBatch, temperature: float = 1.0, max_images: int | None = None
+        self,
+        model: Any,
+        batch: TokenBatch,
+        temperature: float = 1.0,
+        max_images: int | None = None,
+        guidance: float = 1.0,
+        chunk: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy of each token under the distribution the sampler draws from, float32 [B, T].
 
         `model` is the module to call: the wrapped one where gradients flow. Text positions normalise over the text ids
         the grammar allows there, image positions over the image codes; forced and untrainable tokens get 0. It is the
-        same softmax, mask and temperature as in `generation.generate`; a test replays samples and compares.
+        same softmax, mask, temperature and guidance as in `generation.generate`; a test replays samples and compares.
+        With `chunk`, so many tokens are scored against the vocabulary at a time, and again in the backward pass.
         """
-        return model(token_batch=batch, temperature=temperature, max_images=max_images)
+        return model(token_batch=batch, temperature=temperature, max_images=max_images, guidance=guidance, chunk=chunk)
 
-    def _forward(self, *args, token_batch: TokenBatch | None = None, temperature=1.0, max_images=None, **kwargs):
+    def _forward(
+        self,
+        *args,
+        token_batch: TokenBatch | None = None,
+        temperature: float = 1.0,
+        max_images: int | None = None,
+        guidance: float = 1.0,
+        chunk: int | None = None,
+        **kwargs,
+    ):
         """The model's forward, which now also scores a TokenBatch.
 
-        It must happen inside the module's own forward: DDP, FSDP and ZeRO hook into that call.
+        It must happen inside the module's own forward: DDP, FSDP, ZeRO and PEFT hook into that call.
         """
         if token_batch is None:
             return self._stock_forward(*args, **kwargs)
-        batch, size = token_batch, self.vocabulary.text_size
+        return self._score_batch(token_batch, temperature, max_images, guidance, chunk)
+
+    def _score_batch(
+        self, batch: TokenBatch, temperature: float, max_images: int | None, guidance: float, chunk: int | None
+    ) -> tuple[Tensor, Tensor]:
+        size = self.vocabulary.text_size
         hidden = self.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None)[:, :-1]
         target = batch.ids_BT[:, 1:]
         chosen = batch.trainable_BT[:, 1:]
         text_at, image_at = chosen & (target < size), chosen & (target >= size)
-        allowed = self.text_allowed(batch.images_before_BT[:, 1:][text_at], max_images)
-        text = self.text_logits(hidden[text_at]).float().masked_fill(~allowed, float("-inf"))
-        image = self.image_logits(hidden[image_at]).float()
+
+        def text_scores(states: Tensor, images: Tensor) -> Tensor:
+            allowed = self.text_allowed(images, max_images)
+            return self.text_logits(states).float().masked_fill(~allowed, float("-inf")) / temperature
+
+        def image_scores(states: Tensor, *without: Tensor) -> Tensor:
+            return self.guided_image_logits(states, *without, guidance=guidance) / temperature
+
+        image_states = [hidden[image_at]]
+        if guidance != 1.0:
+            unconditional = self.hidden(batch.ids_BT, *batch.without_prompt(self.vocabulary.controls.answer), None)
+            image_states.append(unconditional[:, :-1][image_at])
+        images_before = batch.images_before_BT[:, 1:][text_at]
         logp = torch.zeros(target.shape, dtype=torch.float32, device=target.device)
         entropy = torch.zeros_like(logp)
-        for at, scores, index in ((text_at, text, target[text_at]), (image_at, image, target[image_at] - size)):
-            log_p, h = _score(scores / temperature, index)
-            logp = logp.masked_scatter(at, log_p)
+        for at, scores, first_id, inputs in (
+            (text_at, text_scores, 0, [hidden[text_at], images_before]),
+            (image_at, image_scores, size, image_states),
+        ):
+            p, h = _in_chunks(scores, target[at] - first_id, inputs, chunk)
+            logp = logp.masked_scatter(at, p)
             entropy = entropy.masked_scatter(at, h)
         return pad(logp, (1, 0)), pad(entropy, (1, 0))
+
+    def guided_image_logits(self, hidden: Tensor, without: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+        """Image scores in float32; with the hidden states of the same tokens without their prompt, guided ones:
+
+        without + guidance * (with - without) (Ho and Salimans, arXiv 2207.12598, as VILA-U and Janus use it on logits).
+        """
+        scores = self.image_logits(hidden).float()
+        if without is None:
+            return scores
+        base = self.image_logits(without).float()
+        return base + guidance * (scores - base)
 
     def frozen_copy(self) -> UnifiedPolicy:
         """The policy as it is now, for a KL reference: own weights, no gradient."""
@@ -99,11 +155,32 @@ class UnifiedPolicy(ABC):
         return allowed
 
 
+def _in_chunks(
+    scores: Callable[..., Tensor], target: Tensor, inputs: list[Tensor], chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of n targets, [n] each; with `chunk` the [n, choices] scores never exist as a whole."""
+
+    def part(target: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return _score(scores(*inputs), target)
+
+    if chunk is None or len(target) <= chunk:
+        return part(target, *inputs)
+    parts = [
+        checkpoint(part, *tensors, use_reentrant=False)
+        for tensors in zip(*(tensor.split(chunk) for tensor in (target, *inputs)), strict=True)
+    ]
+    return torch.cat([p for p, _ in parts]), torch.cat([h for _, h in parts])
+
+
 def _score(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-prob of `target` and entropy of the softmax, each [n], for scores [n, choices]; -inf masks a choice."""
+    """Log-prob of `target` and entropy of the softmax, each [n], for scores [n, choices]; -inf masks a choice.
+
+    A position of D residual codes, scores [n, D, choices] and targets [n, D], is one token: both sum over depth.
+    """
     log_p = scores.log_softmax(-1)
     entropy = -(log_p.exp() * log_p.masked_fill(log_p == float("-inf"), 0)).sum(-1)
-    return log_p.gather(-1, target[:, None])[:, 0], entropy
+    logp = log_p.gather(-1, target[..., None])[..., 0]
+    return (logp.sum(1), entropy.sum(1)) if target.dim() > 1 else (logp, entropy)
 
 
 _FAMILIES: dict[str, type[UnifiedPolicy]] = {}

@@ -88,6 +88,8 @@ class TokenBatch:
     """Position of a token in its own sequence."""
     sequence_BT: Tensor
     """Which sequence of the row a token belongs to; -1 where the row is padding."""
+    segment_BT: Tensor
+    """Number of a token's segment, counted through the whole row; `<eos>` belongs to the last one of its document."""
     trainable_BT: Tensor
     images_before_BT: Tensor
     """Number of images begun in the completion before a token; the grammar's `max_images` counts it."""
@@ -98,6 +100,22 @@ class TokenBatch:
         same = self.sequence_BT[:, :, None] == self.sequence_BT[:, None, :]
         causal = torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
         return (same & causal)[:, None]
+
+    def without_prompt(self, answer: int) -> tuple[Tensor, Tensor]:
+        """Positions [B, T] and mask [B, 1, T, T] of the same tokens had their prompts been empty: `<bos> <answer> ...`.
+
+        What classifier-free guidance calls unconditional. `answer` is the id of `<answer>`; the prompt's own tokens
+        attend only themselves, and what they give is not to be read.
+        """
+        answered_BT = (self.ids_BT == answer).cumsum(1) > self.sequence_BT  # one `<answer>` a sequence
+        prompt_BT = ~answered_BT & (self.positions_BT > 0)
+        skipped_BT = torch.zeros_like(self.positions_BT)
+        for index in range(int(self.sequence_BT.max()) + 1 if self.sequence_BT.numel() else 0):
+            own_BT = self.sequence_BT == index
+            skipped_BT += own_BT * (prompt_BT & own_BT).sum(1, keepdim=True)
+        positions_BT = torch.where(answered_BT, self.positions_BT - skipped_BT, 0).clamp(min=0)
+        itself = torch.eye(self.ids_BT.shape[1], dtype=torch.bool, device=self.ids_BT.device)
+        return positions_BT, self.mask_BTT() & ~prompt_BT[:, None, None, :] | itself
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(*(getattr(self, name).to(device) for name in self.__slots__))
@@ -123,16 +141,20 @@ def collate(rows: Sequence[Sequence[TokenSequence]], controls: ControlIds, lengt
         ids_BT=torch.full((len(rows), width), controls.pad),
         positions_BT=torch.zeros(len(rows), width, dtype=torch.long),
         sequence_BT=torch.full((len(rows), width), -1),
+        segment_BT=torch.full((len(rows), width), -1),
         trainable_BT=torch.zeros(len(rows), width, dtype=torch.bool),
         images_before_BT=torch.zeros(len(rows), width, dtype=torch.long),
     )
     for row, sequences in enumerate(rows):
-        start = 0
+        start = segments = 0
         for index, sequence in enumerate(sequences):
             span = slice(start, start + len(sequence))
             batch.ids_BT[row, span] = sequence.ids_T
             batch.positions_BT[row, span] = torch.arange(len(sequence))
             batch.sequence_BT[row, span] = index
+            segment_T = (sequence.segment_T - (sequence.ids_T == controls.eos).long()).clamp(min=0)
+            batch.segment_BT[row, span] = segments + segment_T
+            segments += int(segment_T.max()) + 1
             batch.trainable_BT[row, span] = sequence.trainable_T
             batch.images_before_BT[row, span] = images_before(sequence.ids_T, sequence.prompt_length, controls.boi)
             start = span.stop

@@ -74,6 +74,17 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         size = self.vocabulary.text_size
         return hidden @ self._head()[size : size + self.vocabulary.image_codes].T
 
+    def parts(self) -> dict[str, tuple[Tensor, slice]]:
+        size = self.vocabulary.text_size
+        text, image = slice(0, size), slice(size, size + self.vocabulary.image_codes)
+        embedding, head = _weight(self.model.get_input_embeddings()), self._head()
+        return {
+            "text embedding": (embedding, text),
+            "image embedding": (embedding, image),
+            "text head": (head, text),
+            "image head": (head, image),
+        }
+
     def _head(self) -> Tensor:
         return _weight(self.model.get_output_embeddings())
 

@@ -9,6 +9,7 @@ import torch
 from limner.data.picture_stories import SCENES, caption, story_prompt
 from limner.models.errors import InputError
 from limner.models.generation import Sampling, generate
+from limner.models.policy import _score
 from limner.models.sequence import collate
 
 
@@ -83,6 +84,54 @@ def test_replayed_log_probs_are_the_sampled_ones(policy, prompts, temperature, m
     if max_images:  # the limit is part of the distribution: without it a token after the image is less likely
         assert gap(samples, replayed(policy, [[s] for s in sequences], **wrong)) > 1e-3
     assert gap(samples, replayed(policy, [[s] for s in sequences], **{**options, "temperature": 1.3})) > 1e-2
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.5])
+def test_guided_sampling_is_scored_as_it_was_sampled(policy, prompts, guidance):
+    sampling = Sampling(60, 0.8, max_images=2, guidance=guidance, seed=3)
+    samples = generate(policy, prompts, sampling, 4)
+    sequences = joined(policy, [prompt for prompt in prompts for _ in range(4)], samples)
+    options = {"temperature": 0.8, "max_images": 2, "guidance": guidance}
+    assert gap(samples, replayed(policy, [[s] for s in sequences], **options)) < 1e-4
+    assert gap(samples, replayed(policy, [sequences[:5], sequences[5:6], sequences[6:]], **options)) < 1e-4
+    assert gap(samples, replayed(policy, [[s] for s in sequences], **{**options, "guidance": 1.0})) > 1e-2
+    alone = [generate(policy, [prompts[row // 4]], sampling, first_row=row)[0] for row in (0, 7, 15)]
+    assert same(alone, [samples[row] for row in (0, 7, 15)])
+
+
+def test_guidance_of_zero_never_sees_the_prompt(policy, prompts, processor):
+    """Images are then those of an empty prompt; texts are not guided."""
+    samples = generate(policy, prompts[:1], Sampling(60, guidance=0.0, seed=3), 4)
+    sequences = joined(policy, [prompts[0]] * 4, samples)
+    other = joined(policy, [prompts[2]] * 4, samples)
+    mine, theirs = (replayed(policy, [[sequence] for sequence in rows], guidance=0.0) for rows in (sequences, other))
+    seen = 0
+    for sample, a, b in zip(samples, mine, theirs, strict=True):
+        image = sample.ids_C >= policy.vocabulary.text_size
+        seen += int(image.sum())
+        assert torch.allclose(a[image], b[image], atol=1e-5) and not torch.allclose(a[~image], b[~image], atol=1e-3)
+    assert seen > 16
+
+
+def test_chunks_change_neither_scores_nor_gradients(make_policy, prompts):
+    def scored(chunk):
+        policy = make_policy(1)
+        samples = generate(policy, prompts, Sampling(40, seed=3))
+        batch = collate([joined(policy, prompts, samples)], policy.vocabulary.controls)
+        logp, entropy = policy.log_probs(policy.model, batch, guidance=1.5, chunk=chunk)
+        (logp.sum() + 0.1 * entropy.sum()).backward()
+        return logp, entropy, torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+
+    for whole, chunked in zip(scored(None), scored(7), strict=True):
+        assert torch.allclose(whole, chunked, atol=1e-5)
+
+
+def test_a_position_of_several_codes_is_one_token():
+    """Residual codes: log-probs and entropies sum over depth."""
+    scores, codes = torch.randn(5, 4, 9), torch.randint(9, (5, 4))
+    logp, entropy = _score(scores, codes)
+    each = [_score(scores[:, d], codes[:, d]) for d in range(4)]
+    assert torch.allclose(logp, sum(p for p, _ in each)) and torch.allclose(entropy, sum(h for _, h in each))
 
 
 def test_replayed_log_probs_differ_after_one_step(make_policy, prompts):
