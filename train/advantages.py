@@ -3,41 +3,49 @@
 R is the number of rollouts, whole groups of G one after the other; K segments of a completion; C completion tokens. A
 reward that does not apply is NaN: it takes part in no mean and contributes nothing. A group of one, and a group without
 variance, has advantage zero.
+
+How segments are counted where documents differ: a segment is a text or an image as it stands in the answer, so two
+adjacent images are two segments and text after the last image is one of its own. Segment k is compared with segment k
+of the other rollouts that have one, whatever their modalities; a segment that no other rollout has is a group of one.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+Baseline = Literal["mean", "leave-one-out"]
 
 SMALLEST_STD = 1e-6
 """Below this a group is dead: its rewards agree up to rounding, and nothing can be learned from it."""
 
 
-def outcome_advantages(rewards_R: Tensor, group_size: int) -> Tensor:
+def outcome_advantages(rewards_R: Tensor, group_size: int, baseline: Baseline = "mean", scale: bool = True) -> Tensor:
     """(r - mean of the group) / std of the group, [R] (DeepSeekMath, arXiv 2402.03300; U-GRPO, arXiv 2603.09538).
 
     The std is the population's: with it the two rollouts of a pair get exactly 1 and -1, as the paper's Figure 1 shows.
+    `leave-one-out`: the baseline is the mean of the others (RLOO, arXiv 2402.14740). Without `scale` there is no
+    division (Dr. GRPO, arXiv 2503.20783).
     """
-    return _normalise(rewards_R.view(-1, group_size)).nan_to_num(0.0).reshape(-1)
+    return _normalise(rewards_R.view(-1, group_size), baseline, scale).nan_to_num(0.0).reshape(-1)
 
 
-def segment_advantages(rewards_RK: Tensor, group_size: int, pooled: bool = False) -> Tensor:
+def segment_advantages(
+    rewards_RK: Tensor, group_size: int, pooled: bool = False, baseline: Baseline = "mean", scale: bool = True
+) -> Tensor:
     """Segment rewards normalised in their group, [R, K]; NaN where a segment is missing.
 
     By default column k is compared with column k of the other rollouts; `pooled` normalises over all segment rewards of
-    the group (DeepSeekMath's process supervision, section 4.1.3).
+    the group (DeepSeekMath's process supervision, section 4.1.3). `baseline` and `scale` as in `outcome_advantages`.
     """
     segments = rewards_RK.shape[1]
     groups = rewards_RK.view(-1, group_size, segments)
     if pooled and group_size > 1:
-        return _normalise(groups.flatten(1)).view(-1, segments)
-    return (
-        _normalise(groups.transpose(1, 2).flatten(0, 1))
-        .view(-1, segments, group_size)
-        .transpose(1, 2)
-        .reshape(-1, segments)
-    )
+        return _normalise(groups.flatten(1), baseline, scale).view(-1, segments)
+    by_index = _normalise(groups.transpose(1, 2).flatten(0, 1), baseline, scale)
+    return by_index.view(-1, segments, group_size).transpose(1, 2).reshape(-1, segments)
 
 
 def process_advantages(normalised_RK: Tensor, segment_RC: Tensor, discount: float = 1.0, mean: bool = False) -> Tensor:
@@ -72,11 +80,15 @@ def _std(values: Tensor) -> Tensor:
     return ((values - mean) ** 2).nanmean(1).sqrt().nan_to_num(0.0)
 
 
-def _normalise(values: Tensor) -> Tensor:
-    """Rows to zero mean and unit variance, NaN left alone; rows without variance to zero."""
+def _normalise(values: Tensor, baseline: Baseline, scale: bool) -> Tensor:
+    """Rows less their baseline and over their std, NaN left alone; rows without variance to zero."""
     std = _std(values)[:, None]
-    normalised = (values - values.nanmean(1, keepdim=True)) / std.clamp(min=SMALLEST_STD)
-    return torch.where(std >= SMALLEST_STD, normalised, 0 * values)
+    centred = values - values.nanmean(1, keepdim=True)
+    if baseline == "leave-one-out":  # r_i - mean of the others = n / (n - 1) (r_i - mean of all)
+        present = (~values.isnan()).sum(1, keepdim=True)
+        centred = centred * present / (present - 1).clamp(min=1)
+    centred = centred / std.clamp(min=SMALLEST_STD) if scale else centred
+    return torch.where(std >= SMALLEST_STD, centred, 0 * values)
 
 
 def best_of_group(rewards_R: Tensor, group_size: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.document import InterleavedDocument
 from ..models.generation import Sampling, generate
 from ..models.policy import UnifiedPolicy
-from ..models.sequence import TokenSequence
+from ..models.sequence import TokenBatch, TokenSequence
 from ..rewards.base import Completion, Reward, RewardOutput
 
 
@@ -26,6 +26,25 @@ class Rollout:
     logp_T: Tensor
     """Log-prob of each token as it was sampled; 0 in the prompt and where the grammar forced the token."""
     cut_image: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolloutBatch:
+    """One process's share of a generation batch, scored: R rollouts, whole groups unless ranks share one."""
+
+    step: int
+    """Optimizer steps done when it was sampled."""
+    first_row: int
+    """Number of its first rollout in the whole generation batch, over all ranks."""
+    rollouts: list[Rollout]
+    output: RewardOutput
+    outcome_R: Tensor
+    segments_RK: Tensor
+    """Scores as tensors, NaN where one does not apply."""
+    advantages_RT: Tensor
+    """Advantage of each token."""
+    batch: TokenBatch
+    """The sequences, a row each."""
 
 
 def rollout(

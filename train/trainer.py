@@ -7,102 +7,37 @@ TRL's old-policy and reference forwards are not used: old log-probs are always t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from ..data.mixture import PackedRows, SourceConfig
+from ..data.mixture import PackedRows
 from ..data.prompts import unpack_prompt
+from ..models.document import InterleavedDocument
 from ..models.errors import InputError
 from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
-from ..rewards.base import Reward, RewardOutput
-from .advantages import best_of_group, dead_groups, outcome_advantages, process_advantages, segment_advantages
+from ..rewards.base import Reward
+from .advantages import best_of_group, outcome_advantages, process_advantages, segment_advantages
+from .algorithm import AlgorithmConfig
 from .checkpointing import WholeCheckpoints
-from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, policy_loss, token_weights
-from .rollout import Rollout, rollout, score
+from .diagnostics import Sums, component_scores, group_sums, means, merged, rollout_sums
+from .losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
+from .rollout import Rollout, RolloutBatch, rollout, score
 
-BATCH_FIELDS = ("ids_BT", "positions_BT", "sequence_BT", "trainable_BT", "images_before_BT")
-UNREAD = (
-    *("beta", "epsilon", "epsilon_high", "delta", "loss_type", "importance_sampling_level", "entropy_coef"),
-    *("mask_truncated_completions", "scale_rewards", "reward_weights", "repetition_penalty", "use_vllm"),
-)
-"""Settings of TRL that our loss, rewards and sampler do not read."""
-
-
-@dataclass
-class PerModality:
-    text: float
-    image: float
-
-    @property
-    def pair(self) -> tuple[float, float]:
-        return self.text, self.image
-
-
-@dataclass
-class ReplayConfig:
-    sources: list[SourceConfig] = field(default_factory=list)
-    """Shard folders of warm-up documents to keep learning from; none for no replay."""
-    weight: float = 0.3
-    """Weight of their cross-entropy beside the policy loss."""
-    rows: int = 2
-    """Packed rows a micro-batch."""
-    pack_length: int = 256
-
-
-@dataclass
-class AlgorithmConfig:
-    """What extended GRPO adds to TRL's GRPOConfig. TRL's own `beta`, `epsilon` and others are refused, not ignored."""
-
-    objective: Literal["grpo", "rejection"] = "grpo"
-    """`rejection`: supervised learning of the best completion of each group, the usual baseline."""
-    outcome_weight: float = 1.0
-    process_weight: float = 0.0
-    process_pooled: bool = False
-    """Normalise segment rewards over the whole group instead of by segment index."""
-    process_discount: float = 1.0
-    """Weight of each further segment in a token's process advantage; 1 sums all later ones, 0 takes its own alone."""
-    process_mean: bool = False
-    """Mean of the remaining segment rewards instead of their sum."""
-    epsilon: PerModality = field(default_factory=lambda: PerModality(0.2, 0.2))
-    epsilon_high: PerModality = field(default_factory=lambda: PerModality(0.2, 0.2))
-    beta: PerModality = field(default_factory=lambda: PerModality(0.0, 0.0))
-    """Weight of the k3 KL to the policy as it was at the start."""
-    normalisation: Normalisation = "modality-balanced"
-    max_images: int | None = 8
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
-
-    def check(self, args: GRPOConfig) -> None:
-        """Raises InputError for settings that contradict each other, or that nothing would read."""
-        defaults = {item.name: item.default for item in fields(GRPOConfig)}
-        for name in UNREAD:
-            if getattr(args, name) != defaults[name]:
-                raise InputError(f"{name}: extended GRPO does not read this setting of TRL; see algorithm and rewards")
-        if self.normalisation not in NORMALISATIONS:
-            raise InputError(f"algorithm.normalisation: {self.normalisation!r} is none of {', '.join(NORMALISATIONS)}")
-        if args.top_p != 1.0 or args.top_k or args.min_p:
-            raise InputError(
-                "top_p, top_k, min_p: truncated sampling is refused in RL; a sampled token could leave the support"
-            )
-        if args.temperature <= 0:
-            raise InputError(
-                f"temperature: {args.temperature} leaves nothing to explore; RL samples with a positive one"
-            )
-        if (args.steps_per_generation or 1) % args.gradient_accumulation_steps:
-            raise InputError(
-                f"steps_per_generation ({args.steps_per_generation}) must be a multiple of gradient_accumulation_steps "
-                f"({args.gradient_accumulation_steps}): the loss is normalised over a whole optimizer step"
-            )
+BATCH_FIELDS = TokenBatch.__slots__
 
 
 class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
@@ -118,8 +53,10 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         algorithm: AlgorithmConfig,
         args: GRPOConfig,
         train_dataset: Any,
+        watchers: Sequence[Callable[[RolloutBatch], None]] = (),
         **kwargs: Any,
     ):
+        """`watchers` are called with every rollout batch of this process, after it is scored."""
         algorithm.check(args)
         needed = args.generation_batch_size // args.num_generations  # type: ignore[operator]
         if len(train_dataset) < needed:
@@ -127,9 +64,13 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 f"prompts: {len(train_dataset)}, and one batch of rollouts takes {needed}; give more of them, or lower "
                 "per_device_train_batch_size or steps_per_generation"
             )
-        self.policy, self.reward, self.algorithm = policy, reward, algorithm
+        self.policy, self.reward, self.algorithm, self.watchers = policy, reward, algorithm, list(watchers)
         self._counts: list[Counts] = []
         self._loss_sums: dict[str, Tensor] = {}
+        self._sums: Sums = {}
+        self._logged_step = 0
+        self.stateful: dict[str, Any] = {}
+        """What else a resumed run goes on from, by name: anything with `state_dict` and `load_state_dict`."""
         self.reference = policy.frozen_copy() if any(algorithm.beta.pair) else None
         super().__init__(
             model=policy.model,
@@ -167,7 +108,8 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        state = {"step": self._step, "rollouts": self._buffered_inputs, "ranks": self.args.world_size}
+        extras = {name: item.state_dict() for name, item in self.stateful.items()}
+        state = {"step": self._step, "rollouts": self._buffered_inputs, "ranks": self.args.world_size, "extras": extras}
         torch.save(state, Path(output_dir) / f"rollouts_{self.args.process_index}.pth")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -176,89 +118,145 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if not checkpoint or not path.is_file():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, item in self.stateful.items():
+            item.load_state_dict(state["extras"][name])
         if state["ranks"] == self.args.world_size:  # else the next step samples anew
             device, rollouts = self.accelerator.device, state["rollouts"]
             self._buffered_inputs = [{name: value.to(device) for name, value in part.items()} for part in rollouts]
             self._step, self._counts = state["step"], self._count(self._buffered_inputs)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Each process holds a part of the parameters only."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+    @property
+    def is_adapted(self) -> bool:
+        """Only an adapter is trained; with it off the model is the one that the run started from."""
+        return hasattr(self.model, "disable_adapter")
+
     # ---- rollout ----
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        device, rank = self.accelerator.device, self.accelerator.process_index
+        batch = self.roll_out(inputs)
+        self._record(batch)
+        for watcher in self.watchers:
+            watcher(batch)
+        return self.rows_of(batch)
+
+    def _record(self, batch: RolloutBatch) -> None:
+        size, text_size = self.num_generations, self.policy.vocabulary.text_size
+        names, scores_RN = component_scores(batch.output)
+        scores_RN = self.accelerator.gather(scores_RN.to(self.accelerator.device)).cpu()
+        of_rank = rollout_sums(batch.rollouts, batch.output, text_size, size, batch.first_row, batch.advantages_RT)
+        self._sums = merged([self._sums, group_sums(names, scores_RN, size), of_rank])
+
+    def roll_out(self, inputs: list[dict[str, Any]]) -> RolloutBatch:
+        """Samples and scores one completion a row of the dataset, and their advantages over all ranks."""
         unpacked = {row["prompt"]: unpack_prompt(row["prompt"]) for row in inputs}
+        first_row = self.accelerator.process_index * len(inputs)
+        seed = self.args.seed * 1_000_003 + self.state.global_step
+        rollouts = self.sample([unpacked[row["prompt"]] for row in inputs], seed, first_row)
+        output, outcome_R, segments_RK = score(rollouts, self.reward)
+        batch = collate([[item.sequence] for item in rollouts], self.policy.vocabulary.controls)
+        segment_BT = pad_sequence([r.sequence.segment_T for r in rollouts], batch_first=True, padding_value=-1)
+        outcome, segments, algorithm = *self._normalised(outcome_R, segments_RK), self.algorithm
+        process = process_advantages(segments, segment_BT, algorithm.process_discount, algorithm.process_mean)
+        advantages_RT = algorithm.outcome_weight * outcome[:, None] + algorithm.process_weight * process
+        return RolloutBatch(
+            self.state.global_step, first_row, rollouts, output, outcome_R, segments_RK, advantages_RT, batch
+        )
+
+    def sample(self, prompts: Sequence[InterleavedDocument], seed: int, first_row: int) -> list[Rollout]:
+        """One completion a prompt, as RL samples them; neighbours that are the same object share their prefill."""
         sampling = Sampling(
             max_new_tokens=self.args.max_completion_length,
             temperature=self.args.temperature,
             max_images=self.algorithm.max_images,
-            seed=self.args.seed * 1_000_003 + self.state.global_step,
+            guidance=self.algorithm.guidance,
+            seed=seed,
         )
-        rollouts = rollout(
-            self.policy, [unpacked[row["prompt"]] for row in inputs], sampling, first_row=rank * len(inputs)
-        )
-        output, outcome_R, segments_RK = score(rollouts, self.reward)
-        advantages_R, normalised_RK = self._advantages(outcome_R, segments_RK)
+        with self.accelerator.autocast():  # as the training forward, which accelerate wraps
+            return rollout(self.policy, prompts, sampling, first_row)
 
-        batch = collate([[item.sequence] for item in rollouts], self.policy.vocabulary.controls)
-        shape = batch.ids_BT.shape
-        old_logp_BT, advantages_BT = torch.zeros(shape), torch.zeros(shape)
-        segment_BT = torch.full(shape, -1)
-        for row, item in enumerate(rollouts):
-            segment_BT[row, : len(item.sequence)] = item.sequence.segment_T
-            old_logp_BT[row, : len(item.sequence)] = item.logp_T
-        advantages_BT += self.algorithm.outcome_weight * advantages_R[:, None]
-        advantages_BT += self.algorithm.process_weight * process_advantages(
-            normalised_RK, segment_BT, self.algorithm.process_discount, self.algorithm.process_mean
-        )
-        fields = {name: getattr(batch, name).to(device) for name in BATCH_FIELDS}
-        tensors = {**fields, "old_logp_BT": old_logp_BT.to(device), "advantages_BT": advantages_BT.to(device)}
-        if self.algorithm.objective == "rejection":
-            tensors["best_B"] = advantages_R.to(device) > 0
-        tensors |= self._frozen_scores(TokenBatch(**fields))
-        self._record(rollouts, output)
-        return tensors
+    def note(self, name: str, value: float) -> None:
+        """Puts a figure into the next line of the log."""
+        self._metrics["train"][name].append(value)
 
-    def _advantages(self, outcome_R: Tensor, segments_RK: Tensor) -> tuple[Tensor, Tensor]:
-        """Outcome [R] and normalised segment rewards [R, K] of this rank's rows; groups may straddle ranks."""
-        accelerator, size = self.accelerator, self.num_generations
+    def _normalised(self, outcome_R: Tensor, segments_RK: Tensor) -> tuple[Tensor, Tensor]:
+        """Outcome [R] and segment rewards [R, K] of this rank's rows, normalised; groups may straddle ranks."""
+        accelerator, algorithm, size = self.accelerator, self.algorithm, self.num_generations
         local = slice(accelerator.process_index * len(outcome_R), (accelerator.process_index + 1) * len(outcome_R))
         outcome_R = accelerator.gather(outcome_R.to(accelerator.device)).cpu()
         segments_RK = accelerator.pad_across_processes(
             segments_RK.to(accelerator.device), dim=1, pad_index=float("nan")
         )
         segments_RK = accelerator.gather(segments_RK).cpu()
-        metrics = self._metrics["train"]
-        metrics["reward"].append(outcome_R.nanmean().item())
-        metrics["reward_std"].append(outcome_R.view(-1, size).std(1).nanmean().item() if size > 1 else 0.0)
-        metrics["dead_groups"].append(dead_groups(outcome_R, size).item())
-        if self.algorithm.objective == "rejection":
+        if algorithm.objective == "rejection":
             return best_of_group(outcome_R, size)[local], torch.zeros_like(segments_RK)[local]
-        normalised_RK = segment_advantages(segments_RK, size, pooled=self.algorithm.process_pooled)
-        return outcome_advantages(outcome_R, size)[local], normalised_RK[local]
+        compared = {"baseline": algorithm.advantage_baseline, "scale": algorithm.advantage_std}
+        segments_RK = segment_advantages(segments_RK, size, algorithm.process_pooled, **compared)
+        return outcome_advantages(outcome_R, size, **compared)[local], segments_RK[local]
+
+    def rows_of(self, batch: RolloutBatch) -> dict[str, Tensor]:
+        """What the loss needs of a rollout batch, on the device, a row a rollout."""
+        old_logp_BT = pad_sequence([item.logp_T for item in batch.rollouts], batch_first=True)
+        tensors = {name: getattr(batch.batch, name) for name in BATCH_FIELDS}
+        tensors |= {"old_logp_BT": old_logp_BT, "advantages_BT": batch.advantages_RT}
+        if self.algorithm.objective == "rejection":
+            tensors["best_B"] = batch.advantages_RT[:, 0] > 0
+        tensors = {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
+        return tensors | self._reference_scores(tensors)
 
     @torch.no_grad()
-    def _frozen_scores(self, batch: TokenBatch) -> dict[str, Tensor]:
+    def _reference_scores(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Log-probs of the reference, in micro-batches."""
         if self.reference is None:
             return {}
-        self.reference.model.to(batch.ids_BT.device)  # type: ignore[arg-type]
-        parts = [self._score(self.reference.model, part, self.reference)[0] for part in self._micro_batches(batch)]
-        return {"ref_logp_BT": torch.cat(parts)}
+        self.reference.model.to(self.accelerator.device)  # type: ignore[arg-type]
+        size, width = self.args.per_device_train_batch_size, tensors["ids_BT"].shape[1]
+        scores = []
+        for start in range(0, len(tensors["ids_BT"]), size):
+            for part in self.token_parts({name: value[start : start + size] for name, value in tensors.items()}):
+                with self.accelerator.autocast():
+                    logp_BT, _ = self.log_probs(self.reference.model, part, self.reference)
+                scores.append(pad(logp_BT, (0, width - logp_BT.shape[1])))
+        return {"ref_logp_BT": torch.cat(scores)}
 
-    def _micro_batches(self, batch: TokenBatch) -> list[TokenBatch]:
-        size = self.args.per_device_train_batch_size
-        return [batch.rows(slice(start, start + size)) for start in range(0, len(batch.ids_BT), size)]
+    def log_probs(
+        self, model: Any, tensors: dict[str, Tensor], policy: UnifiedPolicy | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies [B, T] of a batch under the settings that it was sampled with."""
+        return (policy or self.policy).log_probs(
+            model,
+            _token_batch(tensors),
+            self.args.temperature,
+            self.algorithm.max_images,
+            self.algorithm.guidance,
+            self.algorithm.score_chunk,
+        )
 
-    def _score(self, model: Any, batch: TokenBatch, policy: UnifiedPolicy | None = None) -> tuple[Tensor, Tensor]:
-        return (policy or self.policy).log_probs(model, batch, self.args.temperature, self.algorithm.max_images)
+    def token_parts(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The rows in parts of at most `micro_batch_tokens` tokens, padding included; every rank has as many parts."""
+        limit = self.algorithm.micro_batch_tokens
+        if limit is None:
+            return [tensors]
+        lengths = (tensors["sequence_BT"] >= 0).sum(1).tolist()
+        starts, width = [0], 0
+        for row, length in enumerate(lengths):
+            width = max(width, length)
+            if row > starts[-1] and (row + 1 - starts[-1]) * width > limit:
+                starts.append(row)
+                width = length
+        most = self.accelerator.gather(torch.tensor([len(starts)], device=self.accelerator.device)).max().item()
+        spans = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
+        spans += [slice(0, 0)] * (int(most) - len(spans))
 
-    def _record(self, rollouts: list[Rollout], output: RewardOutput) -> None:
-        metrics = self._metrics["train"]
-        for name, scores in output.breakdown.items():
-            applicable = [value for value in scores if value is not None]
-            metrics[f"rewards/{name}"].append(sum(applicable) / len(applicable) if applicable else float("nan"))
-        metrics["completions/tokens"].append(sum(int(r.sequence.trainable_T.sum()) for r in rollouts) / len(rollouts))
-        metrics["completions/cut"].append(sum(not r.completion.ended for r in rollouts) / len(rollouts))
-        metrics["completions/images"].append(sum(len(r.completion.answer.images) for r in rollouts) / len(rollouts))
+        def cut(value: Tensor, span: slice) -> Tensor:
+            return value[span, : max(lengths[span], default=1)] if value.dim() > 1 else value[span]
+
+        return [{name: cut(value, span) for name, value in tensors.items()} for span in spans]
 
     # ---- loss ----
 
@@ -273,66 +271,89 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _count(self, micro_batches: list[dict[str, Tensor]]) -> list[Counts]:
         """Denominators for each micro-batch: those of the whole optimizer step it is part of, over all ranks."""
-        size, window = self.policy.vocabulary.text_size, self.args.gradient_accumulation_steps
-        rows = []
-        for inputs in micro_batches:
-            counts = Counts.of(_trained(inputs), inputs["ids_BT"] >= size)
-            rows.append(torch.stack([counts.text, counts.image, counts.sequences]))
+        window = self.args.gradient_accumulation_steps
+        rows = [Counts.of(self.tokens_of(inputs)).stack() for inputs in micro_batches]
         totals = self.accelerator.reduce(torch.stack(rows), "sum")
-        totals = totals.view(-1, window, 3).sum(1).repeat_interleave(window, 0)
+        totals = totals.view(-1, window, totals.shape[1]).sum(1).repeat_interleave(window, 0)
         return [Counts(*row) for row in totals]
 
+    def tokens_of(self, inputs: dict[str, Tensor]) -> Tokens:
+        tokens = tokens_of(_token_batch(inputs), self.policy.vocabulary.text_size)
+        if "best_B" in inputs:  # rejection sampling learns the best completions only
+            tokens = replace(tokens, trained_BT=tokens.trained_BT & inputs["best_B"][:, None])
+        return tokens
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        algorithm = self.algorithm
-        batch = TokenBatch(**{name: inputs[name] for name in BATCH_FIELDS})
-        image_BT = batch.ids_BT >= self.policy.vocabulary.text_size
-        mask_BT = _trained(inputs)
-        logp_BT, entropy_BT = self._score(model, batch)
-        weights_BT = token_weights(mask_BT, image_BT, inputs["counts"], algorithm.normalisation)
+        """The loss of one micro-batch; of its parts, all but the last have had their backward pass when it returns."""
+        counts = inputs.pop("counts")
+        *earlier, last = self.token_parts(inputs)
+        done = torch.zeros((), device=self.accelerator.device)
+        for part in earlier:
+            with self.accelerator.no_sync(model):
+                loss = self._counted_loss(model, part, counts)
+                self.accelerator.backward(loss)
+            done += loss.detach()
+        loss = self._counted_loss(model, last, counts) + done
+        if self._replay is not None:
+            loss = loss + self.algorithm.replay.weight * self._replay_loss(model)
+        return loss
+
+    def _counted_loss(self, model: Any, inputs: dict[str, Tensor], counts: Counts) -> Tensor:
+        loss, sums, gaps = self.part_loss(model, inputs, counts)
+        self._loss_sums = {name: self._loss_sums.get(name, 0) + value for name, value in sums.items()}
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            # Before the first update on a rollout batch the two must agree: the sampled policy is the scored one.
+            for name, gap in gaps.items():
+                self.note(f"replay_gap/{name}", gap.item())
+        return loss * self.accelerator.num_processes  # gradients are averaged over ranks; the weights count all of them
+
+    def part_loss(
+        self, model: Any, inputs: dict[str, Tensor], counts: Counts
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Loss of these rows, its metrics, and by modality the largest |training - sampler log-prob|."""
+        algorithm, tokens = self.algorithm, self.tokens_of(inputs)
+        logp_BT, entropy_BT = self.log_probs(model, inputs)
+        weights_BT = token_weights(tokens, counts, algorithm.normalisation)
+        text_weight, image_weight = algorithm.modality_weight.pair
+        weights_BT = weights_BT * torch.where(tokens.image_BT, image_weight, text_weight)
         loss, sums = policy_loss(
             logp_BT,
-            inputs["old_logp_BT"],
+            importance_ratio(logp_BT, inputs["old_logp_BT"], tokens, algorithm.importance),
             inputs["advantages_BT"],
-            mask_BT,
-            image_BT,
+            tokens,
             weights_BT,
             inputs.get("ref_logp_BT"),
+            entropy_BT,
             algorithm.epsilon.pair,
             algorithm.epsilon_high.pair,
             algorithm.beta.pair,
+            algorithm.entropy_bonus.pair,
         )
         if algorithm.objective == "rejection":
             loss = imitation_loss(logp_BT, weights_BT)
-        gap_BT = (logp_BT - inputs["old_logp_BT"]).detach().abs()
-        for name, at in (("text", mask_BT & ~image_BT), ("image", mask_BT & image_BT)):
-            sums[f"entropy/{name}"] = entropy_BT.detach()[at].sum()
-            if self._step % (self.args.steps_per_generation * self.num_iterations) == 0 and at.any():
-                # Before the first update on a rollout batch the two must agree: the sampled policy is the scored one.
-                self._metrics["train"][f"replay_gap/{name}"].append(gap_BT[at].max().item())
-        self._loss_sums = {name: self._loss_sums.get(name, 0) + value for name, value in sums.items()}
-        if self._replay is not None:
-            loss = loss + algorithm.replay.weight * self._replay_loss(model) / self.args.gradient_accumulation_steps
-        return loss * self.accelerator.num_processes  # gradients are averaged over ranks; the weights count all of them
+        gap_BT = (logp_BT.detach() - inputs["old_logp_BT"]).abs()
+        masks = {"text": tokens.trained_BT & ~tokens.image_BT, "image": tokens.trained_BT & tokens.image_BT}
+        return loss, sums, {name: gap_BT[at].max() for name, at in masks.items() if at.any()}
 
     def _replay_loss(self, model: Any) -> Tensor:
         assert self._replay is not None
         batch = next(self._replay).to(self.accelerator.device)
-        logp_BT, _ = self.policy.log_probs(model, batch)
-        tokens = batch.trainable_BT.sum().clamp(min=1)
-        loss = -(logp_BT * batch.trainable_BT).sum() / tokens
-        self._metrics["train"]["replay/loss"].append(loss.item())
-        return loss / self.accelerator.num_processes
+        logp_BT, _ = self.policy.log_probs(model, batch, chunk=self.algorithm.score_chunk)
+        loss = -(logp_BT * batch.trainable_BT).sum() / batch.trainable_BT.sum().clamp(min=1)
+        self.note("replay/loss", loss.item())
+        return loss / self.args.gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._loss_sums:
-            names = sorted(self._loss_sums)
-            values = self.accelerator.reduce(torch.stack([self._loss_sums[name] for name in names]), "sum")
-            sums = dict(zip(names, values.tolist(), strict=True))
-            for name in names:
-                tokens = sums[f"tokens/{name.rsplit('/', 1)[1]}"]
-                if not name.startswith("tokens/") and tokens:
-                    self._metrics["train"][name].append(sums[name] / tokens)
-            self._loss_sums = {}
+        """Adds what was summed since the last line, over all ranks."""
+        totals = {name: value.item() for name, value in self._loss_sums.items()}
+        steps = (self.state.global_step - self._logged_step) / self.accelerator.num_processes
+        for name, total in totals.items():
+            kind, modality = name.split("/")
+            if kind != "tokens":  # a signal adds up over ranks and micro-batches, the others are means over tokens
+                self._sums[name] = total, steps if kind == "signal" else totals[f"tokens/{modality}"]
+        for name, value in means(merged(gather_object([self._sums]))).items():
+            self.note(name, value)
+        self._loss_sums, self._sums, self._logged_step = {}, {}, self.state.global_step
         super().log(logs, start_time)
 
 
@@ -353,9 +374,8 @@ class _OrderOfEpoch(Sampler):
         return len(self.sampler)
 
 
-def _trained(inputs: dict[str, Tensor]) -> Tensor:
-    """Tokens that the loss is about: the sampled ones; in rejection sampling those of the best completions."""
-    return inputs["trainable_BT"] & inputs["best_B"][:, None] if "best_B" in inputs else inputs["trainable_BT"]
+def _token_batch(tensors: dict[str, Tensor]) -> TokenBatch:
+    return TokenBatch(**{name: tensors[name] for name in BATCH_FIELDS})
 
 
 def _scored_by_us(**_: Any) -> list[float | None]:

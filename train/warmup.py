@@ -29,7 +29,7 @@ from ..models.errors import InputError, run_or_exit
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
 from .checkpointing import WholeCheckpoints, resume_point
-from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights
+from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .new_model import NewModelConfig, new_policy, new_processor
 from .progress import show_progress
 
@@ -85,17 +85,16 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         return samples, items
 
     def _count(self, batch: TokenBatch) -> torch.Tensor:
-        counts = Counts.of(batch.trainable_BT, batch.ids_BT >= self.policy.vocabulary.text_size)
-        return torch.stack([counts.text, counts.image, counts.sequences])
+        return Counts.of(tokens_of(batch, self.policy.vocabulary.text_size)).stack()
 
     def compute_loss(self, model, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         batch: TokenBatch = inputs["token_batch"].to(self.args.device)
-        image_BT = batch.ids_BT >= self.policy.vocabulary.text_size
+        tokens = tokens_of(batch, self.policy.vocabulary.text_size)
         logp_BT, _ = self.policy.log_probs(model, batch)
         assert self._counts is not None
-        weights_BT = token_weights(batch.trainable_BT, image_BT, self._counts, self.config.normalisation)
-        for name, at in (("text", ~image_BT), ("image", image_BT)):
-            at = at & batch.trainable_BT
+        weights_BT = token_weights(tokens, self._counts, self.config.normalisation)
+        for name, at in (("text", ~tokens.image_BT), ("image", tokens.image_BT)):
+            at = at & tokens.trained_BT
             self._sums[name] = self._sums.get(name, 0) + torch.stack([-logp_BT.detach()[at].sum(), at.sum()])
         # Gradients are averaged over ranks, and the weights already count all of them.
         return imitation_loss(logp_BT, weights_BT) * self.accelerator.num_processes

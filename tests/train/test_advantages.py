@@ -37,6 +37,23 @@ def test_a_missing_outcome_takes_part_in_no_mean():
     assert near(outcome_advantages(torch.tensor([0.0, nan, 1.0, nan, nan, nan]), 3), [-1, 0, 1, 0, 0, 0])
 
 
+def test_leave_one_out_compares_with_the_others():
+    rewards = torch.tensor([1.0, 0.0, 0.5, nan, 0.5, 0.5, 0.5, 0.5])
+    expected = [1 - 0.25, 0 - 0.75, 0.5 - 0.5, 0, 0, 0, 0, 0]  # the mean of the others that have a reward
+    assert near(outcome_advantages(rewards, 4, "leave-one-out", scale=False), expected)
+    std = (1 / 6) ** 0.5
+    assert near(outcome_advantages(rewards, 4, "leave-one-out"), [value / std for value in expected])
+    assert near(outcome_advantages(torch.tensor([0.7]), 1, "leave-one-out"), [0])
+
+
+def test_without_the_std_the_size_of_a_difference_counts():
+    rewards = torch.tensor([0.0, 1.0, 0.4, 0.6])
+    assert near(outcome_advantages(rewards, 2, scale=False), [-0.5, 0.5, -0.1, 0.1])
+    assert near(segment_advantages(rewards[:, None], 2, scale=False), [[-0.5], [0.5], [-0.1], [0.1]])
+    pair = torch.tensor([[1.0, nan], [0.0, 0.5]])
+    assert near(segment_advantages(pair, 2, pooled=True, scale=False), [[0.5, nan], [-0.5, 0]])
+
+
 def test_pooled_process_rewards():
     # Two rollouts of two steps, [1.0, 0.5] and [0.0, 0.5]: mean 0.5, population std 0.353553.
     pooled = segment_advantages(torch.tensor([[1.0, 0.5], [0.0, 0.5]]), 2, pooled=True)

@@ -161,7 +161,11 @@ def test_heldout_loss_is_the_mean_over_heldout_tokens(data, make_policy):
 @pytest.mark.parametrize(
     ("changes", "arguments", "message"),
     [
-        ({"normalisation": "tokens"}, {}, "normalisation: 'tokens' is none of token, sequence, modality-balanced"),
+        (
+            {"normalisation": "tokens"},
+            {},
+            "normalisation: 'tokens' is none of token, sequence, segment, modality-balanced",
+        ),
         ({"data": "/no/such/folder"}, {}, "/no/such/folder/index.json: no such file"),
         ({"data": ""}, {}, "data: missing; name a folder of shards"),
         ({}, {"max_steps": -1}, "max_steps: missing"),
