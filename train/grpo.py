@@ -13,12 +13,14 @@ torchrun --nproc-per-node 2 -m limner.train.grpo --config grpo/tiny
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse, save_resolved
 from ..data.prompts import pack_prompt, read_prompts
@@ -27,9 +29,13 @@ from ..models.document import InterleavedDocument
 from ..models.errors import InputError, run_or_exit
 from ..models.policy import UnifiedPolicy
 from ..rewards.build import RewardsConfig, build_reward
+from .alarms import Alarms, AlarmsConfig
+from .algorithm import AlgorithmConfig
 from .checkpointing import resume_point
+from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories
+from .preflight import Preflight, PreflightDone
 from .progress import show_progress
-from .trainer import AlgorithmConfig, GRPOConfig, InterleavedGRPOTrainer
+from .trainer import GRPOConfig, InterleavedGRPOTrainer
 
 
 @dataclass
@@ -40,6 +46,12 @@ class RunConfig:
     """JSONL file of prompts; `docs/data.md` says its forms."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    preflight: bool = True
+    """Check before step 0 that the run can learn, and stop with the cause where it cannot."""
+    heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
+    alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
+    trajectories_every: int = 0
+    """Rollout batches between two that are saved to `output_dir/trajectories`; 0 saves none."""
 
 
 def run(
@@ -50,6 +62,29 @@ def run(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> InterleavedGRPOTrainer:
     """Trains and writes the checkpoint to `output_dir/model`."""
+    resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
+    trainer = make_trainer(config, args, policy, prompts)
+    if config.preflight:
+        trainer.add_callback(Preflight(trainer))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    show_progress(trainer, "GRPO")
+    if trainer.accelerator.is_main_process:
+        save_resolved(Path(args.output_dir or "") / "config.yaml", config, args)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        save(trainer.policy, Path(args.output_dir or "") / "model")
+    return trainer
+
+
+def make_trainer(
+    config: RunConfig,
+    args: GRPOConfig,
+    policy: UnifiedPolicy | None = None,
+    prompts: Sequence[InterleavedDocument] | None = None,
+) -> InterleavedGRPOTrainer:
+    """The trainer of a run, with all that watches it."""
     if policy is None:
         if not config.model:
             raise InputError("model: missing; name the checkpoint to start from (--model DIR)")
@@ -58,25 +93,35 @@ def run(
         if not config.prompts:
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
         prompts = read_prompts(Path(config.prompts))
-    assert args.output_dir is not None
-    resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
-    trainer = InterleavedGRPOTrainer(
-        policy, build_reward(config.rewards), config.algorithm, args, dataset, callbacks=list(callbacks)
-    )
-    show_progress(trainer, "GRPO")
-    if trainer.accelerator.is_main_process:
-        save_resolved(Path(args.output_dir) / "config.yaml", config, args)
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
-        save(policy, Path(args.output_dir) / "model")
+    reward = build_reward(config.rewards)
+    trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset)
+    if config.heldout.prompts:
+        heldout = read_prompts(Path(config.heldout.prompts))[: config.heldout.limit]
+        trainer.add_callback(HeldOut(trainer, heldout, config.heldout.every))
+    weights = zip(("text", "image"), config.algorithm.modality_weight.pair, strict=True)
+    alarms = Alarms(config.alarms, [name for name, weight in weights if weight])
+    trainer.add_callback(AlarmBell(alarms))
+    trainer.stateful |= {"alarms": alarms}
+    if config.trajectories_every:
+        folder = Path(args.output_dir or "") / "trajectories"
+        trainer.watchers.append(Trajectories(folder, config.trajectories_every, trainer))
     return trainer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo")
     run(config, args)
+
+
+def preflight(argv: Sequence[str] | None = None) -> None:
+    """`limner preflight`: the checks alone, of the run that the same flags would start."""
+    config, args = parse((RunConfig, GRPOConfig), argv, prog="limner preflight")
+    args.report_to, args.save_strategy = [], IntervalStrategy.NO
+    trainer = make_trainer(config, args)
+    trainer.callback_handler.callbacks = [Preflight(trainer, only=True)]
+    with contextlib.suppress(PreflightDone):
+        trainer.train()
 
 
 if __name__ == "__main__":

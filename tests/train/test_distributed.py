@@ -21,9 +21,10 @@ from limner.models.document import ImageSegment, InterleavedDocument, TextSegmen
 from limner.models.image_tokenizer import VQImageTokenizer
 from limner.rewards.base import RewardOutput
 from limner.train import warmup
+from limner.train.algorithm import AlgorithmConfig, PerModality
 from limner.train.checkpointing import checkpoints, resume_point
 from limner.train.losses import NORMALISATIONS
-from limner.train.trainer import AlgorithmConfig, GRPOConfig, InterleavedGRPOTrainer, PerModality
+from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig, WarmupTrainer
 
 pytestmark = pytest.mark.slow

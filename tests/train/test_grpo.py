@@ -5,102 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import TrainerCallback
 
-from limner.data.picture_stories import CLEAN, SCENES, story_prompt, warmup_documents
-from limner.data.prompts import pack_prompt
+from limner.data.mixture import SourceConfig
+from limner.data.picture_stories import CLEAN, warmup_documents
 from limner.data.shards import ShardWriter
 from limner.models.checkpoint import load, save
-from limner.models.document import InterleavedDocument, TextSegment
+from limner.models.document import InterleavedDocument
 from limner.models.errors import InputError
 from limner.models.sequence import TokenBatch
-from limner.rewards.base import Completion, RewardOutput
+from limner.rewards.base import Completion
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.train.advantages import process_advantages, segment_advantages
+from limner.train.algorithm import AlgorithmConfig, PerModality, ReplayConfig
 from limner.train.checkpointing import checkpoints, resume_point
 from limner.train.grpo import RunConfig, run
-from limner.train.losses import NORMALISATIONS, Counts, token_weights
-from limner.train.trainer import (
-    BATCH_FIELDS,
-    AlgorithmConfig,
-    GRPOConfig,
-    GRPOTrainer,
-    InterleavedGRPOTrainer,
-    PerModality,
-    ReplayConfig,
-    SourceConfig,
-)
+from limner.train.losses import NORMALISATIONS, Counts, Tokens, token_weights
+from limner.train.trainer import BATCH_FIELDS, GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
 
-PROMPTS = [story_prompt(SCENES[i : i + 2], f"prompt-{i}") for i in range(0, 16, 4)]
-
-
-class Illustrated:
-    """An exact reward that varies among the answers of an untrained model: many pictures, short texts, even codes."""
-
-    name = "illustrated"
-
-    def __call__(self, completions):
-        outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
-        segments = [[self.of(segment) for segment in completion.answer.segments] for completion in completions]
-        return RewardOutput(outcome, segments, {"pictures": outcome})
-
-    @staticmethod
-    def of(segment):
-        if isinstance(segment, TextSegment):
-            return 1 / (1 + len(segment.text) / 20)
-        return float((segment.codes_N % 2 == 0).mean())
-
-
-class Flat:
-    """Every completion is as good as the other."""
-
-    name = "flat"
-
-    def __call__(self, completions):
-        return RewardOutput([0.5] * len(completions), [[0.5] * len(c.answer.segments) for c in completions])
-
-
-def settings(directory: Path, **changes) -> GRPOConfig:
-    values = {
-        "output_dir": str(directory),
-        "max_steps": 1,
-        "num_generations": 4,
-        "per_device_train_batch_size": 8,
-        "steps_per_generation": 1,
-        "max_completion_length": 48,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-    }
-    return GRPOConfig(**{**values, **changes})
-
-
-def dataset(prompts=PROMPTS) -> Dataset:
-    return Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
-
-
-def trained(policy, args, reward=None, **algorithm) -> InterleavedGRPOTrainer:
-    trainer = InterleavedGRPOTrainer(
-        policy, reward or Illustrated(), AlgorithmConfig(**algorithm), args, dataset(), callbacks=[]
-    )
-    trainer.train()
-    return trainer
-
-
-def parameters(policy) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in policy.model.parameters()])
-
-
-def logs(trainer) -> list[dict]:
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
-
+from .runs import PROMPTS, Flat, Illustrated, dataset, logs, parameters, settings, trained
 
 # ---- the whole ----
 
@@ -132,7 +55,7 @@ def test_the_rewards_of_the_embedded_world_are_reported_by_name(make_policy, tmp
 def test_a_run_writes_its_model_and_settings(make_policy, tmp_path):
     policy = make_policy(0)
     save(policy, tmp_path / "start")
-    config = RunConfig(model=str(tmp_path / "start"))
+    config = RunConfig(model=str(tmp_path / "start"), preflight=False)
     trainer = run(config, settings(tmp_path / "run"), prompts=PROMPTS)
     assert torch.equal(parameters(load(tmp_path / "run" / "model")), parameters(trainer.policy))
     assert "process_weight: 0.0" in (tmp_path / "run" / "config.yaml").read_text()
@@ -162,7 +85,8 @@ def test_a_step_is_the_gradient_of_the_weighted_log_probs(objective, normalisati
 
     start = make_policy(0)
     image = rows["ids_BT"] >= start.vocabulary.text_size
-    weights = token_weights(mask, image, Counts.of(mask, image), normalisation)
+    tokens = Tokens(mask, image, rows["sequence_BT"], rows["segment_BT"])
+    weights = token_weights(tokens, Counts.of(tokens), normalisation)
     batch = TokenBatch(**{name: rows[name] for name in BATCH_FIELDS})
     logp, _ = start.log_probs(start.model, batch, max_images=8)
     (-(weights * advantages * logp).sum()).backward()
@@ -227,6 +151,40 @@ def test_accumulating_eight_rollouts_is_a_batch_of_eight(normalisation, make_pol
         assert one[name] == pytest.approx(many[name], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{"micro_batch_tokens": 150}, {"score_chunk": 11}, {"micro_batch_tokens": 1, "score_chunk": 3}],
+    ids=["parts", "chunks", "a-row-at-a-time"],
+)
+def test_parts_and_chunks_are_the_whole(setting, make_policy, tmp_path):
+    def after_one_step(name, **changes):
+        policy = make_policy(0)
+        args = settings(tmp_path / name, optim="sgd", learning_rate=0.5)
+        algorithm = {"beta": PerModality(0.1, 0.2), "importance": "segment", "normalisation": "segment", **changes}
+        return policy, logs(trained(policy, args, process_weight=0.5, guidance=1.5, **algorithm))[0]
+
+    (whole, one), (parts, many) = after_one_step("whole"), after_one_step("parts", **setting)
+    assert (parameters(whole) - parameters(make_policy(0))).abs().max() > 1e-3
+    assert torch.allclose(parameters(whole), parameters(parts), atol=1e-6)
+    for name in ("loss", "ratio/image", "entropy/text", "kl/image", "signal/text", "grad_norm"):
+        assert one[name] == pytest.approx(many[name], rel=1e-4, abs=1e-6), name
+
+
+def test_a_modality_of_weight_zero_is_left_alone(make_policy, tmp_path):
+    policy = make_policy(0)
+    history = logs(trained(policy, settings(tmp_path, optim="sgd"), modality_weight=PerModality(1.0, 0.0)))[0]
+    assert history["signal/image"] == 0 < history["signal/text"]
+    with pytest.raises(InputError, match=r"algorithm\.modality_weight"):
+        trained(make_policy(0), settings(tmp_path), modality_weight=PerModality(0.0, 0.0))
+
+
+def test_in_bfloat16_rollout_and_training_still_agree(make_policy, tmp_path):
+    history = logs(trained(make_policy(0), settings(tmp_path, bf16=True)))[0]
+    for name in ("text", "image"):
+        assert 1e-6 < history[f"replay_gap/{name}"] < 0.5
+        assert history[f"ratio/{name}"] == pytest.approx(1, abs=0.02)
+
+
 def test_kl_is_to_the_policy_at_the_start(make_policy, tmp_path):
     policy = make_policy(0)
     trainer = trained(policy, settings(tmp_path, max_steps=3), beta=PerModality(0.01, 0.0))
@@ -272,6 +230,9 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
         ({"temperature": 0.0}, {}, "temperature: 0.0 leaves nothing to explore"),
         ({"steps_per_generation": 3, "gradient_accumulation_steps": 2}, {}, "multiple of gradient_accumulation_steps"),
         ({"steps_per_generation": 4}, {}, "prompts: 4, and one batch of rollouts takes 8"),
+        ({}, {"score_chunk": 0}, "algorithm.score_chunk: 0 is no number of tokens"),
+        ({}, {"beta": PerModality(0.1, -0.1)}, "algorithm.beta: negative"),
+        ({}, {"importance": "word"}, "algorithm.importance: 'word' is none of token, segment, sequence"),
         ({}, {"normalisation": "tokens"}, "algorithm.normalisation: 'tokens' is none of token, sequence"),
     ],
 )

@@ -1,0 +1,152 @@
+"""Preflight: a sound run passes, and each planted fault is caught under its own name."""
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from limner.models.errors import InputError
+from limner.rewards.base import RewardOutput
+from limner.train.algorithm import AlgorithmConfig, PerModality
+from limner.train.preflight import Preflight, PreflightDone, run_checks
+from limner.train.trainer import InterleavedGRPOTrainer
+
+from .runs import Flat, Illustrated, dataset, parameters, settings
+
+
+def trainer_of(policy, directory, reward=None, arguments=None, **algorithm):
+    algorithm = {"beta": PerModality(0.1, 0.1), "process_weight": 0.5, **algorithm}
+    args = settings(directory, **{"max_completion_length": 160, **(arguments or {})})
+    return InterleavedGRPOTrainer(policy, reward or Illustrated(), AlgorithmConfig(**algorithm), args, dataset())
+
+
+def failed(trainer) -> set[str]:
+    return {check.name for check in run_checks(trainer) if not check.passed}
+
+
+def closing(policy):
+    """The policy, its answers short enough to end."""
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[policy.vocabulary.controls.eos, 0] -= 0.5
+    return policy
+
+
+@pytest.fixture
+def policy(make_policy):
+    return closing(make_policy(0))
+
+
+def test_a_sound_run_passes_and_is_left_as_it_was(policy, tmp_path):
+    trainer = trainer_of(policy, tmp_path)
+    before, state = parameters(policy), torch.get_rng_state()
+    checks = run_checks(trainer)
+    assert [str(check) for check in checks if not check.passed] == []
+    names = {check.name for check in checks}
+    for modality in ("text", "image"):
+        expected = {"replayed log-probs, {}", "reference equals policy, {}"}
+        assert {name.format(modality) for name in expected} <= names
+        assert {f"gradient of the {modality} head", f"gradient of the {modality} embedding"} <= names
+    assert {"documents close", "pictures are drawn", "reward pictures", "reward all together"} <= names
+    assert torch.equal(parameters(policy), before) and torch.equal(torch.get_rng_state(), state)
+    assert not trainer._sums and not trainer._loss_sums and all(p.grad is None for p in policy.model.parameters())
+
+
+def test_dropout_makes_another_policy_of_the_sampled_one(policy, tmp_path):
+    for layer in policy.model.model.layers:
+        layer.self_attn.attention_dropout = 0.2
+    assert failed(trainer_of(policy, tmp_path)) >= {"replayed log-probs, text", "replayed log-probs, image"}
+
+
+def test_a_temperature_that_is_not_scored(policy, tmp_path, monkeypatch):
+    trainer = trainer_of(policy, tmp_path)
+    scored = policy.log_probs
+    monkeypatch.setattr(policy, "log_probs", lambda model, batch, temperature, *rest: scored(model, batch, 1.3, *rest))
+    assert failed(trainer) >= {"replayed log-probs, text", "replayed log-probs, image"}
+
+
+def test_guidance_that_is_not_scored(policy, tmp_path, monkeypatch):
+    trainer = trainer_of(policy, tmp_path, guidance=3.0)
+    scored = policy.log_probs
+    monkeypatch.setattr(
+        policy,
+        "log_probs",
+        lambda model, batch, t, images, guidance, chunk: scored(model, batch, t, images, 1.0, chunk),
+    )
+    assert "replayed log-probs, image" in failed(trainer) and "replayed log-probs, text" not in failed(trainer)
+
+
+def test_a_reward_that_never_varies(policy, tmp_path):
+    assert failed(trainer_of(policy, tmp_path, Flat())) >= {"reward all together"}
+
+
+def test_a_part_of_the_reward_that_never_varies_or_applies(policy, tmp_path):
+    class Half(Illustrated):
+        def __call__(self, completions):
+            output = super().__call__(completions)
+            rows = len(completions)
+            return RewardOutput(
+                output.outcome, output.segments, {"flat": [0.3] * rows, "none": [None] * rows, "perfect": [1.0] * rows}
+            )
+
+    assert failed(trainer_of(policy, tmp_path, Half())) == {"reward flat", "reward none"}
+
+
+def test_answers_that_are_cut(policy, tmp_path):
+    checks = run_checks(trainer_of(policy, tmp_path, arguments={"max_completion_length": 12}))
+    (check,) = [check for check in checks if check.name == "documents close"]
+    assert not check.passed and "raise max_completion_length" in check.text
+
+
+def test_a_model_that_opens_no_image(policy, tmp_path):
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight[policy.vocabulary.controls.boi, 0] = 5.0
+    assert "pictures are drawn" in failed(trainer_of(policy, tmp_path))
+    text_only = run_checks(trainer_of(policy, tmp_path, max_images=0))
+    assert "pictures are drawn" not in {check.name for check in text_only}
+
+
+def test_a_reference_that_is_another_model(policy, make_policy, tmp_path):
+    trainer = trainer_of(policy, tmp_path)
+    trainer.reference = closing(make_policy(5))
+    assert failed(trainer) == {"reference equals policy, text", "reference equals policy, image"}
+
+
+def test_an_embedding_that_is_frozen(policy, tmp_path):
+    policy.model.get_input_embeddings().weight.requires_grad_(False)
+    assert failed(trainer_of(policy, tmp_path)) == {"gradients"}
+
+
+def test_a_head_that_the_loss_does_not_reach(policy, tmp_path, monkeypatch):
+    image_logits = policy.image_logits
+    monkeypatch.setattr(policy, "image_logits", lambda hidden: image_logits(hidden).detach())
+    embedding = torch.nn.Parameter(policy.model.get_output_embeddings().weight.clone())
+    policy.model.lm_head.weight = embedding  # untied, so that the embedding hides nothing
+    assert "gradient of the image head" in failed(trainer_of(policy, tmp_path))
+
+
+def test_a_failed_check_stops_the_run_before_its_first_step(policy, tmp_path, capsys):
+    trainer = trainer_of(policy, tmp_path, Flat())
+    trainer.add_callback(Preflight(trainer))
+    before = parameters(policy)
+    with pytest.raises(InputError, match=r"preflight: reward all together: .* nothing can be learned from it"):
+        trainer.train()
+    assert trainer.state.global_step == 0 and torch.equal(parameters(policy), before)
+    assert "FAIL  reward all together" in capsys.readouterr().out
+
+
+def test_preflight_alone_takes_no_step_and_a_checked_run_is_the_same_run(make_policy, tmp_path):
+    policy = closing(make_policy(0))
+    trainer = trainer_of(policy, tmp_path)
+    trainer.add_callback(Preflight(trainer, only=True))
+    with pytest.raises(PreflightDone):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+    def after_a_step(*callbacks: type[TrainerCallback]):
+        policy = closing(make_policy(0))
+        trainer = trainer_of(policy, tmp_path)
+        for callback in callbacks:
+            trainer.add_callback(callback(trainer))
+        trainer.train()
+        return parameters(policy)
+
+    assert torch.equal(after_a_step(), after_a_step(Preflight))
