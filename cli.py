@@ -18,6 +18,11 @@ USAGE = """usage: limner COMMAND [...]
   data validate         check every record of a shard folder
   warmup                stage I: cross-entropy on interleaved, understanding and text-to-image data
   grpo                  stage II: extended GRPO
+  preflight             check that a GRPO run can learn, and take no step
+  plan                  predict whether a GRPO run fits the memory
+  trajectories          an HTML page of the groups that a GRPO run sampled
+  study                 arms x seeds to one table and one figure
+  bench grpo            time rollout, scoring and update, and stock TRL beside it
   generate              write an illustrated answer to a prompt
 
 `limner COMMAND --help` says more. Train on several processes with `torchrun --nproc-per-node N -m limner.train.warmup`
@@ -38,6 +43,11 @@ def run(argv: Sequence[str]) -> None:
         "data": _data,
         "warmup": _warmup,
         "grpo": _grpo,
+        "preflight": _preflight,
+        "plan": _plan,
+        "trajectories": _trajectories,
+        "study": _study,
+        "bench": _bench,
         "generate": _generate,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -64,6 +74,38 @@ def _grpo(argv: Sequence[str]) -> None:
     from .train.grpo import main
 
     main(argv)
+
+
+def _preflight(argv: Sequence[str]) -> None:
+    from .train.grpo import preflight
+
+    preflight(argv)
+
+
+def _plan(argv: Sequence[str]) -> None:
+    from .train.plan import main
+
+    main(argv)
+
+
+def _trajectories(argv: Sequence[str]) -> None:
+    from .report.trajectories import main
+
+    main(argv)
+
+
+def _study(argv: Sequence[str]) -> None:
+    from .studies.study import main
+
+    main(argv)
+
+
+def _bench(argv: Sequence[str]) -> None:
+    if not argv or argv[0] != "grpo":
+        raise InputError("limner bench: say what to time; known: grpo")
+    from .studies.bench_grpo import main
+
+    main(argv[1:])
 
 
 class _Parser(argparse.ArgumentParser):

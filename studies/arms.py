@@ -1,10 +1,10 @@
-"""The arms of the demo: how the same warm-up goes on with the same seconds."""
+"""How a warm-up goes on: reinforced, or with more of the same data; and the arms of the demo."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,19 @@ from transformers import TrainerCallback, TrainingArguments
 from ..configs import parse
 from ..data.mixture import SourceConfig
 from ..data.picture_stories import Outline, story_prompt
-from ..eval.picture_stories import score_stories
 from ..models.checkpoint import load
 from ..models.policy import UnifiedPolicy
 from ..train import grpo, warmup
 from ..train.trainer import GRPOConfig
+from .measure import score_guided
 
 ARMS = ("warmup", "control", "rejection", "grpo_outcome", "grpo_process")
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo_process": {},
+    "grpo_outcome": {"outcome_weight": 1.0, "process_weight": 0.0},
+    "rejection": {"objective": "rejection", "beta.text": 0.0, "beta.image": 0.0},
+}
+"""What the demo's reinforced arms change of `grpo/tiny`."""
 
 
 @dataclass
@@ -35,15 +41,27 @@ class Curve:
     log: list[dict[str, float]]
     """What the trainer logged."""
 
+    def figures(self) -> list[dict[str, float]]:
+        """The log's lines that carry figures of a step."""
+        lines = [line for line in self.log if "loss" in line]
+        return [{key: value for key, value in line.items() if isinstance(value, int | float)} for line in lines]
+
 
 class Watch(TrainerCallback):
     """Scores fixed held-out prompts every so often, off the clock, and stops when the seconds are spent."""
 
     def __init__(
-        self, policy: UnifiedPolicy, outlines: Sequence[Outline], every: int, unit: int, budget: float, seed: int
+        self,
+        policy: UnifiedPolicy,
+        outlines: Sequence[Outline],
+        every: int,
+        unit: int,
+        budget: float,
+        seed: int,
+        guidance: float = 1.0,
     ):
         self.policy, self.outlines, self.every, self.unit = policy, list(outlines), every, unit
-        self.budget, self.seed = budget, seed
+        self.budget, self.seed, self.guidance = budget, seed, guidance
         self.points: list[dict[str, float]] = []
         self.started = self.paused = 0.0
 
@@ -66,7 +84,7 @@ class Watch(TrainerCallback):
 
     def _score(self, step: int) -> None:
         before, start = self.seconds, time.perf_counter()
-        scores = score_stories(self.policy, self.outlines, 1.0, self.seed).story_exact
+        scores = score_guided(self.policy, self.outlines, 1.0, self.seed, self.guidance).story_exact
         value = sum(scores) / len(scores)
         self.points.append({"step": step, "seconds": round(before, 2), "sampled_story_exact": value})
         self.paused += time.perf_counter() - start
@@ -98,51 +116,53 @@ CLEAN = {"understanding": 5.0, "text_to_image": 3.0}
 def run_warmup(
     policy: UnifiedPolicy, root: Path, seed: int, outlines: Sequence[Outline], flags: Sequence[str]
 ) -> Curve:
-    config, args = _warmup_settings(root, root / "warmup", seed, flags)
+    config, args = warmup_settings(root, root / "warmup", seed, flags)
     watch = Watch(policy, outlines, every=300, unit=1, budget=math.inf, seed=seed)
     trainer = warmup.run(config, args, policy, [watch])
     return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
 
 def run_arm(name: str, setting: Setting, budget: float) -> tuple[UnifiedPolicy, Curve]:
-    """Trains one arm from the warm-up's checkpoint; `budget` seconds stop every arm but the one that sets it."""
-    policy = load(setting.root / "warmup" / "model")
-    return policy, (_control if name == "control" else _reinforce(name))(
-        policy, setting, setting.root / "arms" / name, budget
-    )
+    """Trains one arm of the demo from the warm-up; `budget` seconds stop every arm but the one that sets it."""
+    policy, out = load(setting.root / "warmup" / "model"), setting.root / "arms" / name
+    if name == "control":
+        return policy, continue_warmup(policy, setting, out, budget)
+    flags = [f"--algorithm.{key}={value}" for key, value in ALGORITHMS[name].items()]
+    return policy, reinforce(policy, setting, out, flags, budget)
 
 
-def _control(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float) -> Curve:
+def continue_warmup(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float) -> Curve:
     """Continued warm-up at half the peak learning rate, decayed over the steps that the seconds allow."""
     steps = max(1, int(budget / setting.seconds_per_warmup_step))
     flags = ["--max_steps", str(steps), "--learning_rate", "1e-3", "--seed", str(setting.seed + 1)]
-    config, args = _warmup_settings(setting.root, out, setting.seed, [*setting.warmup_flags, *flags])
+    config, args = warmup_settings(setting.root, out, setting.seed, [*setting.warmup_flags, *flags])
     watch = Watch(policy, setting.curve_outlines, every=max(1, steps // 8), unit=1, budget=budget, seed=setting.seed)
     trainer = warmup.run(config, args, policy, [watch])
     return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
 
-def _reinforce(name: str) -> Callable[[UnifiedPolicy, Setting, Path, float], Curve]:
-    algorithm: dict[str, dict[str, Any]] = {
-        "grpo_process": {},
-        "grpo_outcome": {"outcome_weight": 1.0, "process_weight": 0.0},
-        "rejection": {"objective": "rejection", "beta.text": 0.0, "beta.image": 0.0},
-    }
+def reinforce(
+    policy: UnifiedPolicy,
+    setting: Setting,
+    out: Path,
+    flags: Sequence[str],
+    budget: float = math.inf,
+    guidance: float = 1.0,
+) -> Curve:
+    """GRPO for the rollout batches of the setting; with a `budget`, for its seconds and at most three times as many.
 
-    def train(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float) -> Curve:
-        flags = [f"--algorithm.{key}={value}" for key, value in algorithm[name].items()]
-        config, args = grpo_settings(setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
-        unit = args.steps_per_generation or 1
-        args.max_steps = unit * (setting.iterations if math.isinf(budget) else 3 * setting.iterations)
-        watch = Watch(policy, setting.curve_outlines, every=5, unit=unit, budget=budget, seed=setting.seed)
-        prompts = [story_prompt(outline, f"train-{i}") for i, outline in enumerate(setting.train_outlines)]
-        trainer = grpo.run(config, args, policy, prompts, [watch])
-        return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
-
-    return train
+    guidance: classifier-free guidance with which the held-out curve is scored.
+    """
+    config, args = grpo_settings(setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
+    unit = (args.steps_per_generation or 1) * args.num_iterations // args.gradient_accumulation_steps
+    args.max_steps = unit * (setting.iterations if math.isinf(budget) else 3 * setting.iterations)
+    watch = Watch(policy, setting.curve_outlines, 5, unit, budget, setting.seed, guidance)
+    prompts = [story_prompt(outline, f"train-{i}") for i, outline in enumerate(setting.train_outlines)]
+    trainer = grpo.run(config, args, policy, prompts, [watch])
+    return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
 
-def _warmup_settings(
+def warmup_settings(
     root: Path, out: Path, seed: int, flags: Sequence[str]
 ) -> tuple[warmup.WarmupConfig, TrainingArguments]:
     argv = ["--config", "warmup/tiny", "--output_dir", str(out), "--seed", str(seed), "--disable_tqdm", "false", *flags]

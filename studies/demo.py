@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,13 @@ from ..models.errors import InputError, run_or_exit
 from ..models.rendering import write_atomically
 from ..report.run_report import write_report
 from ..rewards.build import RewardsConfig, build_reward
-from ..train.new_model import NewModelConfig, new_policy
-from .arms import ARMS, Curve, Setting, run_arm, run_warmup
+from ..train.new_model import NewModelConfig
+from .arms import ARMS, Setting, run_arm, run_warmup
 from .measure import comparisons, figures, measure, samples
-from .world import WorldConfig, check_heldout, world_processor, write_prompts, write_shards
+from .seed import first_reach, keep_settings, limit_threads, prepare, say
+from .world import WorldConfig
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
-REACH = 0.5
 MATTER = ("world", "new_model", "warmup", "grpo", "iterations", "curve_prompts")
 """Settings that results depend on: a folder holds those of one choice."""
 SAMPLES = 8
@@ -96,8 +95,7 @@ def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:
 
 def run(config: DemoConfig) -> dict[str, Any]:
     """Runs what is not there yet and writes the report. Returns the metrics."""
-    # Matrices this small gain nothing from many threads, and threads that wait for a busy core stall all of them.
-    torch.set_num_threads(min(4, max(1, (os.cpu_count() or 1) // 2)))
+    limit_threads()
     arms = chosen_arms(config.arms)
     if config.seeds < 1 or config.iterations < 1:
         raise InputError("seeds and iterations: at least 1")
@@ -127,8 +125,9 @@ def chosen_arms(text: str) -> list[str]:
 
 def run_seed(config: DemoConfig, root: Path, seed: int, arms: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All arms of one seed; (metrics, samples)."""
-    _check_same_settings(config, root, seed)
-    heldout, train, stages = _prepare(config, root, seed)
+    matter = {key: value for key, value in asdict(config).items() if key in MATTER}
+    keep_settings(root / "settings.json", {**matter, "seed": seed})
+    heldout, train, stages = prepare(root, config.world, config.new_model, seed)
     results: dict[str, dict[str, Any]] = {}
     for name in arms:
         file = root / "arms" / name / "result.json"
@@ -143,29 +142,6 @@ def run_seed(config: DemoConfig, root: Path, seed: int, arms: list[str]) -> tupl
     trained = root / ("warmup" if best == "warmup" else f"arms/{best}") / "model"
     save(load(trained), root / "model")
     return _metrics(config, seed, results, stages), _merge_samples(results)
-
-
-def _prepare(config: DemoConfig, root: Path, seed: int) -> tuple[list[Outline], list[Outline], dict[str, Any]]:
-    """Prompts, tokenizers, shards and the untrained model; (held-out outlines, training outlines, figures)."""
-    heldout, train = write_prompts(root / "prompts", config.world, seed)
-    file = root / "prepared.json"
-    if not file.exists():
-        started = time.perf_counter()
-        say("training the tokenizers")
-        model_config = replace(
-            config.new_model, seed=seed, image_tokenizer=replace(config.new_model.image_tokenizer, seed=seed)
-        )
-        processor, figures_ = world_processor(model_config, seed)
-        figures_["seconds"] = round(time.perf_counter() - started, 1)
-        say(f"image tokenizer: {figures_['exact_reconstructions']:.1%} of pictures rebuilt exactly")
-        tokens = write_shards(root / "data", processor, config.world, heldout, seed)
-        save(new_policy(processor, model_config), root / "new_model")
-        overlap = check_heldout(root / "data", root / "prompts")
-        if overlap:
-            raise RuntimeError(f"{overlap} held-out outlines are in the training data")
-        stages = {"image_tokenizer": figures_, "tokens": tokens, "heldout_in_training": overlap}
-        write_atomically(file, json.dumps(stages) + "\n")
-    return heldout, train, json.loads(file.read_text())
 
 
 def _run_one(
@@ -202,19 +178,13 @@ def _run_one(
         "seconds": round(curve.seconds, 1),
         "steps": curve.steps,
         "curve": curve.points,
-        "training": _flat_log(curve),
+        "training": curve.figures(),
         "samples": samples(policy, heldout[:SAMPLES], reward, seed),
     }
 
 
 def _flags(settings: dict[str, str]) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items()]
-
-
-def _flat_log(curve: Curve) -> list[dict[str, float]]:
-    """The trainer's log lines that carry figures of a step."""
-    keep = [line for line in curve.log if "loss" in line]
-    return [{key: value for key, value in line.items() if isinstance(value, int | float)} for line in keep]
 
 
 def _metrics(
@@ -238,19 +208,13 @@ def _metrics(
         "seed": seed,
         "arms": arms,
         "comparisons": comparisons({name: result["items"] for name, result in results.items()}, "warmup"),
-        "first_reach": {name: _first_reach(result["curve"]) for name, result in results.items() if name != "warmup"},
+        "first_reach": {name: first_reach(result["curve"]) for name, result in results.items() if name != "warmup"},
         "stages": {"image_tokenizer": stages["image_tokenizer"], "warmup": {"loss": loss}},
         "data": {"tokens": stages["tokens"], "heldout_outlines_in_training_data": stages["heldout_in_training"]},
         "settings": asdict(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "diffusers", "accelerate")}
         | {"python": sys.version.split()[0], "torch_threads": str(torch.get_num_threads())},
     }
-
-
-def _first_reach(curve: list[dict[str, float]]) -> dict[str, float] | None:
-    """Where the held-out curve first reaches 0.50."""
-    point = next((point for point in curve if point["sampled_story_exact"] >= REACH), None)
-    return {"step": point["step"], "seconds": point["seconds"]} if point else None
 
 
 def _merge_samples(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -260,16 +224,6 @@ def _merge_samples(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         answers = {name: row["answer"] for name, row in zip(results, rows, strict=True)}
         shown.append({"id": rows[0]["id"], "prompt": rows[0]["prompt"], "answers": answers})
     return shown
-
-
-def _check_same_settings(config: DemoConfig, root: Path, seed: int) -> None:
-    """A folder holds the results of one set of settings; others would be mixed in silently."""
-    fixed = {key: value for key, value in asdict(config).items() if key in MATTER}
-    fixed = json.loads(json.dumps({**fixed, "seed": seed}))
-    file = root / "settings.json"
-    if file.exists() and json.loads(file.read_text()) != fixed:
-        raise InputError(f"{root}: holds results of other settings; give another --out, or delete the folder")
-    write_atomically(file, json.dumps(fixed, indent=1) + "\n")
 
 
 def _line(result: dict[str, Any]) -> str:
@@ -285,10 +239,6 @@ def _line(result: dict[str, Any]) -> str:
         )
     ]
     return ", ".join(parts) + f" ({result['seconds']:.0f} s)"
-
-
-def say(text: str) -> None:
-    print(f"[limner] {text}", flush=True)
 
 
 if __name__ == "__main__":

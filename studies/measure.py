@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data.picture_stories import SCENES, Outline, story_prompt
-from ..eval.picture_stories import MAX_IMAGES, STORY_TOKENS, score_abilities, score_stories
+from ..eval.picture_stories import MAX_IMAGES, STORY_TOKENS, StoryScores, score_abilities, verify_stories
 from ..eval.statistics import estimate, paired_difference
 from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
@@ -22,19 +22,35 @@ Items = dict[str, list[float]]
 
 def measure(policy: UnifiedPolicy, heldout: Sequence[Outline], sweep: bool, seed: int) -> tuple[Items, float | None]:
     """Scores of every item by dotted metric name, and the best temperature where a sweep was asked for."""
-    items: Items = {}
-    for name, rows in score_stories(policy, heldout, 1.0, seed).rows().items():
-        items[f"sampled.{name}"] = rows
-    for name, rows in score_stories(policy, heldout, 0.0, seed).rows().items():
-        items[f"greedy.{name}"] = rows
-    best = None
+    items, best = measure_stories(policy, heldout, seed), None
     if sweep:
-        by_temperature = {t: score_stories(policy, heldout, t, seed).story_exact for t in SWEEP}
+        by_temperature = {t: score_guided(policy, heldout, t, seed).story_exact for t in SWEEP}
         best = max(by_temperature, key=lambda t: sum(by_temperature[t]))
         items["best_temperature.story_exact"] = by_temperature[best]
-    for name, rows in score_abilities(policy, SCENES, seed).items():
-        items[ABILITIES[name]] = rows
-    return items, best
+    return items | measure_abilities(policy, seed), best
+
+
+def measure_stories(policy: UnifiedPolicy, heldout: Sequence[Outline], seed: int, guidance: float = 1.0) -> Items:
+    """Sampled and greedy stories, item by item."""
+    return {
+        f"{way}.{name}": rows
+        for way, temperature in (("sampled", 1.0), ("greedy", 0.0))
+        for name, rows in score_guided(policy, heldout, temperature, seed, guidance).rows().items()
+    }
+
+
+def measure_abilities(policy: UnifiedPolicy, seed: int) -> Items:
+    return {ABILITIES[name]: rows for name, rows in score_abilities(policy, SCENES, seed).items()}
+
+
+def score_guided(
+    policy: UnifiedPolicy, outlines: Sequence[Outline], temperature: float, seed: int, guidance: float = 1.0
+) -> StoryScores:
+    """Writes and verifies one story an outline, with classifier-free guidance; 1 is none, temperature 0 is greedy."""
+    sampling = Sampling(
+        max_new_tokens=STORY_TOKENS, temperature=temperature, max_images=MAX_IMAGES, guidance=guidance, seed=seed
+    )
+    return verify_stories(write(policy, [story_prompt(outline) for outline in outlines], sampling), outlines)
 
 
 def figures(items: Items) -> dict[str, Any]:

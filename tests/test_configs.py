@@ -24,7 +24,17 @@ def grpo_dataclasses():
     return RunConfig, GRPOConfig
 
 
-SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {"warmup": warmup_dataclasses, "grpo": grpo_dataclasses}
+def study_dataclasses():
+    from limner.studies.study_config import StudyConfig
+
+    return (StudyConfig,)
+
+
+SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {
+    "warmup": warmup_dataclasses,
+    "grpo": grpo_dataclasses,
+    "study": study_dataclasses,
+}
 """Folder of configs/ -> the dataclasses its files fill, imported when asked for: `"warmup": warmup_dataclasses`."""
 FLAGS: dict[str, list[str]] = {}
 """Folder -> flags that let its files load where there is no GPU: `["--use_cpu", "--bf16", "false"]`."""

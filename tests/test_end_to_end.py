@@ -33,6 +33,7 @@ def small(out, **changes) -> DemoConfig:
         ),
         warmup={"max_steps": "2", "report_to": "none"},
         grpo={
+            "preflight": "false",  # nothing is to be learned from two steps of warm-up
             "num_generations": "4",
             "per_device_train_batch_size": "8",
             "steps_per_generation": "2",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from limner.eval.statistics import estimate, paired_difference
+from limner.eval.statistics import estimate, nested_difference, nested_estimate, paired_difference
 
 
 def test_the_value_is_the_mean_of_the_items():
@@ -63,3 +63,34 @@ def test_the_sign_says_who_is_better():
 def test_a_difference_needs_the_same_items():
     with pytest.raises(ValueError, match="3 scores against 2"):
         paired_difference([1, 1, 0], [0, 1])
+
+
+def test_seeds_weigh_alike_and_their_spread_is_told():
+    result = nested_estimate([[1.0] * 10, [0.0] * 30])
+    assert result["value"] == 0.5 and result["n"] == 40 and result["seeds"] == 2
+    assert (result["lowest"], result["highest"]) == (0.0, 1.0)
+    assert (result["low"], result["high"]) == (0.0, 1.0)  # both seeds alike in a quarter of the resamples each
+    with pytest.raises(ValueError, match="no scores"):
+        nested_estimate([[1.0], []])
+
+
+def test_of_one_seed_the_interval_is_that_of_its_items():
+    scores = (np.random.default_rng(0).random(400) < 0.3).tolist()
+    one, plain = nested_estimate([scores]), estimate(scores)
+    assert one["value"] == plain["value"] and one["lowest"] == one["highest"] == plain["value"]
+    assert one["high"] - one["low"] == pytest.approx(plain["high"] - plain["low"], rel=0.15)
+
+
+def test_the_nested_interval_has_both_kinds_of_spread():
+    rng = np.random.default_rng(0)
+    levels = rng.normal(0.5, 0.1, 12)
+    scores = [level + rng.normal(0, 1, 200) for level in levels]
+    result = nested_estimate(scores)
+    between = np.var([row.mean() for row in scores]) / 12
+    half = 1.96 * (between + 1 / 2400) ** 0.5  # what seeds differ by, and the items drawn within them
+    assert (result["high"] - result["low"]) / 2 == pytest.approx(half, rel=0.08)
+    assert 1.96 * between**0.5 < 0.9 * half  # so neither alone would do
+    assert nested_difference(scores, scores)["high"] == 0.0
+    assert nested_difference(scores, [row - 1 for row in scores])["low"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="same items of each seed"):
+        nested_difference([[1.0, 0.0]], [[1.0]])

@@ -1,0 +1,83 @@
+"""One seed's folder, as the demo and the studies use it: what is prepared once, and what may be mixed in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.picture_stories import Outline
+from ..models.checkpoint import save
+from ..models.errors import InputError
+from ..models.rendering import write_atomically
+from ..train.new_model import NewModelConfig, new_policy
+from .world import WorldConfig, check_heldout, world_processor, write_prompts, write_shards
+
+REACH = 0.5
+"""The held-out score whose first reaching measures efficiency."""
+
+
+def prepare(
+    root: Path, world: WorldConfig, new_model: NewModelConfig, seed: int
+) -> tuple[list[Outline], list[Outline], dict[str, Any]]:
+    """Prompts, tokenizers, shards and the untrained model; (held-out outlines, training outlines, figures)."""
+    heldout, train = write_prompts(root / "prompts", world, seed)
+    file = root / "prepared.json"
+    if not file.exists():
+        started = time.perf_counter()
+        say("training the tokenizers")
+        model_config = replace(new_model, seed=seed, image_tokenizer=replace(new_model.image_tokenizer, seed=seed))
+        processor, figures = world_processor(model_config, seed)
+        figures["seconds"] = round(time.perf_counter() - started, 1)
+        say(f"image tokenizer: {figures['exact_reconstructions']:.1%} of pictures rebuilt exactly")
+        tokens = write_shards(root / "data", processor, world, heldout, seed)
+        save(new_policy(processor, model_config), root / "new_model")
+        overlap = check_heldout(root / "data", root / "prompts")
+        if overlap:
+            raise RuntimeError(f"{overlap} held-out outlines are in the training data")
+        stages = {"image_tokenizer": figures, "tokens": tokens, "heldout_in_training": overlap}
+        write_atomically(file, json.dumps(stages) + "\n")
+    return heldout, train, json.loads(file.read_text())
+
+
+def check_same_settings(folder: Path, kept: Any, wanted: Mapping[str, Any]) -> None:
+    """A folder holds the results of one set of settings; others would be mixed in silently.
+
+    kept: the settings as they were written down as JSON. Raises InputError naming some that differ.
+    """
+    wanted = json.loads(json.dumps(wanted))
+    if kept == wanted:
+        return
+    kept = kept if isinstance(kept, Mapping) else {}
+    names = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+    raise InputError(
+        f"{folder}: holds results of other settings ({', '.join(names[:3])}); give another --out, or delete the folder"
+    )
+
+
+def keep_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Writes a folder's settings down, or raises InputError where it holds results of others."""
+    if file.exists():
+        check_same_settings(file.parent, json.loads(file.read_text()), settings)
+    write_atomically(file, json.dumps(settings, indent=1) + "\n")
+
+
+def first_reach(curve: Sequence[Mapping[str, float]]) -> dict[str, float] | None:
+    """Where the held-out curve first reaches 0.50."""
+    point = next((point for point in curve if point["sampled_story_exact"] >= REACH), None)
+    return {"step": point["step"], "seconds": point["seconds"]} if point else None
+
+
+def limit_threads() -> None:
+    """Matrices this small gain nothing from many threads, and threads that wait for a busy core stall all of them."""
+    torch.set_num_threads(min(4, max(1, (os.cpu_count() or 1) // 2)))
+
+
+def say(text: str) -> None:
+    print(f"[limner] {text}", flush=True)

@@ -1,0 +1,205 @@
+"""A study: arms x seeds -> one table and one figure, on the embedded world.
+
+    for seed, for arm (a partial study is a complete one of fewer seeds):
+        prepare once, warm up once          studies.seed, studies.arms
+        train from the warm-up              studies.arms
+        score held-out prompts              studies.measure
+    over seeds: means, intervals, gains     studies.summary
+    -> results.json, table.md, figure.svg, report.html
+
+    limner study study/paper
+    limner study study/paper --arms warmup,full --seeds 1 --iterations 10 --out runs/try
+    limner study my_study.yaml --grpo.learning_rate 1e-4
+
+Every finished arm leaves its result.json; a second call does only what is missing, an arm that was cut starts again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..configs import parse, save_resolved
+from ..data.picture_stories import Outline
+from ..models.checkpoint import load
+from ..models.errors import InputError, run_or_exit
+from ..models.rendering import write_atomically
+from ..report.study_report import figure_svg, study_html, table_markdown
+from .arms import Curve, Setting, continue_warmup, reinforce, run_warmup
+from .measure import measure_abilities, measure_stories
+from .seed import check_same_settings, keep_settings, limit_threads, prepare, say
+from .study_config import StudyConfig, arm_settings, check, flags, homes, running_order, shared_settings
+from .summary import Results, summarise
+
+USAGE = """usage: limner study CONFIG [--arms A,B] [--seeds N] [--iterations N] [--out DIR] [--section.key VALUE ...]
+
+CONFIG is a packaged name (study/paper, study/beyond) or a YAML file; flags win over it. --arms runs some of its arms,
+with what they build on; the tables show whatever the folder holds."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if words[0].startswith("-"):
+        raise InputError("limner study: the configuration comes first: limner study study/paper ...")
+    parser = _Parser(prog="limner study", add_help=False, allow_abbrev=False)
+    parser.add_argument("--arms")
+    known, rest = parser.parse_known_args(words[1:])
+    (config,) = parse((StudyConfig,), ["--config", words[0], *rest], prog="limner study")
+    run(config, None if known.arms is None else [name.strip() for name in known.arms.split(",") if name.strip()])
+
+
+def run(config: StudyConfig, chosen: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs what is missing, seed by seed, and writes table and figure after every arm. Returns the results."""
+    limit_threads()
+    check(config)
+    order, out = running_order(config, chosen), Path(config.out)
+    results = read_results(config)
+    done = {(seed, name): run["wall_seconds"] for name, by_seed in results.items() for seed, run in by_seed.items()}
+    total = len(order) * config.seeds
+    save_resolved(out / "study.yaml", config)
+    for seed in config.all_seeds:
+        root = out / f"seed-{seed}"
+        keep_settings(root / "settings.json", shared_settings(config, seed))
+        for name in order:
+            if seed in results.get(name, {}):
+                continue
+            left = [(s, n) for s in config.all_seeds for n in order if s not in results.get(n, {})]
+            say(f"seed {seed}, {name}: {total - len(left)} of {total} arms done{_time_left(config, done, left)}")
+            started = time.perf_counter()
+            shutil.rmtree(root / "arms" / name, ignore_errors=True)  # what a kill left
+            result = run_arm(config, name, root, seed)
+            result["wall_seconds"] = done[seed, name] = round(time.perf_counter() - started, 1)
+            write_atomically(root / "arms" / name / "result.json", json.dumps(result) + "\n")
+            results.setdefault(name, {})[seed] = result
+            write_outputs(config, results)
+    summary = write_outputs(config, results)
+    say(f"wrote {', '.join(str(out / name) for name in ('table.md', 'figure.svg', 'report.html', 'results.json'))}")
+    return summary
+
+
+def read_results(config: StudyConfig) -> dict[str, dict[int, dict[str, Any]]]:
+    """What the folder holds: arm -> seed -> result. Raises InputError where it is of other settings."""
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    wanted = {name: arm_settings(config, name) for name in running_order(config)}
+    for seed in config.all_seeds:
+        root = Path(config.out) / f"seed-{seed}"
+        if (root / "settings.json").exists():
+            kept = json.loads((root / "settings.json").read_text())
+            check_same_settings(root, kept, shared_settings(config, seed))
+        for name, settings in wanted.items():
+            file = root / "arms" / name / "result.json"
+            if file.exists():
+                result = json.loads(file.read_text())
+                check_same_settings(file.parent, result["settings"], settings)
+                results.setdefault(name, {})[seed] = result
+    return results
+
+
+def run_arm(config: StudyConfig, name: str, root: Path, seed: int) -> dict[str, Any]:
+    """Trains and measures one arm; the arms it builds on have left their results."""
+    arm = config.arms[name]
+    heldout, train, _ = prepare(root, config.world, config.new_model, seed)
+    settings = arm_settings(config, name)
+    if arm.kind == "measure":
+        base = homes(config)[arm.of or ""]
+        items = measure_stories(load(_model(config, root, base)), heldout, seed, arm.guidance)
+        abilities = {key: rows for key, rows in _result(root, base)["items"].items() if key not in items}
+        # Abilities are asked without guidance: they are those of the arm whose model this is.
+        return {"settings": settings, "items": items | abilities, "seconds": None, "steps": None, "curve": []}
+    policy, curve = _train(config, name, root, seed, heldout[: config.curve_prompts], train)
+    say(f"{name}: measuring on {len(heldout)} held-out prompts")
+    return {
+        "settings": settings,
+        "items": measure_stories(policy, heldout, seed, arm.guidance) | measure_abilities(policy, seed),
+        "seconds": round(curve.seconds, 1),
+        "steps": curve.steps,
+        "curve": [] if arm.kind == "warmup" else curve.points,
+        "training": curve.figures(),
+    }
+
+
+def _train(
+    config: StudyConfig, name: str, root: Path, seed: int, curve_outlines: list[Outline], train: list[Outline]
+) -> tuple[Any, Curve]:
+    """(policy, curve)"""
+    arm = config.arms[name]
+    if arm.kind == "warmup":
+        shutil.rmtree(root / "warmup", ignore_errors=True)
+        policy = load(root / "new_model")
+        return policy, run_warmup(policy, root, seed, curve_outlines, flags(config.warmup))
+    warm = _result(root, config.warmup_arm)
+    setting = Setting(
+        root=root,
+        curve_outlines=curve_outlines,
+        train_outlines=train,
+        seed=seed,
+        iterations=config.iterations,
+        seconds_per_warmup_step=warm["seconds"] / warm["steps"],
+        warmup_flags=flags(config.warmup),
+        grpo_flags=flags(config.grpo),
+    )
+    policy, out = load(_model(config, root, config.warmup_arm)), root / "arms" / name
+    if arm.kind == "control":
+        budget = _result(root, homes(config)[arm.of or ""])["seconds"]
+        return policy, continue_warmup(policy, setting, out, budget)
+    return policy, reinforce(policy, setting, out, flags(arm.grpo), guidance=arm.guidance)
+
+
+def _model(config: StudyConfig, root: Path, name: str) -> Path:
+    return (root / "warmup" if name == config.warmup_arm else root / "arms" / name) / "model"
+
+
+def _result(root: Path, name: str) -> dict[str, Any]:
+    return json.loads((root / "arms" / name / "result.json").read_text())
+
+
+def write_outputs(config: StudyConfig, results: Results) -> dict[str, Any]:
+    """results.json, table.md, figure.svg, report.html; returns what results.json holds."""
+    out, summary = Path(config.out), summarise(config, results)
+    write_atomically(out / "results.json", json.dumps(summary, indent=1) + "\n")
+    write_atomically(out / "table.md", table_markdown(summary))
+    write_atomically(out / "figure.svg", figure_svg(summary))
+    write_atomically(out / "report.html", study_html(summary))
+    return summary
+
+
+def _time_left(config: StudyConfig, done: Mapping[tuple[int, str], float], left: Sequence[tuple[int, str]]) -> str:
+    seconds = seconds_left({name: arm.kind for name, arm in config.arms.items()}, done, left)
+    if seconds is None:
+        return ""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f", about {f'{hours} h ' if hours else ''}{minutes} min left"
+
+
+def seconds_left(
+    kinds: Mapping[str, str], done: Mapping[tuple[int, str], float], left: Sequence[tuple[int, str]]
+) -> float | None:
+    """By what the same arm took with other seeds, else arms of its kind, else all; None where none is done."""
+    if not done:
+        return None
+
+    def expected(name: str) -> float:
+        same = [seconds for (_, other), seconds in done.items() if other == name]
+        kind = [seconds for (_, other), seconds in done.items() if kinds[other] == kinds[name]]
+        known = same or kind or list(done.values())
+        return sum(known) / len(known)
+
+    return sum(expected(name) for _, name in left)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
+
+
+if __name__ == "__main__":
+    run_or_exit(main)

@@ -1,0 +1,214 @@
+"""The settings of a study: its arms, which of them are one, what a finished one depends on, and its tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..configs import find_config, read_yaml
+from ..configs.schema import Flag
+from ..configs.yaml_file import scalar
+from ..models.errors import InputError
+from ..train.new_model import NewModelConfig
+from .arms import grpo_settings, warmup_settings
+from .world import WorldConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+BASES = {"control": ("grpo",), "measure": ("warmup", "control", "grpo")}
+"""Kinds that build on another arm, `of`, and the kinds it may have."""
+WITHOUT_EFFECT = ("output_dir", "report_to", "logging_steps", "save_strategy")
+"""Training arguments that no result depends on."""
+SET_HERE = {"warmup/tiny": ("seed", "sources"), "grpo/tiny": ("seed", "max_steps", "algorithm.replay.sources")}
+"""Settings that the study sets itself."""
+
+
+@dataclass
+class ArmConfig:
+    kind: Literal["grpo", "warmup", "control", "measure"] = "grpo"
+    """`warmup`: where all others start; `control`: as long as `of`, of more warm-up; `measure`: the model of `of`."""
+    label: str = ""
+    """What tables call it; the arm's name if empty."""
+    grpo: dict[str, Any] = field(default_factory=dict)
+    """Settings of `grpo/tiny` to change, by dotted name; for the kind `grpo`."""
+    of: str | None = None
+    guidance: float = 1.0
+    """Classifier-free guidance with which held-out stories are written; 1 is none."""
+
+    def __post_init__(self) -> None:
+        self.grpo = flat(self.grpo)
+
+
+@dataclass
+class RowConfig:
+    arm: str
+    marks: list[str] = field(default_factory=list)
+    """A word for each column of the table."""
+    against: str | None = None
+    """The arm over which the gain is shown, prompt by prompt."""
+
+
+@dataclass
+class TableConfig:
+    title: str
+    rows: list[RowConfig]
+    columns: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass
+class StudyConfig:
+    title: str
+    arms: dict[str, ArmConfig]
+    tables: list[TableConfig]
+    out: str = "runs/study"
+    """Folder of the study: results.json, table.md, figure.svg, report.html, and a folder for each seed."""
+    seeds: int = 3
+    """So many seeds, from `seed` on."""
+    seed: int = 0
+    iterations: int = 60
+    """Rollout batches of every GRPO arm."""
+    curve_prompts: int = 128
+    """Held-out prompts scored while training."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+    new_model: NewModelConfig = field(default_factory=NewModelConfig)
+    warmup: dict[str, Any] = field(default_factory=dict)
+    """Settings of `warmup/tiny` to change, by dotted name."""
+    grpo: dict[str, Any] = field(default_factory=dict)
+    """Settings of `grpo/tiny` to change in all arms, by dotted name."""
+
+    def __post_init__(self) -> None:
+        self.warmup, self.grpo = flat(self.warmup), flat(self.grpo)
+
+    @property
+    def all_seeds(self) -> list[int]:
+        return [self.seed + number for number in range(self.seeds)]
+
+    @property
+    def warmup_arm(self) -> str:
+        return next(name for name, arm in self.arms.items() if arm.kind == "warmup")
+
+    def label(self, name: str) -> str:
+        return self.arms[name].label or name
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name; `{"a": {"b": 1}}`, `{"a.b": 1}` and the flag `--a.b 1` come out the same."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        value = value.value if isinstance(value, Flag) else value
+        value = scalar(value) if isinstance(value, str) else value
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted name as command-line flags."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def check(config: StudyConfig) -> None:
+    """Raises InputError for whatever would otherwise stop the study hours later, or leave a hole in its tables."""
+    if config.seeds < 1 or config.iterations < 1 or config.curve_prompts < 1:
+        raise InputError("seeds, iterations and curve_prompts: at least 1")
+    if [arm.kind for arm in config.arms.values()].count("warmup") != 1:
+        raise InputError("arms: exactly one of the kind warmup, where the others start")
+    for name, arm in config.arms.items():
+        if not NAME.fullmatch(name):
+            raise InputError(f"arms.{name}: a name has letters, digits, _ and - only; it becomes a folder")
+        if arm.grpo and arm.kind != "grpo":
+            raise InputError(f"arms.{name}.grpo: an arm of the kind {arm.kind} does not read it")
+        allowed = BASES.get(arm.kind, ())
+        if not allowed and arm.of is not None:
+            raise InputError(f"arms.{name}.of: an arm of the kind {arm.kind} does not read it")
+        if allowed and (arm.of not in config.arms or config.arms[arm.of].kind not in allowed):
+            raise InputError(f"arms.{name}.of: name an arm of the kind {' or '.join(allowed)}, not {arm.of}")
+    for number, table in enumerate(config.tables):
+        for row in table.rows:
+            where = f"tables.{number} ({table.title})"
+            for arm in filter(None, (row.arm, row.against)):
+                if arm not in config.arms:
+                    raise InputError(f"{where}: no arm is called {arm!r}; known: {', '.join(config.arms)}")
+            if len(row.marks) != len(table.columns):
+                raise InputError(f"{where}: row {row.arm} has {len(row.marks)} marks, columns {len(table.columns)}")
+    _check_settings(config)
+
+
+def _check_settings(config: StudyConfig) -> None:
+    """Reads every arm's settings as training will."""
+    asked = {"warmup": ("warmup/tiny", config.warmup), "grpo": ("grpo/tiny", config.grpo)}
+    asked |= {f"arms.{name}.grpo": ("grpo/tiny", {**config.grpo, **arm.grpo}) for name, arm in config.arms.items()}
+    nowhere = Path("nowhere")
+    for place, (packaged, changes) in asked.items():
+        if taken := [name for name in SET_HERE[packaged] if name in changes]:
+            raise InputError(f"{place}.{taken[0]}: the study sets it itself; leave it out")
+        try:
+            if packaged == "warmup/tiny":
+                warmup_settings(nowhere, nowhere, config.seed, flags(changes))
+            else:
+                run, args = grpo_settings(nowhere, nowhere, config.seed, flags(changes))
+                run.algorithm.check(args)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+
+
+def shared_settings(config: StudyConfig, seed: int) -> dict[str, Any]:
+    """What the results of all arms of a seed depend on."""
+    return {
+        "seed": seed,
+        "world": asdict(config.world),
+        "new_model": asdict(config.new_model),
+        "warmup": _effective("warmup/tiny", config.warmup),
+        "curve_prompts": config.curve_prompts,
+    }
+
+
+def arm_settings(config: StudyConfig, name: str) -> dict[str, Any]:
+    """What an arm's result depends on besides; arms of the same settings are one. In JSON's own types."""
+    arm = config.arms[name]
+    settings: dict[str, Any] = {"kind": arm.kind, "guidance": arm.guidance}
+    if arm.kind == "grpo":
+        settings["iterations"] = config.iterations
+        settings |= _effective("grpo/tiny", {**config.grpo, **arm.grpo})
+    if arm.of is not None:
+        settings["of"] = arm_settings(config, arm.of)
+    return json.loads(json.dumps(settings))
+
+
+def homes(config: StudyConfig) -> dict[str, str]:
+    """Every arm's name to the first arm of the same settings: only that one is run."""
+    settings = {name: arm_settings(config, name) for name in config.arms}
+    return {name: next(first for first in settings if settings[first] == settings[name]) for name in settings}
+
+
+def running_order(config: StudyConfig, chosen: Iterable[str] | None = None) -> list[str]:
+    """The arms to run, each after the one it builds on: those chosen (default all), what they need, the warm-up.
+
+    Raises InputError for a name that no arm has.
+    """
+    home, needed = homes(config), {config.warmup_arm}
+    for name in config.arms if chosen is None else chosen:
+        if name not in config.arms:
+            raise InputError(f"--arms: {name!r} is none of {', '.join(config.arms)}")
+        at: str | None = name
+        while at is not None:
+            needed.add(home[at])
+            at = config.arms[at].of
+    return sorted(needed, key=lambda name: (name != config.warmup_arm, _depth(config, name)))
+
+
+def _depth(config: StudyConfig, name: str) -> tuple[int, int]:
+    """How many arms it builds on, and its place in the file."""
+    depth, at = 0, config.arms[name].of
+    while at is not None:
+        depth, at = depth + 1, config.arms[at].of
+    return depth, list(config.arms).index(name)
+
+
+def _effective(packaged: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a packaged file with changes, by dotted name: an edit of the file is a change as well."""
+    settings = {**flat(read_yaml(find_config(packaged))), **changes}
+    return {key: value for key, value in settings.items() if key not in (*WITHOUT_EFFECT, *SET_HERE[packaged])}
