@@ -66,11 +66,12 @@ class PreflightDone(Exception):
 
 def run_checks(trainer: InterleavedGRPOTrainer) -> list[Check]:
     """All checks, agreed on by all ranks. Neither the model, nor the metrics, nor the generators are changed."""
-    model = trainer.model_wrapped
+    model: Any = trainer.model_wrapped
+    dataset: Any = trainer.train_dataset
     args, rank = trainer.args, trainer.accelerator.process_index
     rows = args.per_device_train_batch_size * args.steps_per_generation
     numbers = [(rank * rows + i) // trainer.num_generations for i in range(rows)]
-    inputs = [trainer.train_dataset[number % len(trainer.train_dataset)] for number in numbers]
+    inputs = [dataset[number % len(dataset)] for number in numbers]
     was_training = model.training
     model.train()
     with torch.random.fork_rng():
