@@ -235,6 +235,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             self.algorithm.max_images,
             self.algorithm.guidance,
             self.algorithm.score_chunk,
+            any(self.algorithm.entropy_bonus.pair),
         )
 
     def token_parts(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -113,12 +113,21 @@ def test_guidance_of_zero_never_sees_the_prompt(policy, prompts, processor):
     assert seen > 16
 
 
+def test_the_entropy_has_a_gradient_where_it_is_asked_for(make_policy, prompts):
+    policy = make_policy(1)
+    batch = collate([prompts], policy.vocabulary.controls)
+    batch = replace(batch, trainable_BT=batch.sequence_BT >= 0)
+    for wanted in (False, True):
+        _, entropy = policy.log_probs(policy.model, batch, entropy_gradient=wanted)
+        assert entropy.requires_grad == wanted and entropy.sum() > 0
+
+
 def test_chunks_change_neither_scores_nor_gradients(make_policy, prompts):
     def scored(chunk):
         policy = make_policy(1)
         samples = generate(policy, prompts, Sampling(40, seed=3))
         batch = collate([joined(policy, prompts, samples)], policy.vocabulary.controls)
-        logp, entropy = policy.log_probs(policy.model, batch, guidance=1.5, chunk=chunk)
+        logp, entropy = policy.log_probs(policy.model, batch, guidance=1.5, chunk=chunk, entropy_gradient=True)
         (logp.sum() + 0.1 * entropy.sum()).backward()
         return logp, entropy, torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
@@ -139,7 +148,8 @@ def test_replayed_log_probs_differ_after_one_step(make_policy, prompts):
     samples = generate(policy, prompts, Sampling(40, seed=3))
     rows = [[sequence] for sequence in joined(policy, prompts, samples)]
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
-    logp_BT, entropy_BT = policy.log_probs(policy.model, collate(rows, policy.vocabulary.controls), max_images=2)
+    batch = collate(rows, policy.vocabulary.controls)
+    logp_BT, entropy_BT = policy.log_probs(policy.model, batch, max_images=2, entropy_gradient=True)
     (logp_BT.mean() + entropy_BT.mean()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.model.parameters())
     optimizer.step()

@@ -69,7 +69,7 @@ def test_guidance_that_is_not_scored(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(
         policy,
         "log_probs",
-        lambda model, batch, t, images, guidance, chunk: scored(model, batch, t, images, 1.0, chunk),
+        lambda model, batch, t, images, guidance, *rest: scored(model, batch, t, images, 1.0, *rest),
     )
     assert "replayed log-probs, image" in failed(trainer) and "replayed log-probs, text" not in failed(trainer)
 
