@@ -1,7 +1,8 @@
-"""Trains the image tokenizer in three stages: autoencoder, codebook by k-means, quantised.
+"""Trains the image tokenizer in three stages: autoencoder, quantised, decoder alone.
 
 A vector-quantised autoencoder trained from random codes collapses; started as a plain autoencoder, with a k-means
-codebook of its own latents, it does not. The last steps train the decoder alone, on the codes as they will be.
+codebook of its own latents, it does not. The codebook is fitted anew before the last stage, which trains the decoder on
+the codes as they will be.
 """
 
 from __future__ import annotations
@@ -68,14 +69,19 @@ def train_image_tokenizer(
     total = config.autoencoder_steps + config.quantised_steps + config.decoder_steps
     with tqdm(total=total, desc="image tokenizer", mininterval=2) as bar:
         _fit(model, autoencoder_loss, examples, config.autoencoder_steps, config.learning_rate, config.batch_size, bar)
-        with torch.no_grad():
-            latents = torch.cat([tokenizer.latents(part) for part in examples.pixels.split(256)])
-            model.quantize.embedding.weight.copy_(_k_means(latents.movedim(1, -1).flatten(0, 2), config.codes))
+        _fit_codebook(tokenizer, examples, config.codes)
         rate = config.learning_rate / 2
         _fit(model, quantised_loss, examples, config.quantised_steps, rate, config.batch_size, bar)
+        _fit_codebook(tokenizer, examples, config.codes)  # the encoder moved, and codes may have run together
         _fit(model, decoder_loss, examples, config.decoder_steps, rate, config.batch_size, bar)
     tokenizer.eval()
     return tokenizer, _figures(tokenizer, examples.pixels)
+
+
+@torch.no_grad()
+def _fit_codebook(tokenizer: VQImageTokenizer, examples: _Examples, codes: int) -> None:
+    latents = torch.cat([tokenizer.latents(part) for part in examples.pixels.split(256)])
+    tokenizer.model.quantize.embedding.weight.copy_(_k_means(latents.movedim(1, -1).flatten(0, 2), codes))
 
 
 @dataclass(frozen=True)
