@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .format import FormatReward, Pattern
+from .guard import GuardedReward
 from .hybrid import HybridReward
 from .picture_stories import PictureReward, SentenceReward
 
@@ -22,6 +23,10 @@ class RewardsConfig:
     """Pictures against the plan."""
     image_sentence: float = 1.0
     """Pictures against the model's own sentences."""
+    timeout: float = 300.0
+    """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
+    patience: int = 3
+    """Failed calls of a part in a row that stop the run."""
 
 
 def build_reward(config: RewardsConfig) -> HybridReward:
@@ -32,4 +37,5 @@ def build_reward(config: RewardsConfig) -> HybridReward:
         (PictureReward("plan"), config.image_plan),
         (PictureReward("sentence"), config.image_sentence),
     ]
-    return HybridReward([(reward, weight) for reward, weight in parts if weight])
+    guarded = [(GuardedReward(part, config.timeout, config.patience), weight) for part, weight in parts if weight]
+    return HybridReward(guarded)

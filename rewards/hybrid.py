@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ..models.errors import InputError
 from .base import Completion, Reward, RewardOutput
+from .guard import GuardedReward
 
 
 class HybridReward:
@@ -41,6 +43,22 @@ class HybridReward:
             {name: scores[k] for name, scores in outputs.items() if scores[k] is not None}
             for k in range(len(completion.answer.segments))
         ]
+
+    @property
+    def guards(self) -> list[GuardedReward]:
+        return [reward for reward, _ in self.parts if isinstance(reward, GuardedReward)]
+
+    def failures(self) -> dict[str, float]:
+        """Failed calls and dropped scores of the parts since the run began, on this process."""
+        return {name: count for guard in self.guards for name, count in guard.metrics().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {guard.name: guard.state_dict() for guard in self.guards}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for guard in self.guards:
+            if guard.name in state:
+                guard.load_state_dict(state[guard.name])
 
     @staticmethod
     def _checked(reward: Reward, completions: Sequence[Completion]) -> RewardOutput:

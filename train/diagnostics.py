@@ -125,22 +125,20 @@ def segment_reward_sums(answers: Sequence[InterleavedDocument], segments: Sequen
 
 def advantage_sums(rollouts: Sequence[Rollout], advantages_RT: Tensor, text_size: int) -> Sums:
     """Magnitude of the advantage of a trained token, by modality and step; `<eos>` belongs to the last step."""
-    totals, counts = np.zeros((2, STEPS + 1)), np.zeros((2, STEPS + 1))
+    sizes_RT = advantages_RT.float().abs().cpu().numpy()
+    cells = len(MODALITIES) * (STEPS + 1)
+    totals, counts = np.zeros(cells), np.zeros(cells)
     for row, item in enumerate(rollouts):
         sequence = item.sequence
         steps = np.minimum(steps_of(item.completion.answer) or [0], STEPS)
         trained = sequence.trainable_T.numpy()
         step = steps[sequence.segment_T.numpy()[trained].clip(0, len(steps) - 1)]
-        image = (sequence.ids_T.numpy()[trained] >= text_size).astype(int)
-        size = advantages_RT[row, : len(sequence)].float().abs().cpu().numpy()[trained]
-        np.add.at(totals, (image, step), size)
-        np.add.at(counts, (image, step), 1)
-    return {
-        f"advantage/{modality}/{_label(step)}": (float(totals[index, step]), float(counts[index, step]))
-        for index, modality in enumerate(MODALITIES)
-        for step in range(STEPS + 1)
-        if counts[index, step]
-    }
+        cell = (sequence.ids_T.numpy()[trained] >= text_size) * (STEPS + 1) + step
+        totals += np.bincount(cell, sizes_RT[row, : len(sequence)][trained], cells)
+        counts += np.bincount(cell, minlength=cells)
+    names = [f"advantage/{modality}/{_label(step)}" for modality in MODALITIES for step in range(STEPS + 1)]
+    cells_of = zip(names, totals.tolist(), counts.tolist(), strict=True)
+    return {name: (total, count) for name, total, count in cells_of if count}
 
 
 def steps_of(answer: InterleavedDocument) -> list[int]:
@@ -181,30 +179,38 @@ def picture_sums(answers: Sequence[InterleavedDocument], group_size: int, first_
     pictures. Thumbnails are compared, not codes: with many tokenizers a change that nobody sees changes most codes, and
     with a tiled one two different pictures share every code of their background.
     """
-    by_document: dict[int, list[int]] = defaultdict(list)
-    by_place: dict[tuple[int, int], list[int]] = defaultdict(list)
-    thumbnails: list[np.ndarray] = []
-    for row, answer in enumerate(answers):
-        for place, image in enumerate(answer.images):
-            if image.origin == "generated" and image.image is not None:
-                by_document[row].append(len(thumbnails))
-                by_place[(first_row + row) // group_size, place].append(len(thumbnails))
-                thumbnails.append(thumbnail(image.pixels()))
-    if not thumbnails:
+    shown = [
+        (row, place, image)
+        for row, answer in enumerate(answers)
+        for place, image in enumerate(answer.images)
+        if image.origin == "generated" and image.image is not None
+    ]
+    if not shown:
         return {}
-    thumbnails_PSC = np.stack(thumbnails)
-    chroma_PS = thumbnails_PSC.max(-1) - thumbnails_PSC.min(-1)
+    thumbnails_PSC = thumbnails([image.pixels() for _, _, image in shown])
+    red, green, blue = np.moveaxis(thumbnails_PSC, -1, 0)
+    chroma_PS = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    row_P, place_P = np.array([(row, place) for row, place, _ in shown]).T
+    group_P = (first_row + row_P) // group_size
+    pairs = np.zeros((2, 2))  # within a group, within a document; near-duplicates, all
+    for group in np.unique(group_P):
+        at = np.flatnonzero(group_P == group)
+        near_PP = near_duplicates(thumbnails_PSC[at])
+        same_row_PP, same_place_PP = (index[at][:, None] == index[at][None] for index in (row_P, place_P))
+        for index, compared_PP in enumerate((same_place_PP & ~same_row_PP, same_row_PP & ~same_place_PP)):
+            pairs[index] += (near_PP & compared_PP).sum() / 2, compared_PP.sum() / 2
+    group_pairs, document_pairs = pairs.tolist()
     return {
-        "pictures/saturation": (float(chroma_PS.mean(1).sum()), float(len(thumbnails))),
-        "pictures/near_duplicates/group": _near_pairs(thumbnails_PSC, by_place.values()),
-        "pictures/near_duplicates/document": _near_pairs(thumbnails_PSC, by_document.values()),
+        "pictures/saturation": (float(chroma_PS.mean(1).sum()), float(len(shown))),
+        "pictures/near_duplicates/group": (group_pairs[0], group_pairs[1]),
+        "pictures/near_duplicates/document": (document_pairs[0], document_pairs[1]),
     }
 
 
-def thumbnail(picture: Image.Image) -> np.ndarray:
-    """The picture's pixels [S, 3] in 0..1 at `THUMBNAIL` x `THUMBNAIL`, each the mean of those it stands for."""
-    small = picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return np.asarray(small, dtype=np.float32).reshape(-1, 3) / 255
+def thumbnails(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """RGB pictures at 16 x 16, each pixel the mean of those it stands for: float32 [P, 256, 3] in 0..1."""
+    small = b"".join(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes() for picture in pictures)
+    return np.frombuffer(small, np.uint8).reshape(len(pictures), THUMBNAIL**2, 3).astype(np.float32) / 255
 
 
 def near_duplicates(thumbnails_PSC: np.ndarray) -> np.ndarray:
@@ -213,19 +219,9 @@ def near_duplicates(thumbnails_PSC: np.ndarray) -> np.ndarray:
     The squared difference is held against the pictures' own variance about their mean colour, so that a common
     background makes no two pictures alike: unrelated drawings on one background differ by about 1, a copy by 0.
     """
-    pixels = thumbnails_PSC.shape[1] * thumbnails_PSC.shape[2]
-    flat_PD = thumbnails_PSC.reshape(len(thumbnails_PSC), pixels)
-    content_P = ((thumbnails_PSC - thumbnails_PSC.mean(1, keepdims=True)) ** 2).sum((1, 2)) + pixels * NOISE
+    flat_PD = thumbnails_PSC.reshape(len(thumbnails_PSC), -1)
     squares_P = (flat_PD**2).sum(1)
     difference_PP = squares_P[:, None] + squares_P[None] - 2 * flat_PD @ flat_PD.T
+    mean_PC = thumbnails_PSC.mean(1)
+    content_P = squares_P - thumbnails_PSC.shape[1] * (mean_PC**2).sum(1) + flat_PD.shape[1] * NOISE
     return difference_PP <= NEAR * (content_P[:, None] + content_P[None])
-
-
-def _near_pairs(thumbnails_PSC: np.ndarray, sets: Iterable[list[int]]) -> tuple[float, float]:
-    """(near-duplicates, pairs) over all pairs within each set."""
-    near = pairs = 0
-    for members in sets:
-        if (size := len(members)) > 1:
-            near += (int(near_duplicates(thumbnails_PSC[members]).sum()) - size) // 2
-            pairs += size * (size - 1) // 2
-    return float(near), float(pairs)

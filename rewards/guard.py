@@ -1,0 +1,182 @@
+"""A reward that fails: named and counted, never a zero, never a hang.
+
+The rule. A call that raises, gives no answer in time, or returns something else than one score for every completion and
+segment has failed: all its scores are None ("does not apply") for that batch, so that the other rewards decide. After
+`patience` failed calls in a row the run stops with an InputError, because a run whose reward is dead learns nothing
+from it. A single score that is NaN or infinite becomes None and is counted; where no score is left, the call has
+failed. An InputError of the reward itself (a prompt it cannot score, a setting) goes through at once, and so does
+Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from numbers import Real
+from threading import Event, Thread
+from typing import Any
+
+import torch
+
+from ..models.errors import InputError
+from .base import Completion, Reward, RewardOutput
+
+logger = logging.getLogger(__name__)
+
+LONGEST_REASON = 300
+"""Characters."""
+
+
+class Failure(Exception):
+    """A call that gave no scores: a short kind to count by, and the reason in words."""
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "..."
+
+
+class GuardedReward:
+    """Any reward, held to a deadline and to its contract.
+
+    The call runs in a thread, not in a process: completions hold pictures and rewards hold models, GPU memory and
+    connections, none of which survive a fork or are worth pickling, and a reward hangs where it waits (network, locks),
+    which lets other threads run. Code that hangs without ever releasing the interpreter lock is not caught. A thread
+    that never returns is left behind, its late answer is dropped, and the next call gets a new one; until it ends it
+    may still use the reward's objects. It is a daemon, so it does not keep the process alive.
+
+    `timeout_s` 0 sets no deadline and calls in the caller's own thread, which rewards that use `signal` need.
+    """
+
+    def __init__(self, reward: Reward, timeout_s: float = 300.0, patience: int = 3):
+        if not 0 <= timeout_s < math.inf:
+            raise InputError(f"rewards.timeout: {timeout_s} is no number of seconds; 0 sets no limit")
+        if patience < 1:
+            raise InputError(f"rewards.patience: {patience} failed calls in a row; give 1 or more")
+        self.reward, self.name = reward, reward.name
+        self.timeout_s, self.patience = timeout_s, patience
+        self.failures: Counter[str] = Counter()
+        """Failed calls by kind."""
+        self.dropped = 0
+        """Single scores that were no finite number."""
+        self.in_a_row = 0
+        self.last_reason = ""
+
+    def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
+        try:
+            output, dropped = cleaned(self._answer(completions), completions)
+        except Failure as failure:
+            self._count(failure)
+            return RewardOutput([None] * len(completions), [[None] * len(c.answer.segments) for c in completions])
+        self.in_a_row = 0
+        if dropped:
+            self.dropped += dropped
+            self.last_reason = f"{dropped} of its scores in one call were NaN or infinite"
+            logger.warning("reward %r: %s; they count as missing", self.name, self.last_reason)
+        return output
+
+    def metrics(self) -> dict[str, float]:
+        """Failed calls and dropped scores since the run began; sums over ranks are sums."""
+        name = f"reward_failures/{self.name}"
+        return {name: float(sum(self.failures.values())), f"{name}/scores": float(self.dropped)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """A JSON value."""
+        return {
+            "failures": dict(self.failures),
+            "dropped": self.dropped,
+            "in_a_row": self.in_a_row,
+            "last_reason": self.last_reason,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.failures = Counter(state["failures"])
+        self.dropped, self.in_a_row, self.last_reason = state["dropped"], state["in_a_row"], state["last_reason"]
+
+    def _count(self, failure: Failure) -> None:
+        """Raises InputError where this was the last of `patience` failed calls."""
+        self.failures[failure.kind] += 1
+        self.in_a_row += 1
+        self.last_reason = failure.reason
+        if self.in_a_row >= self.patience:
+            more_time = ", or give it more time (rewards.timeout)" if failure.kind == "timed out" else ""
+            raise InputError(
+                f"reward {self.name!r} failed {self.in_a_row} calls in a row, last: {failure.reason}; repair it"
+                f"{more_time}, or leave it out by giving it weight 0"
+            ) from failure
+        logger.warning(
+            "reward %r failed (%d in a row, the run stops at %d): %s; its scores count as missing",
+            *(self.name, self.in_a_row, self.patience, failure.reason),
+        )
+
+    def _answer(self, completions: Sequence[Completion]) -> object:
+        answer: list[object] = []
+        raised: list[BaseException] = []
+        done = Event()
+        # Current device and gradient mode belong to a thread: without this a rank's reward would run on GPU 0.
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+        def work() -> None:
+            try:
+                if device is not None:
+                    torch.cuda.set_device(device)
+                with torch.no_grad():
+                    answer.append(self.reward(completions))
+            except BaseException as error:  # handed to the caller, whatever it is
+                raised.append(error)
+            done.set()
+
+        if self.timeout_s:
+            Thread(target=work, daemon=True, name=f"reward {self.name}").start()
+            if not done.wait(self.timeout_s):
+                raise Failure("timed out", f"no answer within {self.timeout_s:g} s")
+        else:
+            work()
+        if not raised:
+            return answer[0]
+        error = raised[0]
+        if isinstance(error, InputError) or not isinstance(error, Exception):
+            raise error
+        words = " ".join(str(error).split())
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        kind = f"raised {type(error).__name__}"
+        raise Failure(kind, f"it {kind}: {words} ({where.filename}:{where.lineno})") from error
+
+
+def cleaned(output: object, completions: Sequence[Completion]) -> tuple[RewardOutput, int]:
+    """The output with each score a finite float or None, and how many scores were not finite. Raises Failure."""
+    if not isinstance(output, RewardOutput):
+        raise Failure("no output", f"it returned {type(output).__name__} instead of a RewardOutput")
+    try:
+        outcome = _numbers(output.outcome)
+        segments = [_numbers(row) for row in output.segments]
+        breakdown = {name: _finite(_numbers(part)) for name, part in output.breakdown.items()}
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise Failure("wrong types", f"its output holds something that is no list of scores: {error}") from None
+    sizes, expected = [len(row) for row in segments], [len(c.answer.segments) for c in completions]
+    if len(outcome) != len(completions) or sizes != expected or any(len(b) != len(outcome) for b in breakdown.values()):
+        raise Failure(
+            "wrong number of scores",
+            f"it gave {len(outcome)} outcomes for {len(completions)} completions and {sum(sizes)} segment scores for "
+            f"{sum(expected)} segments; each completion and segment has exactly one, None where it does not apply",
+        )
+    given = [score for row in (outcome, *segments) for score in row if score is not None]
+    dropped = sum(not math.isfinite(score) for score in given)
+    if dropped and dropped == len(given):
+        raise Failure("no finite score", f"all {dropped} scores were NaN or infinite; a score that is missing is None")
+    return RewardOutput(_finite(outcome), [_finite(row) for row in segments], breakdown), dropped
+
+
+def _numbers(scores: Sequence[object]) -> list[float | None]:
+    """Raises TypeError for what is no number; numpy's scalars are numbers, tensors are not."""
+    for score in scores:
+        if score is not None and not isinstance(score, Real):
+            raise TypeError(f"a score is a {type(score).__name__}, neither a float nor None")
+    return [None if score is None else float(score) for score in scores]  # type: ignore[arg-type]
+
+
+def _finite(scores: list[float | None]) -> list[float | None]:
+    return [score if score is not None and math.isfinite(score) else None for score in scores]

@@ -1,0 +1,180 @@
+"""Rewards that fail in every way: named, counted, never a zero, never a hang."""
+
+import _thread
+import json
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from limner.models.document import InterleavedDocument, TextSegment
+from limner.models.errors import InputError
+from limner.rewards.base import Completion, RewardOutput
+from limner.rewards.guard import GuardedReward
+from limner.rewards.hybrid import HybridReward
+
+PROMPT = InterleavedDocument((TextSegment("Illustrate."),))
+TWO = [
+    Completion(PROMPT, InterleavedDocument((TextSegment("One.", True), TextSegment("Two.", True)))),
+    Completion(PROMPT, InterleavedDocument((TextSegment("One.", True),))),
+]
+MISSING = RewardOutput([None, None], [[None, None], [None]])
+
+
+class Judge:
+    """Gives what it is told to, one answer a call, the last one for ever."""
+
+    name = "judge"
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def __call__(self, completions):
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer() if callable(answer) else answer
+
+
+def good(score=0.5):
+    return RewardOutput([score, 1.0], [[score, None], [1.0]], {"part": [None, score]})
+
+
+def test_a_good_reward_goes_through_unchanged():
+    reward = GuardedReward(Judge(good()))
+    assert reward.name == "judge" and reward(TWO) == good()
+    assert reward.metrics() == {"reward_failures/judge": 0.0, "reward_failures/judge/scores": 0.0}
+
+
+FAILURES = {
+    "raises": (ValueError("no such\nmodel"), "raised ValueError", "it raised ValueError: no such model .*test_guard"),
+    "returns nothing": (None, "no output", "it returned NoneType instead of a RewardOutput"),
+    "returns a list": ([0.5, 0.5], "no output", "it returned list"),
+    "too few outcomes": (
+        RewardOutput([1.0], good().segments),
+        "wrong number of scores",
+        "1 outcomes for 2 completions",
+    ),
+    "too few rows": (RewardOutput([1.0, 1.0], [[1.0, 1.0]]), "wrong number of scores", "2 segment scores for 3"),
+    "ragged wrongly": (RewardOutput([1.0, 1.0], [[1.0], [1.0, 1.0]]), "wrong number of scores", "exactly one"),
+    "part too short": (RewardOutput(*[good().outcome, good().segments], {"p": [1.0]}), "wrong number of scores", ""),
+    "no lists": (RewardOutput(None, 3), "wrong types", "no list of scores"),  # type: ignore[arg-type]
+    "words": (RewardOutput(["good", 1.0], good().segments), "wrong types", "a score is a str"),  # type: ignore[list-item]
+    "tensors": (RewardOutput([torch.ones(2), 1.0], good().segments), "wrong types", "Tensor"),  # type: ignore[list-item]
+    "all NaN": (RewardOutput([math.nan, None], [[math.inf, None], [None]]), "no finite score", "all 2 scores were NaN"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failed_call_is_missing_scores_counted_by_kind(name):
+    answer, kind, reason = FAILURES[name]
+    reward = GuardedReward(Judge(answer), timeout_s=60, patience=3)
+    assert reward(TWO) == MISSING and reward(TWO) == MISSING
+    assert dict(reward.failures) == {kind: 2} and reward.metrics()["reward_failures/judge"] == 2
+    with pytest.raises(InputError, match=f"reward 'judge' failed 3 calls in a row, last: .*{reason}.*; repair it"):
+        reward(TWO)
+
+
+def test_one_answer_in_between_and_the_count_starts_again():
+    reward = GuardedReward(Judge(KeyError("a"), OSError("b"), good(), None, None, good()), patience=3)
+    assert [reward(TWO).outcome[1] for _ in range(6)] == [None, None, 1.0, None, None, 1.0]
+    assert dict(reward.failures) == {"raised KeyError": 1, "raised OSError": 1, "no output": 2}
+
+
+def test_single_scores_that_are_no_number_become_missing():
+    reward = GuardedReward(Judge(RewardOutput([math.nan, 1.0], [[math.inf, None], [0.5]], {"p": [math.nan, 0.0]})))
+    for calls in (1, 2, 3, 4):  # never a failed call
+        assert reward(TWO) == RewardOutput([None, 1.0], [[None, None], [0.5]], {"p": [None, 0.0]})
+        assert reward.metrics() == {"reward_failures/judge": 0.0, "reward_failures/judge/scores": 2.0 * calls}
+
+
+def test_numbers_of_numpy_are_numbers():
+    reward = GuardedReward(Judge(RewardOutput([np.float32(0.5), 1], [[np.float64(0.5), None], [True]])))
+    output = reward(TWO)
+    assert output == RewardOutput([0.5, 1.0], [[0.5, None], [1.0]])
+    assert all(type(score) is float for score in output.outcome)
+
+
+def test_a_reward_that_hangs_is_left_behind():
+    release, late = threading.Event(), good()
+
+    def hang():
+        release.wait(60)
+        return late
+
+    reward = GuardedReward(Judge(hang, good(0.25), hang), timeout_s=0.05, patience=2)
+    start = time.monotonic()
+    assert reward(TWO) == MISSING
+    assert reward(TWO) == good(0.25)  # a new thread answers while the first still waits
+    assert reward(TWO) == MISSING
+    with pytest.raises(InputError, match="no answer within 0.05 s; repair it, or give it more time .rewards.timeout."):
+        reward(TWO)
+    assert time.monotonic() - start < 30 and dict(reward.failures) == {"timed out": 3}
+    waiting = [thread for thread in threading.enumerate() if thread.name == "reward judge"]
+    assert len(waiting) == 3 and all(thread.daemon for thread in waiting)
+    release.set()
+    for thread in waiting:
+        thread.join(30)
+
+
+def test_without_a_deadline_it_runs_in_the_callers_thread_and_is_still_contained():
+    threads = []
+    reward = GuardedReward(Judge(lambda: threads.append(threading.current_thread()) or good()), timeout_s=0)
+    assert reward(TWO) == good() and threads == [threading.main_thread()]
+    assert GuardedReward(Judge(ValueError("x")), timeout_s=0)(TWO) == MISSING
+
+
+@pytest.mark.parametrize("timeout", [0, 60])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), InputError("prompt 'rice' has no outline")])
+def test_an_interrupt_and_a_fault_in_the_input_go_through(error, timeout):
+    reward = GuardedReward(Judge(error), timeout_s=timeout)
+    with pytest.raises(type(error)):
+        reward(TWO)
+    assert not reward.failures
+
+
+def test_ctrl_c_ends_the_wait():
+    release = threading.Event()
+
+    def interrupted():
+        _thread.interrupt_main()
+        release.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        GuardedReward(Judge(interrupted), timeout_s=60)(TWO)
+    release.set()
+
+
+def test_gradients_are_off_inside():
+    seen = []
+    GuardedReward(Judge(lambda: seen.append(torch.is_grad_enabled()) or good()))(TWO)
+    assert seen == [False] and torch.is_grad_enabled()
+
+
+def test_a_hybrid_reward_goes_on_with_the_other_parts():
+    class Other(Judge):
+        name = "other"
+
+    hybrid = HybridReward([(GuardedReward(Judge(None)), 3.0), (Other(good()), 1.0)])
+    output = hybrid(TWO)
+    assert output.outcome == [0.5, 1.0] and output.segments == [[0.5, None], [1.0]]  # not pulled towards zero
+    assert output.breakdown["judge"] == [None, None]
+
+
+def test_counts_survive_a_checkpoint():
+    before = GuardedReward(Judge(good(math.nan), None), patience=2)
+    before(TWO), before(TWO)
+    after = GuardedReward(Judge(None), patience=2)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert after.metrics() == before.metrics() == {"reward_failures/judge": 1.0, "reward_failures/judge/scores": 2.0}
+    with pytest.raises(InputError, match="failed 2 calls in a row"):
+        after(TWO)
+
+
+@pytest.mark.parametrize(("timeout", "patience", "name"), [(-1, 3, "timeout"), (math.inf, 3, "timeout"), (1, 0, "pat")])
+def test_settings_out_of_range_are_refused(timeout, patience, name):
+    with pytest.raises(InputError, match=f"rewards.{name}"):
+        GuardedReward(Judge(None), timeout, patience)
