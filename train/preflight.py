@@ -22,7 +22,7 @@ from .losses import Counts
 from .rollout import RolloutBatch
 from .trainer import InterleavedGRPOTrainer
 
-GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.02, 0.5), torch.float16: (0.005, 0.1)}
+GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.01, 0.5), torch.float16: (0.005, 0.1)}
 """(mean, largest) |training - sampler log-prob| of a token, by the dtype of the forward; see docs/performance.md."""
 MOST_CUT = 0.1
 """Share of answers that may be cut by the length limit."""
