@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .errors import InputError
-from .policy import UnifiedPolicy
+from .policy import UnifiedPolicy, tempered
 from .sequence import TokenSequence
 
 TEXT = -1
@@ -203,9 +203,7 @@ class _Run:
         uniform_R = self.uniforms[self.rows, step]
         hidden, *without = self.hidden.split(len(self.rows))
         if text.any():
-            scores = self.policy.text_logits(hidden[text]).float()
-            allowed = self.policy.text_allowed(self.images[text], self.sampling.max_images)
-            scores = scores.masked_fill(~allowed, float("-inf"))
+            scores = self.policy.allowed_text_logits(hidden[text], self.images[text], self.sampling.max_images)
             next_R[text], logp_R[text] = _draw(scores, uniform_R[text], self.sampling)
         if image.any():
             scores = self.policy.guided_image_logits(
@@ -239,7 +237,7 @@ def _draw(scores: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor
     """One choice a row by the inverse of the cumulative distribution, and its log-prob."""
     if sampling.temperature == 0:
         return scores.argmax(-1), torch.zeros(len(scores), device=scores.device)
-    scores = scores / sampling.temperature
+    scores = tempered(scores, sampling.temperature)
     if sampling.top_k and sampling.top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(sampling.top_k).values[:, -1:], float("-inf"))
     if sampling.top_p < 1:

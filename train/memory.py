@@ -19,7 +19,7 @@ Strategy = Literal["ddp", "zero2", "zero3", "fsdp"]
 Phase = Literal["rollout", "log-probs", "backward", "step"]
 PHASES: tuple[Phase, ...] = ("rollout", "log-probs", "backward", "step")
 
-SCORE_SAVED, SCORE_PASSING = 5, 13
+SCORE_SAVED, SCORE_PASSING = 4, 12
 """Bytes of one score (token x choice) that autograd keeps, and that come and go: `models.policy._score`."""
 SAMPLER_SCORE = 29
 """Bytes of one score in the sampler's draw: three float32, two float64, a mask: `models.generation._draw`."""
@@ -311,7 +311,10 @@ def scores(model: ModelShape, run: Run) -> int:
 
 
 def log_probs(model: ModelShape, run: Run) -> int:
-    """`scores` x 18 (fp32 log-softmax and its mask stay; for the entropy its exponential, a mask, a copy, their product) + hidden states of the scored tokens."""
+    """`scores` x 16 + hidden states of the scored tokens.
+
+    The fp32 log-softmax stays; for the entropy come its exponential, a clamped copy and their product.
+    """
     states = run.scored_tokens * model.hidden * compute(model, run)
     return scores(model, run) * (SCORE_SAVED + SCORE_PASSING) + run.forwards * states
 
