@@ -73,7 +73,7 @@ class UnifiedPolicy(ABC):
         the grammar allows there, image positions over the image codes; forced and untrainable tokens get 0. It is the
         same softmax, mask, temperature and guidance as in `generation.generate`; a test replays samples and compares.
         With `chunk`, so many tokens are scored against the vocabulary at a time, and again in the backward pass.
-        The entropy is a figure to look at; with a gradient, for a bonus, it triples what a score keeps for the backward.
+        The entropy is to be looked at; with a gradient, for a bonus, it keeps two more tensors for the backward pass.
         """
         return model(
             token_batch=batch,
