@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations import deepspeed
 
 from .errors import InputError, reading
 from .image_tokenizer import VQImageTokenizer
@@ -75,6 +76,17 @@ def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
+@contextmanager
+def _loading_whole() -> Iterator[None]:
+    """Under ZeRO-3 transformers partitions a model while it loads; a KL reference must be copied from it before."""
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+
+
 def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPolicy:
     """Raises InputError where the folder is no checkpoint of a known family."""
     directory = Path(directory)
@@ -89,7 +101,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
     if written != FORMAT:
         raise InputError(f"{path}: format {written!r}; this limner reads {FORMAT}")
     policy_class = family(str(kind))
-    with reading(directory):
+    with reading(directory), _loading_whole():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory, use_safetensors=True, trust_remote_code=False, output_loading_info=True

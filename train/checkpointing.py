@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from ..models.checkpoint import save_beside_model
 from ..models.errors import InputError
 from ..models.policy import UnifiedPolicy
@@ -24,6 +26,7 @@ class WholeCheckpoints:
     """
 
     policy: UnifiedPolicy
+    model: Any
     args: Any
     state: Any
     accelerator: Any
@@ -59,7 +62,7 @@ class WholeCheckpoints:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]
-        if self.args.should_save:
+        if self.args.should_save and isinstance(self.model, PreTrainedModel):  # an adapter alone is no model
             save_beside_model(self.policy, Path(output_dir or self.args.output_dir))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

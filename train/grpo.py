@@ -24,7 +24,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse, save_resolved
 from ..data.prompts import pack_prompt, read_prompts
-from ..models.checkpoint import load, save
+from ..models.checkpoint import load
 from ..models.document import InterleavedDocument
 from ..models.errors import InputError, run_or_exit
 from ..models.policy import UnifiedPolicy
@@ -32,6 +32,7 @@ from ..rewards.build import RewardsConfig, build_reward
 from .alarms import Alarms, AlarmsConfig
 from .algorithm import AlgorithmConfig
 from .checkpointing import resume_point
+from .lora import LoraConfig
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories
 from .preflight import Preflight, PreflightDone
 from .progress import show_progress
@@ -46,6 +47,8 @@ class RunConfig:
     """JSONL file of prompts; `docs/data.md` says its forms."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
+    lora: LoraConfig | None = None
+    """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
     preflight: bool = True
     """Check before step 0 that the run can learn, and stop with the cause where it cannot."""
     heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
@@ -73,8 +76,7 @@ def run(
         save_resolved(Path(args.output_dir or "") / "config.yaml", config, args)
     trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
-        save(trainer.policy, Path(args.output_dir or "") / "model")
+    trainer.save_policy(Path(args.output_dir or "") / "model")
     return trainer
 
 
@@ -95,7 +97,8 @@ def make_trainer(
         prompts = read_prompts(Path(config.prompts))
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
     reward = build_reward(config.rewards)
-    trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset)
+    adapter = config.lora.adapter(policy.model) if config.lora else None
+    trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset, peft_config=adapter)
     if config.heldout.prompts:
         heldout = read_prompts(Path(config.heldout.prompts))[: config.heldout.limit]
         trainer.add_callback(HeldOut(trainer, heldout, config.heldout.every))

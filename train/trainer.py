@@ -8,8 +8,9 @@ TRL's old-policy and reference forwards are not used: old log-probs are always t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from ..data.mixture import PackedRows
 from ..data.prompts import unpack_prompt
+from ..models.checkpoint import save
 from ..models.document import InterleavedDocument
 from ..models.errors import InputError
 from ..models.generation import Sampling
@@ -36,6 +38,7 @@ from .checkpointing import WholeCheckpoints
 from .diagnostics import Sums, component_scores, group_sums, means, merged, rollout_sums
 from .losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
 from .rollout import Rollout, RolloutBatch, rollout, score
+from .sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
 
 BATCH_FIELDS = TokenBatch.__slots__
 
@@ -56,7 +59,10 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         watchers: Sequence[Callable[[RolloutBatch], None]] = (),
         **kwargs: Any,
     ):
-        """`watchers` are called with every rollout batch of this process, after it is scored."""
+        """`watchers` are called with every rollout batch of this process, after it is scored.
+
+        With a `peft_config` only its adapter is trained, and the reference is the model without it.
+        """
         algorithm.check(args)
         needed = args.generation_batch_size // args.num_generations  # type: ignore[operator]
         if len(train_dataset) < needed:
@@ -71,7 +77,10 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._logged_step = 0
         self.stateful: dict[str, Any] = {}
         """What else a resumed run goes on from, by name: anything with `state_dict` and `load_state_dict`."""
-        self.reference = policy.frozen_copy() if any(algorithm.beta.pair) else None
+        adapted = kwargs.get("peft_config") is not None
+        if adapted:
+            torch.manual_seed(args.seed)  # the adapter starts at random
+        self.reference = policy.frozen_copy() if any(algorithm.beta.pair) and not adapted else None
         super().__init__(
             model=policy.model,
             reward_funcs=[_scored_by_us],
@@ -80,6 +89,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             processing_class=policy.processor.tokenizer,
             **kwargs,
         )
+        check_setup(self.accelerator)
         self._replay = self._replay_batches() if algorithm.replay.sources else None
 
     def _replay_batches(self):
@@ -128,13 +138,23 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     @property
     def is_sharded(self) -> bool:
         """Each process holds a part of the parameters only."""
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+        return is_sharded(self.accelerator)
 
     @property
     def is_adapted(self) -> bool:
         """Only an adapter is trained; with it off the model is the one that the run started from."""
         return hasattr(self.model, "disable_adapter")
+
+    def whole_policy(self) -> UnifiedPolicy:
+        """The policy, or a copy of it where it is sharded. Every rank must call it."""
+        adapter = self.model.peft_config["default"] if self.is_adapted else None
+        return gathered_copy(self.policy, self.accelerator, adapter) if self.is_sharded else self.policy
+
+    def save_policy(self, directory: Path) -> None:
+        """One ordinary checkpoint, the adapter merged, written by the main process. Every rank must call it."""
+        policy = self.whole_policy()
+        if self.accelerator.is_main_process:
+            save(merged_copy(policy, self.model.peft_config["default"]) if self.is_adapted else policy, directory)
 
     # ---- rollout ----
 
@@ -177,8 +197,9 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             guidance=self.algorithm.guidance,
             seed=seed,
         )
+        policy = self.whole_policy()
         with self.accelerator.autocast():  # as the training forward, which accelerate wraps
-            return rollout(self.policy, prompts, sampling, first_row)
+            return rollout(policy, prompts, sampling, first_row)
 
     def note(self, name: str, value: float) -> None:
         """Puts a figure into the next line of the log."""
@@ -212,17 +233,29 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     @torch.no_grad()
     def _reference_scores(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Log-probs of the reference, in micro-batches."""
-        if self.reference is None:
+        if not any(self.algorithm.beta.pair):
             return {}
-        self.reference.model.to(self.accelerator.device)  # type: ignore[arg-type]
         size, width = self.args.per_device_train_batch_size, tensors["ids_BT"].shape[1]
         scores = []
-        for start in range(0, len(tensors["ids_BT"]), size):
-            for part in self.token_parts({name: value[start : start + size] for name, value in tensors.items()}):
-                with self.accelerator.autocast():
-                    logp_BT, _ = self.log_probs(self.reference.model, part, self.reference)
-                scores.append(pad(logp_BT, (0, width - logp_BT.shape[1])))
+        with self._reference() as (model, policy), self.accelerator.autocast():
+            for start in range(0, len(tensors["ids_BT"]), size):
+                for part in self.token_parts({name: value[start : start + size] for name, value in tensors.items()}):
+                    logp_BT, _ = self.log_probs(model, part, policy)
+                    scores.append(pad(logp_BT, (0, width - logp_BT.shape[1])))
         return {"ref_logp_BT": torch.cat(scores)}
+
+    @contextmanager
+    def _reference(self) -> Iterator[tuple[Any, UnifiedPolicy]]:
+        """The module to call, and its policy."""
+        if self.is_adapted:
+            with self.model.disable_adapter():
+                yield self.model_wrapped, self.policy
+            return
+        assert self.reference is not None
+        model: Any = self.reference.model
+        yield model.to(self.accelerator.device, self.policy.model.dtype), self.reference
+        if self.is_sharded:  # then a whole model is there for rollouts or for this, one at a time
+            model.to("cpu")
 
     def log_probs(
         self, model: Any, tensors: dict[str, Tensor], policy: UnifiedPolicy | None = None
@@ -251,12 +284,15 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 starts.append(row)
                 width = length
         most = self.accelerator.gather(torch.tensor([len(starts)], device=self.accelerator.device)).max().item()
-        spans = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(lengths)], strict=True)]
-        spans += [slice(0, 0)] * (int(most) - len(spans))
+        edges = [*starts, len(lengths)]
+        while len(edges) <= most:  # a rank of short rows cuts them further; all have as many rows
+            size, start = max((end - start, start) for start, end in pairwise(edges))
+            edges = sorted([*edges, start + size // 2])
 
         def cut(value: Tensor, span: slice) -> Tensor:
-            return value[span, : max(lengths[span], default=1)] if value.dim() > 1 else value[span]
+            return value[span, : max(lengths[span])] if value.dim() > 1 else value[span]
 
+        spans = [slice(start, end) for start, end in pairwise(edges)]
         return [{name: cut(value, span) for name, value in tensors.items()} for span in spans]
 
     # ---- loss ----
@@ -292,7 +328,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         for part in earlier:
             with self.accelerator.no_sync(model):
                 loss = self._counted_loss(model, part, counts)
-                self.accelerator.backward(loss)
+                add_gradient(self.accelerator, loss)
             done += loss.detach()
         loss = self._counted_loss(model, last, counts) + done
         if self._replay is not None:

@@ -1,0 +1,298 @@
+"""Every shipped way to launch on two processes of the CPU: DDP, ZeRO-2, ZeRO-3, FSDP2, each also with LoRA.
+
+This file is also the program that `accelerate launch --config_file configs/accelerate/NAME.yaml` runs.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from limner.data.picture_stories import SCENES, story, story_prompt
+from limner.data.prompts import pack_prompt
+from limner.models.checkpoint import load, save
+from limner.models.sequence import collate
+from limner.rewards.base import RewardOutput
+from limner.train.algorithm import AlgorithmConfig, PerModality
+from limner.train.checkpointing import checkpoints, resume_point
+from limner.train.lora import LoraConfig
+from limner.train.preflight import Preflight
+from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "accelerate"
+SETUPS = ("ddp", "zero2", "zero3", "fsdp2")
+SHARDED = ("zero3", "fsdp2")
+VARIANTS = {
+    "token": {},
+    "sequence": {"micro_batch_tokens": 300},
+    "segment": {"score_chunk": 11},
+    "modality-balanced": {"micro_batch_tokens": 1},  # and two micro-batches a step, and activation checkpointing
+}
+"""Normalisation -> further settings of the algorithm; one process does without them."""
+UNTIED = ("segment", "modality-balanced")
+"""Normalisations that are tried on a model whose head is a weight of its own, with guidance."""
+LORA = LoraConfig(rank=4, alpha=8)
+
+
+class Illustrated:
+    """An exact reward that varies among the answers of an untrained model."""
+
+    name = "illustrated"
+
+    def __call__(self, completions):
+        outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
+        segments = [[float(index % 2) for index, _ in enumerate(c.answer.segments)] for c in completions]
+        return RewardOutput(outcome, segments)
+
+
+class Gathers(TorchDispatchMode):
+    """Counts the collective gathers."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(kind, torch.distributed.tensor.DTensor) for kind in types):
+            return NotImplemented
+        self.count += "c10d" in func.namespace and "gather" in func.__name__
+        return func(*args, **(kwargs or {}))
+
+
+# ---- what the processes do ----
+
+
+def trainer_of(root: Path, directory: str, normalisation="token", setting=None, adapted=False, **changes):
+    """Two steps on one group of eight rollouts, over however many processes there are."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = 2 if setting and normalisation == "modality-balanced" else 1
+    values = {
+        "output_dir": str(root / directory),
+        "max_steps": 2,
+        "num_generations": 8,
+        "num_iterations": 2,
+        "per_device_train_batch_size": 8 // processes // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "steps_per_generation": accumulation,
+        "activation_checkpointing": accumulation > 1,
+        "max_completion_length": 160,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ and "ACCELERATE_USE_FSDP" not in os.environ,
+        "ddp_backend": "gloo" if processes > 1 else None,
+        "bf16": False,
+    }
+    args = GRPOConfig(**{**values, **changes})
+    beta = PerModality(0.1, 0.2)
+    guidance = 1.5 if normalisation in UNTIED else 1.0
+    algorithm = AlgorithmConfig(
+        normalisation=normalisation, process_weight=0.5, beta=beta, guidance=guidance, **(setting or {})
+    )
+    prompts = [pack_prompt(story_prompt(SCENES[i : i + 2])) for i in range(0, 16, 2)]
+    dataset = Dataset.from_dict({"prompt": prompts})
+    policy = load(root / ("untied" if normalisation in UNTIED else "start"))
+    adapter = LORA.adapter(policy.model) if adapted else None
+    return InterleavedGRPOTrainer(policy, Illustrated(), algorithm, args, dataset, peft_config=adapter)
+
+
+def trained(*arguments, **options) -> dict:
+    return outcome(train(*arguments, **options))
+
+
+def train(root, directory, *arguments, resume=None, preflight=False, **options) -> InterleavedGRPOTrainer:
+    trainer = trainer_of(root, directory, *arguments, **options)
+    if preflight:
+        trainer.add_callback(Preflight(trainer))
+    trainer.train(resume_from_checkpoint=resume_point(root / directory, resume))
+    return trainer
+
+
+def outcome(trainer) -> dict:
+    policy = trainer.whole_policy()
+    weights = {name: parameter.detach().cpu().clone() for name, parameter in policy.model.named_parameters()}
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {"history": history, "weights": weights, "scores": scores(policy)}
+
+
+@torch.no_grad()
+def scores(policy) -> torch.Tensor:
+    batch = collate([policy.processor.encode_all([story(SCENES[:2]), story(SCENES[5:8])])], policy.vocabulary.controls)
+    return policy.log_probs(policy.model.eval(), batch)[0]
+
+
+def gathers_of_sampling(trainer, tokens: int) -> int:
+    trainer.args.max_completion_length = tokens
+    with Gathers() as gathers:
+        trainer.sample([story_prompt(SCENES[:2])] * 2, seed=0, first_row=0)
+    return gathers.count
+
+
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1}
+
+
+def play(root: Path) -> None:
+    results = {}
+    for normalisation, setting in VARIANTS.items():
+        trainer = train(root, "run", normalisation, setting, preflight=normalisation == "token")
+        results[normalisation] = outcome(trainer)
+    results["gathers"] = [gathers_of_sampling(trainer, tokens) for tokens in (8, 64)]
+    for name, adapted in (("whole", False), ("lora", True)):
+        trainer = train(root, name, adapted=adapted, preflight=adapted, **ADAM)
+        results[name] = outcome(trainer)
+        trainer.save_policy(root / name / "model")
+        drop_last_checkpoint(root / name)
+        results[f"{name}-resumed"] = trained(root, name, adapted=adapted, resume="last", **ADAM)
+    results["bf16"] = trained(root, "bf16", bf16=True)
+    torch.save(results, root / f"results-{os.environ['RANK']}.pt")
+
+
+def drop_last_checkpoint(directory: Path) -> None:
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        checkpoints(directory)[-1].rename(directory / "dropped")
+    state.wait_for_everyone()
+
+
+def make_do_without_gpus() -> None:
+    """What the libraries ask of a GPU machine, on this one."""
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+        import deepspeed
+
+        assert deepspeed.__version__
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # minutes of compiling
+    if "ACCELERATE_USE_FSDP" in os.environ:  # accelerate leaves FSDP out on a CPU
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
+# ---- tests ----
+
+
+@pytest.fixture(scope="module")
+def root(make_policy, tmp_path_factory) -> Path:
+    policy = make_policy(0)
+    with torch.no_grad():  # answers short enough to end
+        policy.model.get_input_embeddings().weight[policy.vocabulary.controls.eos, 0] -= 0.25
+    root = tmp_path_factory.mktemp("setups")
+    save(policy, root / "start")
+    config = deepcopy(policy.model.config)
+    config.tie_word_embeddings = False
+    untied = type(policy).create(config, policy.processor)
+    untied.model.load_state_dict(policy.model.state_dict())
+    save(untied, root / "untied")
+    return root
+
+
+@pytest.fixture(scope="module")
+def alone(root) -> dict:
+    """One process with all the data."""
+    results = {name: trained(root, "alone", name) for name in VARIANTS}
+    for name, adapted in (("whole", False), ("lora", True)):
+        results[name] = trained(root, f"alone-{name}", adapted=adapted, **ADAM)
+    return results
+
+
+@pytest.fixture(scope="module", params=SETUPS)
+def setup(request, root, tmp_path_factory):
+    """(name, results of the main process, folder) of a launch of two processes."""
+    name = request.param
+    if name.startswith("zero") and not importlib.util.find_spec("deepspeed"):
+        pytest.skip("deepspeed is not installed: pip install 'limner[deepspeed]'")
+    directory = tmp_path_factory.mktemp(name)
+    for start in ("start", "untied"):
+        (directory / start).symlink_to(root / start)
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml")]
+    command = [sys.executable, *launcher, "--num_processes=2", "--main_process_port=0", __file__, str(directory)]
+    settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    settings |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+    log = directory / "log.txt"
+    with log.open("w") as file:
+        process = subprocess.run(command, env={**os.environ, **settings}, stdout=file, stderr=file, timeout=580)
+    assert process.returncode == 0, log.read_text()[-6000:]
+    return name, torch.load(directory / "results-0.pt"), directory
+
+
+def same_course(found: dict, expected: dict) -> None:
+    assert len(found["history"]) == len(expected["history"]) == 2
+    for ours, theirs in zip(found["history"], expected["history"], strict=True):
+        for name in ("loss", "grad_norm", *(f"{kind}/{m}" for kind in ("kl", "ratio") for m in ("text", "image"))):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+    assert found["history"][1]["kl/image"] > 1e-6
+
+
+@pytest.mark.timeout(1200)
+def test_two_processes_train_as_one(setup, alone):
+    """Micro-batches cut by tokens, scores in chunks, accumulated steps and all."""
+    _, results, _ = setup
+    for normalisation in VARIANTS:
+        found, expected = results[normalisation], alone[normalisation]
+        same_course(found, expected)
+        for name, weight in expected["weights"].items():
+            assert torch.allclose(found["weights"][name], weight, atol=1e-5), (normalisation, name)
+
+
+def test_sampling_gathers_the_model_once(setup):
+    name, results, _ = setup
+    short, long = results["gathers"]
+    assert short == long
+    parameters = len(results["modality-balanced"]["weights"])  # the run that samples
+    assert 0 < short <= parameters if name in SHARDED else short == 0
+
+
+@pytest.mark.parametrize("kind", ["whole", "lora"])
+def test_a_resumed_run_is_the_run(setup, kind):
+    _, results, directory = setup
+    straight, resumed = results[kind], results[f"{kind}-resumed"]
+    assert [path.name for path in checkpoints(directory / kind)] == ["checkpoint-1", "checkpoint-2"]
+    for name, weight in straight["weights"].items():
+        assert torch.equal(resumed["weights"][name], weight), name
+    assert resumed["history"][-1]["loss"] == straight["history"][-1]["loss"]
+
+
+def test_the_model_of_a_run_is_one_ordinary_checkpoint(setup):
+    _, results, directory = setup
+    policy = load(directory / "whole" / "model")
+    assert torch.equal(scores(policy), results["whole"]["scores"])
+    merged = load(directory / "lora" / "model")
+    assert torch.allclose(scores(merged), results["lora"]["scores"], atol=1e-4)
+    assert not torch.allclose(scores(merged), scores(load(directory / "start")), atol=1e-2)
+
+
+def test_an_adapter_trains_as_in_one_process_and_leaves_the_model_alone(setup, alone):
+    _, results, directory = setup
+    same_course(results["lora"], alone["lora"])
+    assert torch.allclose(results["lora"]["scores"], alone["lora"]["scores"], atol=1e-3)
+    start = dict(load(directory / "start").model.named_parameters())
+    weights = {name.replace(".base_layer", ""): weight for name, weight in results["lora"]["weights"].items()}
+    assert sum("lora_" in name for name in weights) > 0
+    for name, weight in start.items():
+        assert torch.equal(weights[name], weight), name
+
+
+def test_in_bfloat16_the_sampled_policy_is_the_scored_one(setup):
+    _, results, _ = setup
+    in_16_bits, in_32_bits = (results[name]["history"][0] for name in ("bf16", "token"))
+    for name in ("text", "image"):
+        assert in_16_bits[f"replay_gap/{name}"] < 0.5
+        assert in_16_bits[f"entropy/{name}"] != in_32_bits[f"entropy/{name}"]  # it was in bfloat16
+
+
+if __name__ == "__main__":
+    make_do_without_gpus()
+    play(Path(sys.argv[1]))

@@ -1,0 +1,44 @@
+"""LoRA (Hu et al., arXiv 2106.09685) by peft: only an adapter is trained; the KL reference is the model without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..models.errors import InputError
+
+
+@dataclass
+class LoraConfig:
+    """There is no dropout: the sampled policy would not be the scored one."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    targets: str | list[str] = "all-linear"
+    """Names of modules to adapt; `all-linear` is every linear layer but the output head."""
+
+    def adapter(self, model: PreTrainedModel) -> Any:
+        """The `peft_config` of a trainer of this model. Raises InputError that names the wrong setting."""
+        try:
+            import peft
+        except ImportError:
+            raise InputError("lora: needs peft, which is not installed: pip install 'limner[peft]'") from None
+        if self.rank < 1:
+            raise InputError(f"lora.rank: {self.rank}; at least 1")
+        targets = [self.targets] if isinstance(self.targets, str) else self.targets
+        if targets != ["all-linear"]:
+            plain = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+            known = {name.rpartition(".")[2] for name, module in model.named_modules() if id(module) not in plain}
+            if unknown := [name for name in targets if name not in known]:
+                # The embeddings and the head are read as plain weights.
+                raise InputError(f"lora.targets: {unknown[0]} is no module that can be adapted")
+        return peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=0.0,
+            target_modules="all-linear" if targets == ["all-linear"] else list(targets),
+            task_type="CAUSAL_LM",
+        )
