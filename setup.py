@@ -45,6 +45,8 @@ setup(
         "deepspeed": ["deepspeed>=0.18.6,<0.20"],
         "peft": ["peft>=0.18,<0.22"],
         "dev": [
+            "peft>=0.18,<0.22",
+            "deepspeed>=0.18.6,<0.20; sys_platform == 'linux'",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "ruff>=0.17,<0.18",

@@ -33,7 +33,7 @@ from .alarms import Alarms, AlarmsConfig
 from .algorithm import AlgorithmConfig
 from .checkpointing import resume_point
 from .lora import LoraConfig
-from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories
+from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .preflight import Preflight, PreflightDone
 from .progress import show_progress
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
@@ -105,7 +105,8 @@ def make_trainer(
     weights = zip(("text", "image"), config.algorithm.modality_weight.pair, strict=True)
     alarms = Alarms(config.alarms, [name for name, weight in weights if weight])
     trainer.add_callback(AlarmBell(alarms))
-    trainer.stateful |= {"alarms": alarms}
+    trainer.stateful |= {"alarms": alarms, "rewards": reward}
+    trainer.watchers.append(lambda _: note_failures(trainer, reward))
     if config.trajectories_every:
         folder = Path(args.output_dir or "") / "trajectories"
         trainer.watchers.append(Trajectories(folder, config.trajectories_every, trainer))

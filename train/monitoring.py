@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from ..models.document import InterleavedDocument
+from ..rewards.hybrid import HybridReward
 from .alarms import Alarms
 from .diagnostics import HYBRID, component_scores, group_sums, means, merged
 from .rollout import RolloutBatch, score
@@ -75,6 +77,16 @@ class AlarmBell(TrainerCallback):
             state.log_history.append({"step": state.global_step, "alarm": alarm.name, "text": alarm.text})
             if state.is_world_process_zero:
                 print(f"\nALARM {alarm.name}: {alarm.text}", flush=True)
+
+
+def note_failures(trainer: InterleavedGRPOTrainer, reward: HybridReward) -> None:
+    """Logs how often each reward has failed since the run began, over all ranks."""
+    counts = reward.failures()
+    if counts:
+        totals = torch.tensor(list(counts.values()), device=trainer.accelerator.device)
+        totals = trainer.accelerator.reduce(totals, "sum").tolist()
+        for name, total in zip(counts, totals, strict=True):
+            trainer.note(name, total)
 
 
 class Trajectories:

@@ -60,8 +60,6 @@ class PlanConfig:
     """Share of a long completion that is image codes, which cost less to score than text; 0 is the safe side."""
     image_codes: int | None = None
     """Codes of the image tokenizer; read from `model` where that is a checkpoint of ours."""
-    lora_rank: int | None = None
-    """Rank of a LoRA adapter on every linear layer; none trains all weights."""
 
     def __post_init__(self) -> None:
         holds = {
@@ -69,7 +67,6 @@ class PlanConfig:
             "prompt_length": self.prompt_length >= 1,
             "image_share": 0 <= self.image_share <= 1,
             "image_codes": self.image_codes is None or self.image_codes >= 1,
-            "lora_rank": self.lora_rank is None or self.lora_rank >= 1,
         }
         for name, good in holds.items():
             if not good:
@@ -135,7 +132,7 @@ def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run
         strategy=plan.strategy,
         half=bool(args.bf16 or args.fp16),
         checkpointing=bool(args.activation_checkpointing),
-        lora_rank=plan.lora_rank,
+        lora_rank=config.lora.rank if config.lora else None,
         reference=any(algorithm.beta.pair),
         guided=algorithm.guidance != 1.0,
         score_chunk=algorithm.score_chunk,

@@ -178,8 +178,10 @@ def _gradients(trainer: InterleavedGRPOTrainer, tensors: dict[str, Tensor]) -> l
     if trainer.is_sharded:
         return [Check("gradients", True, "not looked at: the parameters are sharded")]
     frozen = [name for name, (parameter, _) in parts.items() if not parameter.requires_grad]
-    if trainer.is_adapted:
-        parts = {name: part for name, part in parts.items() if name not in frozen}
+    if trainer.is_adapted:  # what the loss must reach is the adapter
+        named = policy.model.named_parameters()
+        adapter = {name: (weight, slice(None)) for name, weight in named if weight.requires_grad and "lora_B" in name}
+        parts = dict(list(adapter.items())[-1:])
     elif frozen:
         return [Check("gradients", False, f"{', '.join(frozen)}: frozen; set requires_grad, or train an adapter")]
     order = tensors["advantages_BT"].abs().sum(1).argsort(descending=True)

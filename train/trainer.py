@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -90,6 +91,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             **kwargs,
         )
         check_setup(self.accelerator)
+        self.add_callback(_LogAtSave())
         self._replay = self._replay_batches() if algorithm.replay.sources else None
 
     def _replay_batches(self):
@@ -128,8 +130,10 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if not checkpoint or not path.is_file():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
+        self._logged_step = self.state.global_step
         for name, item in self.stateful.items():
-            item.load_state_dict(state["extras"][name])
+            if name in state["extras"]:
+                item.load_state_dict(state["extras"][name])
         if state["ranks"] == self.args.world_size:  # else the next step samples anew
             device, rollouts = self.accelerator.device, state["rollouts"]
             self._buffered_inputs = [{name: value.to(device) for name, value in part.items()} for part in rollouts]
@@ -392,6 +396,13 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             self.note(name, value)
         self._loss_sums, self._sums, self._logged_step = {}, {}, self.state.global_step
         super().log(logs, start_time)
+
+
+class _LogAtSave(TrainerCallback):
+    """A checkpoint comes with a line of the log, so that nothing summed up for the next one is lost on resume."""
+
+    def on_step_end(self, args, state, control, **_: Any):
+        control.should_log |= control.should_save
 
 
 class _OrderOfEpoch(Sampler):
