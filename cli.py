@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ USAGE = """usage: limner COMMAND [...]
 
 
 def main() -> None:
+    # DeepSpeed, where it is installed, says at its import that there is no GPU: on stdout, which is for answers.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     try:
         run_or_exit(run)
     except BrokenPipeError:  # `limner ... | head`
