@@ -13,6 +13,8 @@ HOMES = {
     "trl": ("train/trainer.py", "configs/__init__.py"),
     "webdataset": ("data/shards.py",),
     "diffusers": ("models/image_tokenizer.py",),
+    "peft": ("train/lora.py", "train/sharding.py"),
+    "deepspeed": ("train/sharding.py",),
 }
 MAX_FILE, MAX_FUNCTION, MAX_ENTRY = 450, 80, 150
 TEXT = (".py", ".yaml", ".toml", ".sh", ".css", ".js")
