@@ -229,6 +229,7 @@ SMALL = {
     },
     "warmup": {"max_steps": 2, "report_to": "none"},
     "grpo": {
+        "preflight": False,  # nothing is to be learned from two steps of warm-up
         "num_generations": 4,
         "per_device_train_batch_size": 8,
         "steps_per_generation": 2,
