@@ -104,6 +104,9 @@ def _study(argv: Sequence[str]) -> None:
 
 
 def _bench(argv: Sequence[str]) -> None:
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: limner bench grpo [--json FILE] [...]")
+        return
     if not argv or argv[0] != "grpo":
         raise InputError("limner bench: say what to time; known: grpo")
     from .studies.bench_grpo import main

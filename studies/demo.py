@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from ..train.new_model import NewModelConfig
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .measure import comparisons, figures, measure, samples
 from .seed import first_reach, keep_settings, limit_threads, prepare, say
+from .study_config import flags, flat
 from .world import WorldConfig
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
@@ -65,9 +66,9 @@ class DemoConfig:
     """JSONL file of outlines, one {"outline": ["small red circle top left", ...]} a line; with `score`."""
     world: WorldConfig = field(default_factory=WorldConfig)
     new_model: NewModelConfig = field(default_factory=NewModelConfig)
-    warmup: dict[str, str] = field(default_factory=dict)
+    warmup: dict[str, Any] = field(default_factory=dict)
     """Settings of `warmup/tiny` to change, by dotted name."""
-    grpo: dict[str, str] = field(default_factory=dict)
+    grpo: dict[str, Any] = field(default_factory=dict)
     """Settings of `grpo/tiny` to change in all arms, by dotted name."""
 
 
@@ -96,6 +97,7 @@ def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:
 def run(config: DemoConfig) -> dict[str, Any]:
     """Runs what is not there yet and writes the report. Returns the metrics."""
     limit_threads()
+    config = replace(config, warmup=flat(config.warmup), grpo=flat(config.grpo))
     arms = chosen_arms(config.arms)
     if config.seeds < 1 or config.iterations < 1:
         raise InputError("seeds and iterations: at least 1")
@@ -154,7 +156,7 @@ def _run_one(
     if name == "warmup":
         policy = load(root / "new_model")
         shutil.rmtree(root / "warmup", ignore_errors=True)
-        curve = run_warmup(policy, root, seed, curve_outlines, _flags(config.warmup))
+        curve = run_warmup(policy, root, seed, curve_outlines, flags(config.warmup))
     else:
         shutil.rmtree(folder, ignore_errors=True)
         warm = json.loads((root / "arms" / "warmup" / "result.json").read_text())
@@ -165,8 +167,8 @@ def _run_one(
             seed=seed,
             iterations=config.iterations,
             seconds_per_warmup_step=warm["seconds"] / warm["steps"],
-            warmup_flags=_flags(config.warmup),
-            grpo_flags=_flags(config.grpo),
+            warmup_flags=flags(config.warmup),
+            grpo_flags=flags(config.grpo),
         )
         policy, curve = run_arm(name, setting, budget)
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
@@ -181,10 +183,6 @@ def _run_one(
         "training": curve.figures(),
         "samples": samples(policy, heldout[:SAMPLES], reward, seed),
     }
-
-
-def _flags(settings: dict[str, str]) -> list[str]:
-    return [f"--{key}={value}" for key, value in settings.items()]
 
 
 def _metrics(
