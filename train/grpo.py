@@ -115,7 +115,7 @@ def make_trainer(
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo")
-    run(config, args)
+    run(config, args).accelerator.end_training()
 
 
 def preflight(argv: Sequence[str] | None = None) -> None:
@@ -126,6 +126,7 @@ def preflight(argv: Sequence[str] | None = None) -> None:
     trainer.callback_handler.callbacks = [Preflight(trainer, only=True)]
     with contextlib.suppress(PreflightDone):
         trainer.train()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

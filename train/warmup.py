@@ -192,7 +192,7 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup")
-    run(config, args)
+    run(config, args).accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainingArguments
 
@@ -301,3 +302,4 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(kind, pr
 
 if __name__ == "__main__":
     play(sys.argv[1], Path(sys.argv[2]))
+    PartialState().destroy_process_group()  # its threads, met by the interpreter's own end, abort the process

@@ -296,3 +296,4 @@ def test_in_bfloat16_the_sampled_policy_is_the_scored_one(setup):
 if __name__ == "__main__":
     make_do_without_gpus()
     play(Path(sys.argv[1]))
+    PartialState().destroy_process_group()  # its threads, met by the interpreter's own end, abort the process
