@@ -14,19 +14,21 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed
 
 from .errors import InputError, reading
-from .image_tokenizer import VQImageTokenizer
+from .image_tokenizer import complete, load_image_tokenizer
 from .policy import UnifiedPolicy, family
 from .processing import Processor
 from .shared_vocabulary import SharedVocabularyPolicy
+from .template import Template
 
 SETTINGS_FILE = "limner.json"
 IMAGE_TOKENIZER = "image_tokenizer"
@@ -72,7 +74,10 @@ def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
     """What makes a saved language model and tokenizer a checkpoint of ours."""
     policy.processor.image_tokenizer.save_pretrained(directory / IMAGE_TOKENIZER)
     versions = {name: version(name) for name in ("torch", "transformers", "diffusers")}
-    settings = {"format": FORMAT, "family": policy.family, "versions": versions}
+    if policy.processor.vision is not None:
+        policy.processor.vision.save_pretrained(directory)
+    template = asdict(policy.processor.template)
+    settings = {"format": FORMAT, "family": policy.family, "template": template, "versions": versions}
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
@@ -96,6 +101,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
     try:
         settings = json.loads(path.read_text())
         kind, written = settings["family"], settings["format"]
+        template = Template.from_json(settings.get("template", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a checkpoint description ({error})") from None
     if written != FORMAT:
@@ -103,13 +109,13 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
     policy_class = family(str(kind))
     with reading(directory), _loading_whole():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        loaded: Any = policy_class.model_class.from_pretrained(
+            directory, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-        model, report = loaded
-        if missing := sorted(report["missing_keys"]):
-            raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
-    processor = Processor(tokenizer, VQImageTokenizer.from_pretrained(directory / IMAGE_TOKENIZER))
-    policy = policy_class(model.to(device), processor)
+        model = complete(directory, loaded)
+        vision, code_ids = policy_class.vision(directory, config), policy_class.code_ids(config)
+    image_tokenizer = load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
+    policy = policy_class(model.to(device), Processor(tokenizer, image_tokenizer, template, vision, code_ids))
     policy.model.eval()
     return policy

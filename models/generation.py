@@ -1,7 +1,7 @@
 """The sampler: one function for RL, evaluation and serving.
 
-Rows are ragged: one may be inside an image while its neighbour writes text. The grammar is forced (exactly N codes
-between `<boi>` and `<eoi>`, at most `max_images`), each token is drawn with a uniform fixed by (seed, row, position),
+Rows are ragged: one may be inside an image while its neighbour writes text. The grammar is forced (the whole pattern of
+an image behind `<boi>`, at most `max_images`), each token is drawn with a uniform fixed by (seed, row, position),
 so a row does not depend on its neighbours, and every log-prob is that of the distribution that was really sampled. No
 step runs Python per row.
 """
@@ -9,7 +9,8 @@ step runs Python per row.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,10 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from .errors import InputError
 from .policy import UnifiedPolicy, tempered
-from .sequence import TokenSequence
+from .sequence import CODE, TokenSequence, taken_away
 
 TEXT = -1
-"""Value of the code counter while a row writes text; 0..N-1 inside an image, N where `<eoi>` is due."""
+"""Value of a row's place while it writes text; else its place in the pattern of an image."""
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when the running share falls below this."""
 
@@ -39,6 +40,8 @@ class Sampling:
     max_images: int | None = None
     guidance: float = 1.0
     """Classifier-free guidance of image tokens; 1 is none. Every row then has a second one without its prompt."""
+    begin_with_image: bool = False
+    """The answer's first token is `<boi>`, whatever the model thinks of it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -62,7 +65,7 @@ class Sample:
     ids_C: Tensor
     """Joint ids, int64 [C], with `<eos>` unless the length limit came first."""
     logp_C: Tensor
-    """Log-prob of each id as it was sampled, float32 [C]; 0 for a forced `<eoi>` and in greedy decoding."""
+    """Log-prob of each id as it was sampled, float32 [C]; 0 for a forced one and in greedy decoding."""
 
 
 class _GrowingLayer(DynamicLayer):
@@ -116,11 +119,29 @@ def generate(
     """
     if not prompts:
         return []
+    sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
+    with _evaluating(policy):
+        run = _Run(policy, prompts, sampling, sizes, first_row)
+        for _ in run.steps():
+            pass
+        return run.samples()
+
+
+@torch.no_grad()
+def stream(policy: UnifiedPolicy, prompt: TokenSequence, sampling: Sampling) -> Iterator[int]:
+    """The joint ids of one completion as they are drawn; the same that `generate` gives."""
+    with _evaluating(policy):
+        run = _Run(policy, [prompt], sampling, [1], 0)
+        for step in run.steps():
+            yield int(run.ids[0, step])
+
+
+@contextmanager
+def _evaluating(policy: UnifiedPolicy) -> Iterator[None]:
     was_training = policy.model.training
     policy.model.eval()
     try:
-        sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
-        return _Run(policy, prompts, sampling, sizes, first_row).samples()
+        yield
     finally:
         policy.model.train(was_training)
 
@@ -142,13 +163,20 @@ class _Run:
         self.length = torch.full((total,), sampling.max_new_tokens, device=device)
         self.rows = torch.arange(total, device=device)
         self.done = torch.zeros(total, dtype=torch.bool, device=device)
-        self.counter = torch.full((total,), TEXT, device=device)
+        self.place = torch.full((total,), TEXT, device=device)
+        self.pattern = torch.tensor(self.vocabulary.image, device=device)
+        self.sees_again = self.vocabulary.controls.image in self.vocabulary.image
+        self.seen: Tensor | None = None
         self.images = torch.zeros(total, dtype=torch.long, device=device)
 
         starts = [prompt.ids_T for prompt in prompts]
         repeat = torch.arange(len(prompts)).repeat_interleave(torch.tensor(group_sizes)).to(device)
-        if self.guided:
-            starts.append(torch.tensor([self.vocabulary.controls.bos, self.vocabulary.controls.answer]))
+        if self.guided and self.vocabulary.pads_prompt:
+            pad_id = self.vocabulary.controls.pad
+            starts += [prompt.ids_T.masked_fill(taken_away(prompt, self.vocabulary), pad_id) for prompt in prompts]
+            repeat = torch.cat([repeat, repeat + len(prompts)])
+        elif self.guided:
+            starts.append(torch.tensor([*self.vocabulary.start, *self.vocabulary.answer]))
             repeat = torch.cat([repeat, torch.full_like(repeat, len(prompts))])
         width = max(map(len, starts))
         ids = torch.full((len(starts), width), self.vocabulary.controls.pad)
@@ -164,7 +192,7 @@ class _Run:
         )  # a padding query attends itself: no softmax over nothing
         layers = policy.model.config.get_text_config().num_hidden_layers
         self.cache = Cache(layers=[_GrowingLayer(width + sampling.max_new_tokens) for _ in range(layers)])
-        hidden = policy.hidden(ids, positions, mask, self.cache)[:, -1]
+        hidden = policy.hidden(ids, positions, mask, self.cache, self._features_of_prompts(prompts))[:, -1]
 
         self.hidden = hidden.index_select(0, repeat)
         for layer in self.cache.layers:
@@ -174,10 +202,12 @@ class _Run:
         self.prompt_length = attend.sum(1).index_select(0, repeat)
         self.width = width
 
-    def samples(self) -> list[Sample]:
+    def steps(self) -> Iterator[int]:
+        """Draws one token of every running row, and says which."""
         last = self.sampling.max_new_tokens - 1
         for step in range(self.sampling.max_new_tokens):
             next_R = self._choose(step)
+            yield step
             ended = (next_R == self.vocabulary.controls.eos) & ~self.done
             self.length[self.rows[ended]] = step + 1
             self.done |= ended
@@ -188,7 +218,9 @@ class _Run:
             end = self.width + step + 1
             positions = (self.prompt_length + step)[:, None]
             mask = self.attend[:, None, None, :end]
-            self.hidden = self.policy.hidden(ids, positions, mask, self.cache)[:, -1]
+            self.hidden = self.policy.hidden(ids, positions, mask, self.cache, self._features_of(next_R))[:, -1]
+
+    def samples(self) -> list[Sample]:
         lengths = self.length.tolist()
         ids, logp = self.ids.cpu(), self.logp.cpu()
         return [Sample(ids[row, :length].clone(), logp[row, :length].clone()) for row, length in enumerate(lengths)]
@@ -196,13 +228,14 @@ class _Run:
     def _choose(self, step: int) -> Tensor:
         """Draws the next id of every running row and moves its state on."""
         control, size = self.vocabulary.controls, self.vocabulary.text_size
-        next_R = torch.full_like(self.rows, control.eoi)
+        next_R = self.pattern[self.place]  # a row in a text takes the last one, and loses it below
         logp_R = torch.zeros(len(self.rows), device=next_R.device)
-        text = self.counter == TEXT
-        image = (self.counter >= 0) & (self.counter < self.vocabulary.image_length)
+        text, image = self.place == TEXT, next_R == CODE
         uniform_R = self.uniforms[self.rows, step]
         hidden, *without = self.hidden.split(len(self.rows))
-        if text.any():
+        if step == 0 and self.sampling.begin_with_image:
+            next_R = torch.full_like(next_R, control.boi)
+        elif text.any():
             scores = self.policy.allowed_text_logits(hidden[text], self.images[text], self.sampling.max_images)
             next_R[text], logp_R[text] = _draw(scores, uniform_R[text], self.sampling)
         if image.any():
@@ -211,12 +244,14 @@ class _Run:
             )
             codes, logp_R[image] = _draw(scores, uniform_R[image], self.sampling)
             next_R[image] = codes + size
-        self.counter = torch.where(text, self.counter, torch.where(image, self.counter + 1, TEXT))
-        begun = next_R == control.boi
-        self.counter = self.counter.masked_fill(begun, 0)
+        begun = text & (next_R == control.boi)
+        self.place = torch.where(text, TEXT, self.place + 1)
+        self.place = self.place.masked_fill(self.place == len(self.pattern), TEXT).masked_fill(begun, 0)
         self.images += begun
         self.ids[self.rows, step] = next_R
         self.logp[self.rows, step] = logp_R
+        if self.sees_again and (painted := image & (self.place == self.vocabulary.last_code + 1)).any():
+            self._see_again(painted, step)
         return next_R
 
     def _compact(self, next_R: Tensor) -> Tensor:
@@ -228,9 +263,40 @@ class _Run:
         self.attend, self.prompt_length = self.attend[both], self.prompt_length[both]
         for layer in self.cache.layers:
             layer.select(both)  # type: ignore[union-attr]
-        self.rows, self.counter, self.images = self.rows[keep], self.counter[keep], self.images[keep]
+        self.rows, self.place, self.images = self.rows[keep], self.place[keep], self.images[keep]
         self.done = self.done[keep]
         return next_R[keep]
+
+    # ---- a model with a picture encoder of its own ----
+
+    def _features_of_prompts(self, prompts: Sequence[TokenSequence]) -> Tensor | None:
+        if not self.vocabulary.features:
+            return None
+        pixels = [slot.pixels for prompt in prompts for slot in prompt.slots if slot.pixels is not None]
+        if not pixels:
+            return None
+        return self.policy.image_features(torch.stack(pixels).to(self.ids.device)).flatten(0, 1)
+
+    def _see_again(self, painted_R: Tensor, step: int) -> None:
+        """Features of the pictures that these rows have just finished."""
+        vocabulary, processor = self.vocabulary, self.policy.processor
+        assert processor.vision is not None
+        rows, span = self.rows[painted_R], vocabulary.last_code + 1
+        ids = self.ids[rows, step + 1 - span : step + 1][:, self.pattern[:span] == CODE]
+        pictures = processor.image_tokenizer.decode((ids - vocabulary.text_size).cpu().numpy())
+        features = self.policy.image_features(processor.vision(pictures).to(ids.device))
+        if self.seen is None:
+            self.seen = features.new_zeros(len(self.ids), *features.shape[1:])
+        self.seen[rows] = features
+
+    def _features_of(self, next_R: Tensor) -> Tensor | None:
+        """What stands at the placeholders among the next ids of the model's batch."""
+        if self.seen is None:
+            return None
+        at = next_R == self.vocabulary.controls.image
+        number = (self.pattern == self.vocabulary.controls.image).cumsum(0) - 1
+        features = self.seen[self.rows[at], number[self.place[at] - 1]]
+        return features.repeat(2, 1) if self.guided else features
 
 
 def _draw(scores: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,8 @@ class ImageTokenizer(Protocol):
 
     codes: int
     """Size of the codebook."""
-    tokens_per_image: int
-    """N."""
+    shape: tuple[int, int]
+    """Rows and columns of the codes of a picture; N is their product."""
 
     def encode(self, images: Sequence[Image.Image]) -> list[np.ndarray]: ...
 
@@ -51,6 +51,8 @@ class ImageTokenizer(Protocol):
         ...
 
     def save_pretrained(self, directory: Path) -> None: ...
+
+    def to(self, device: torch.device) -> ImageTokenizer: ...
 
 
 class VQImageTokenizer(nn.Module):
@@ -69,7 +71,7 @@ class VQImageTokenizer(nn.Module):
         """Pixels of a side that one code stands for."""
         self.grid = image_size // downsampling
         self.codes: int = model.config["num_vq_embeddings"]
-        self.tokens_per_image = self.grid**2
+        self.shape = (self.grid, self.grid)
 
     @classmethod
     def create(
@@ -164,17 +166,32 @@ class VQImageTokenizer(nn.Module):
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     @classmethod
-    def from_pretrained(cls, directory: Path) -> VQImageTokenizer:
-        """Raises InputError where the folder holds no image tokenizer of this kind."""
-        path = Path(directory) / SETTINGS_FILE
-        if not path.is_file():
-            raise InputError(f"{directory}: no {SETTINGS_FILE}; this folder holds no image tokenizer that limner saved")
-        with reading(directory):
-            settings = json.loads(path.read_text())
-            if settings["type"] != "VQModel":
-                raise InputError(f"{path}: type {settings['type']!r} is not known; known: VQModel")
-            loaded: Any = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
-            model, report = loaded
-            if missing := sorted(report["missing_keys"]):
-                raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
-            return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()
+    def open(cls, directory: Path, settings: dict[str, Any]) -> VQImageTokenizer:
+        loaded: Any = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
+        model = complete(directory, loaded)
+        return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()
+
+
+def complete(directory: Path, loaded: tuple[Any, dict[str, Any]]) -> Any:
+    """The model of a `from_pretrained` with its report. Raises InputError where weights are missing."""
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
+    return model
+
+
+IMAGE_TOKENIZERS: dict[str, Any] = {"VQModel": VQImageTokenizer}
+"""By the `type` in their settings file."""
+
+
+def load_image_tokenizer(directory: Path) -> ImageTokenizer:
+    """Raises InputError where the folder holds no image tokenizer that is known here."""
+    path = Path(directory) / SETTINGS_FILE
+    if not path.is_file():
+        raise InputError(f"{directory}: no {SETTINGS_FILE}; this folder holds no image tokenizer that limner saved")
+    with reading(directory):
+        settings = json.loads(path.read_text())
+        if settings["type"] not in IMAGE_TOKENIZERS:
+            known = ", ".join(sorted(IMAGE_TOKENIZERS))
+            raise InputError(f"{path}: type {settings['type']!r} is not known; known: {known}")
+        return IMAGE_TOKENIZERS[settings["type"]].open(directory, settings)

@@ -7,39 +7,62 @@ A family is passed the module to call (`model`) where gradients flow, because un
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from .errors import InputError
 from .processing import Processor
 from .sequence import TokenBatch
+from .vision import Vision
 
 
 class UnifiedPolicy(ABC):
     family: str
     """Name in the registry and in a checkpoint."""
+    model_class: Any = AutoModelForCausalLM
+    """The stock class that reads its weights."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
+        self._never_sampled = torch.tensor(self.vocabulary.never_sampled)
         self._stock_forward = model.forward
         # Not the bound method: accelerate takes a forward's function and binds it to the model.
         model.forward = partial(self._forward)  # type: ignore[method-assign]
 
+    @classmethod
+    def vision(cls, directory: Path, config: Any) -> Vision | None:
+        """The preprocessing of the model's own picture encoder, if it has one."""
+        return None
+
+    @classmethod
+    def code_ids(cls, config: Any) -> Sequence[int]:
+        """The text ids that are image codes, in the order of codes; none where codes come behind the vocabulary."""
+        return ()
+
     @abstractmethod
-    def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache | None) -> Tensor:
+    def hidden(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        mask: Tensor,
+        cache: Cache | None,
+        features: Tensor | None = None,
+    ) -> Tensor:
         """Last hidden states [B, T, H] of joint ids; `cache`, if given, takes their keys and values.
 
-        `mask` is boolean [B, 1, T, cached + T], True where a token may attend.
+        `mask` is boolean [B, 1, T, cached + T], True where a token may attend. `features` [n, H] stand at the n
+        placeholders of the ids, in the order of rows and tokens.
         """
 
     @abstractmethod
@@ -56,6 +79,21 @@ class UnifiedPolicy(ABC):
 
         A training step of interleaved documents must reach every one of them; preflight looks.
         """
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Pictures [n, 3, S, S] as the model's own encoder sees them, [n, features, H]."""
+        raise NotImplementedError(f"{self.family}: this model sees given pictures as codes")
+
+    def features_of(self, batch: TokenBatch) -> Tensor | None:
+        """What stands at the placeholders of a batch, [n, H]; None for a model that sees pictures as codes."""
+        size = self.vocabulary.features
+        if not size:
+            return None
+        features = self.image_features(batch.pictures(self.vocabulary)).flatten(0, 1)
+        seen_BT = batch.ids_BT == self.vocabulary.controls.image
+        held_B = (seen_BT.sum(1) + size - 1) // size  # the length limit may have cut the last of a row
+        first_B = (held_B.cumsum(0) - held_B) * size
+        return features[(first_B[:, None] + seen_BT.cumsum(1) - 1)[seen_BT]]
 
     def log_probs(
         self,
@@ -113,7 +151,8 @@ class UnifiedPolicy(ABC):
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         size = self.vocabulary.text_size
-        hidden = self.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None)[:, :-1]
+        features = self.features_of(batch)
+        hidden = self.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None, features)[:, :-1]
         target = batch.ids_BT[:, 1:]
         chosen = batch.trainable_BT[:, 1:]
         text_at, image_at = chosen & (target < size), chosen & (target >= size)
@@ -126,7 +165,9 @@ class UnifiedPolicy(ABC):
 
         image_states = [hidden[image_at]]
         if guidance != 1.0:
-            unconditional = self.hidden(batch.ids_BT, *batch.without_prompt(self.vocabulary.controls.answer), None)
+            ids_BT, *others = batch.without_prompt(self.vocabulary)
+            kept_BT = (ids_BT == batch.ids_BT)[batch.ids_BT == self.vocabulary.controls.image]
+            unconditional = self.hidden(ids_BT, *others, None, None if features is None else features[kept_BT])
             image_states.append(unconditional[:, :-1][image_at])
         images_before = batch.images_before_BT[:, 1:][text_at]
         logp = torch.zeros(target.shape, dtype=torch.float32, device=target.device)
@@ -163,11 +204,21 @@ class UnifiedPolicy(ABC):
         """Scores of the text ids in float32 [n, V], -inf for what the grammar forbids after so many images, [n]."""
         scores = self.text_logits(hidden).float()
         # In place, and few columns: a mask of all choices costs as much as the softmax.
-        scores[:, list(self.vocabulary.never_sampled)] = float("-inf")
+        if self._never_sampled.device != scores.device:
+            self._never_sampled = self._never_sampled.to(scores.device)
+        scores.index_fill_(1, self._never_sampled, float("-inf"))
         if max_images is not None:
             boi = self.vocabulary.controls.boi
             scores[:, boi] = scores[:, boi].masked_fill(images_before >= max_images, float("-inf"))
         return scores
+
+
+def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor:
+    """A boolean mask as the attention of this module takes it: sdpa as it is, the others added to the scores."""
+    if module.config._attn_implementation == "sdpa":
+        return mask
+    forbidden = torch.finfo(module.dtype).min
+    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill(~mask, forbidden)
 
 
 def tempered(scores: Tensor, temperature: float) -> Tensor:

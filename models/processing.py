@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import numpy as np
@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from .errors import InputError
 from .image_tokenizer import ImageTokenizer
-from .sequence import ImageSlot, TokenSequence, Vocabulary
-from .text_tokenizer import control_ids
+from .sequence import CODE, ImageSlot, TokenSequence
+from .template import ImageLayout, Template, make_vocabulary
+from .vision import Vision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,10 @@ class Reading:
     """Segments in the order they were written; pictures have codes only until `paint`."""
     segment_C: Tensor
     """Index of the segment a token belongs to, int64 [C]; the number of segments for `<eos>` and for a cut image."""
+    chosen_C: Tensor
+    """True where the model chose the token, False where the grammar of images forced it, bool [C]."""
+    slots: tuple[ImageSlot, ...]
+    """Whole images, counted from the completion's first token."""
     ended: bool
     """False where the length limit came before `<eos>`."""
     cut_image: bool
@@ -33,12 +38,23 @@ class Reading:
 
 
 class Processor:
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokenizer: ImageTokenizer):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_tokenizer: ImageTokenizer,
+        template: Template | None = None,
+        vision: Vision | None = None,
+        code_ids: Sequence[int] = (),
+    ):
+        """`code_ids`: the text ids that are image codes, where the language model's vocabulary holds them itself."""
         self.tokenizer = tokenizer
         self.image_tokenizer = image_tokenizer
-        self.vocabulary = Vocabulary(
-            control_ids(tokenizer), len(tokenizer), image_tokenizer.codes, image_tokenizer.tokens_per_image
-        )
+        self.template = template or Template()
+        self.vision = vision
+        self.code_ids = tuple(code_ids)
+        features = vision.features if vision else 0
+        images = ImageLayout(image_tokenizer.codes, image_tokenizer.shape, features, self.code_ids)
+        self.vocabulary = make_vocabulary(tokenizer, self.template, images)
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text from outside: `<boi>` or `<eos>` spelled in it stay letters.
@@ -52,65 +68,73 @@ class Processor:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def encode(self, document: InterleavedDocument) -> TokenSequence:
-        """Tokens of a document; without trainable segments it is a prompt and ends with `<answer>`."""
+        """Tokens of a document; without trainable segments it is a prompt and ends where the answer begins."""
         return self.encode_all([document])[0]
 
     def encode_all(self, documents: Sequence[InterleavedDocument]) -> list[TokenSequence]:
         """Like `encode`; all pictures without cached codes go through the image tokenizer together."""
-        missing = [image for document in documents for image in document.images if image.codes_N is None]
-        codes = iter(self.image_tokenizer.encode([image.pixels() for image in missing]) if missing else ())
+        images = [image for document in documents for image in document.images]
+        coded = [i for i in images if i.codes_N is None and (self.vision is None or i.trainable)]
+        codes = iter(self.image_tokenizer.encode([image.pixels() for image in coded]) if coded else ())
         return [self._layout(document, codes) for document in documents]
 
-    def _layout(self, document: InterleavedDocument, codes) -> TokenSequence:
-        control, size = self.vocabulary.controls, self.vocabulary.text_size
-        ids, segments, trainable, slots = [control.bos], [-1], [False], []
+    def _layout(self, document: InterleavedDocument, codes: Iterator[np.ndarray]) -> TokenSequence:
+        vocabulary = self.vocabulary
+        layout = _Layout()
+        layout.put(vocabulary.start)
         prompt_length = 0
-
-        def put(new: list[int], segment: int, train: bool) -> None:
-            ids.extend(new)
-            segments.extend([segment] * len(new))
-            trainable.extend([train] * len(new))
-
         for index, segment in enumerate(document.segments):
             if segment.trainable and not prompt_length:
-                put([control.answer], -1, False)
-                prompt_length = len(ids)
-            if isinstance(segment, TextSegment):
-                try:
-                    put(self.text_ids(segment.text), index, segment.trainable)
-                except InputError as error:
-                    raise InputError(f"document {document.id!r}, segment {index}: {error}") from None
-                continue
-            if segment.origin == "inserted":
-                raise InputError(
-                    f"document {document.id!r}, segment {index}: this model has no markers for inserted images"
-                )
-            values = np.asarray(segment.codes_N if segment.codes_N is not None else next(codes))
-            shape, most = (self.vocabulary.image_length,), self.vocabulary.image_codes
-            if values.dtype.kind not in "iu" or values.shape != shape or values.min() < 0 or values.max() >= most:
-                raise InputError(
-                    f"document {document.id!r}, segment {index}: these image codes are not this image tokenizer's"
-                )
-            put([control.boi], index, segment.trainable)
-            role: Literal["given", "generated"] = "generated" if segment.trainable else "given"
-            slots.append(ImageSlot(len(ids), len(ids) + len(values), index, role))
-            put([size + int(code) for code in values], index, segment.trainable)
-            put([control.eoi], index, False)
+                layout.put(vocabulary.answer)
+                prompt_length = len(layout.ids)
+            try:
+                if isinstance(segment, TextSegment):
+                    layout.put(self.text_ids(segment.text), index, segment.trainable)
+                elif segment.origin == "inserted":
+                    raise InputError("this model has no markers for inserted images")
+                else:
+                    self._put_image(layout, segment, index, codes)
+            except InputError as error:
+                raise InputError(f"document {document.id!r}, segment {index}: {error}") from None
         if prompt_length:
-            put([control.eos], len(document.segments), True)
+            layout.put([vocabulary.controls.eos], len(document.segments), True)
         else:
-            put([control.answer], -1, False)
-            prompt_length = len(ids)
-        return TokenSequence(
-            torch.tensor(ids), torch.tensor(segments), torch.tensor(trainable), prompt_length, tuple(slots)
-        )
+            layout.put(vocabulary.answer)
+            prompt_length = len(layout.ids)
+        ids, segments, trainable = map(torch.tensor, (layout.ids, layout.segments, layout.trainable))
+        return TokenSequence(ids, segments, trainable, prompt_length, tuple(layout.slots))
+
+    def _put_image(self, layout: _Layout, segment: ImageSegment, index: int, codes: Iterator[np.ndarray]) -> None:
+        """`<boi>` and the pattern: codes the model could have written, or features of a given picture."""
+        vocabulary = self.vocabulary
+        layout.put([vocabulary.controls.boi], index, segment.trainable)
+        if self.vision is not None and not segment.trainable:
+            image = segment if segment.image is not None else self._painted([segment])[0]
+            layout.put_image(vocabulary.given, (), index, "given", self.vision([image.pixels()])[0])
+            return
+        values = np.asarray(segment.codes_N if segment.codes_N is not None else next(codes))
+        shape, most = (vocabulary.image_length,), vocabulary.image_codes
+        if values.dtype.kind not in "iu" or values.shape != shape or values.min() < 0 or values.max() >= most:
+            raise InputError("these image codes are not this image tokenizer's")
+        ids = [vocabulary.text_size + int(code) for code in values]
+        role: Literal["given", "generated"] = "generated" if segment.trainable else "given"
+        layout.put_image(vocabulary.image, ids, index, role, self._seen_again(values))
+
+    def _seen_again(self, codes_N: np.ndarray) -> Tensor | None:
+        """What the model's own encoder gets of a picture of these codes, where generated ones are encoded again."""
+        if self.vision is None or not self.template.reencode:
+            return None
+        return self.vision(self.image_tokenizer.decode(codes_N[None]))[0]
 
     def read(self, ids_C: Sequence[int]) -> Reading:
         """The document that a completion's joint ids say; the sampler's, so they obey the grammar up to a cut."""
         control, vocabulary = self.vocabulary.controls, self.vocabulary
         ids = [int(i) for i in ids_C]
+        at_codes = [place for place, forced in enumerate(vocabulary.image) if forced == CODE]
         parts: list[Segment] = []
         owner: list[int] = []
+        chosen: list[bool] = []
+        slots: list[ImageSlot] = []
         text: list[int] = []
         ended, cut, at = False, False, 0
 
@@ -121,46 +145,85 @@ class Processor:
                 text.clear()
 
         while at < len(ids):
+            taken = 1
             if ids[at] == control.boi:
                 close_text()
-                codes = ids[at + 1 : at + 1 + vocabulary.image_length]
-                taken = ids[at : at + 2 + vocabulary.image_length]
-                owner.extend([len(parts)] * len(taken))
-                if len(codes) < vocabulary.image_length:
+                image = ids[at + 1 : at + 1 + len(vocabulary.image)]
+                taken += len(image)
+                owner.extend([len(parts)] * taken)
+                chosen.extend([True, *(forced == CODE for forced in vocabulary.image[: len(image)])])
+                if len(image) <= vocabulary.last_code:
                     cut = True
                 else:
-                    values = np.array(codes, dtype=np.int64) - vocabulary.text_size
+                    values = np.array([image[place] for place in at_codes], dtype=np.int64) - vocabulary.text_size
+                    stop = at + len(vocabulary.image)
+                    slots.append(ImageSlot(at + 1, stop, len(parts), "generated", self._seen_again(values)))
                     parts.append(ImageSegment(None, trainable=True, origin="generated", codes_N=values))
-                at += len(taken)
-            elif ids[at] == control.eos:
-                close_text()
-                owner.append(len(parts))
-                ended, at = True, len(ids)
             else:
-                text.append(ids[at])
+                ended = ids[at] == control.eos
+                if ended:
+                    close_text()
+                else:
+                    text.append(ids[at])
                 owner.append(len(parts))
-                at += 1
+                chosen.append(True)
+            at = len(ids) if ended else at + taken
         close_text()
-        return Reading(InterleavedDocument(tuple(parts)), torch.tensor(owner, dtype=torch.long), ended, cut)
+        document = InterleavedDocument(tuple(parts))
+        owner_C, chosen_C = torch.tensor(owner, dtype=torch.long), torch.tensor(chosen, dtype=torch.bool)
+        return Reading(document, owner_C, chosen_C, tuple(slots), ended, cut)
 
     def join(self, prompt: TokenSequence, ids_C: Tensor, reading: Reading) -> TokenSequence:
         """A prompt and its sampled completion as one sequence: `segment_T` counts the completion's own segments."""
-        forced = ids_C == self.vocabulary.controls.eoi
+        shift = len(prompt)
+        slots = [replace(slot, start=slot.start + shift, stop=slot.stop + shift) for slot in reading.slots]
         return TokenSequence(
             torch.cat([prompt.ids_T, ids_C]),
             torch.cat([torch.full_like(prompt.segment_T, -1), reading.segment_C]),
-            torch.cat([torch.zeros_like(prompt.trainable_T), ~forced]),
-            len(prompt),
+            torch.cat([torch.zeros_like(prompt.trainable_T), reading.chosen_C]),
+            shift,
+            (*prompt.slots, *slots),
         )
 
     def paint(self, documents: Sequence[InterleavedDocument]) -> list[InterleavedDocument]:
         """Decodes the codes of all pictures that have no pixels yet, in one batch."""
-        todo = [image for document in documents for image in document.images if image.image is None]
-        pictures = iter(self.image_tokenizer.decode(np.stack([image.codes_N for image in todo])) if todo else ())  # type: ignore[arg-type]
+        painted = iter(self._painted([i for document in documents for i in document.images if i.image is None]))
 
-        def painted(segment: Segment) -> Segment:
-            if isinstance(segment, ImageSegment) and segment.image is None:
-                return replace(segment, image=next(pictures))
-            return segment
+        def paint(segment: Segment) -> Segment:
+            return next(painted) if isinstance(segment, ImageSegment) and segment.image is None else segment
 
-        return [replace(document, segments=tuple(map(painted, document.segments))) for document in documents]
+        return [replace(document, segments=tuple(map(paint, document.segments))) for document in documents]
+
+    def _painted(self, images: Sequence[ImageSegment]) -> list[ImageSegment]:
+        if not images:
+            return []
+        pictures = self.image_tokenizer.decode(np.stack([image.codes_N for image in images]))  # type: ignore[arg-type]
+        return [replace(image, image=picture) for image, picture in zip(images, pictures, strict=True)]
+
+
+@dataclass(slots=True)
+class _Layout:
+    """The columns of a sequence while it is written."""
+
+    ids: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    trainable: list[bool] = field(default_factory=list)
+    slots: list[ImageSlot] = field(default_factory=list)
+
+    def put(self, new: Sequence[int], segment: int = -1, train: bool = False) -> None:
+        self.ids.extend(new)
+        self.segments.extend([segment] * len(new))
+        self.trainable.extend([train] * len(new))
+
+    def put_image(
+        self,
+        pattern: Sequence[int],
+        codes: Sequence[int],
+        segment: int,
+        role: Literal["given", "generated"],
+        pixels: Tensor | None,
+    ) -> None:
+        start, left = len(self.ids), iter(codes)
+        for forced in pattern:
+            self.put([next(left) if forced == CODE else forced], segment, forced == CODE and role == "generated")
+        self.slots.append(ImageSlot(start, len(self.ids) - 1, segment, role, pixels))

@@ -5,10 +5,11 @@ completion tokens, V text vocabulary, N image tokens of one image, D codes a pos
 
 Ids are joint: a text id is below V, image code c is V + c, so an id alone tells its modality. A document is laid out as
 
-    <bos> prompt segments <answer> completion segments <eos>
+    start, prompt segments, answer, completion segments, <eos>
 
-and an image as `<boi>` N codes `<eoi>`. The sampler chooses `<boi>` and `<eos>`; `<eoi>` follows by the grammar, so it
-is never trained and its log-prob is zero.
+where `start` and `answer` are the ids of the model's chat template, and an image as `<boi>` and the ids of its
+pattern, which ends with `<eoi>`. The sampler chooses `<boi>`, the codes and `<eos>`; whatever else a pattern holds
+follows by the grammar, so it is never trained and its log-prob is zero.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+CODE = -1
+"""Where a code stands in the pattern of an image."""
+
 
 @dataclass(frozen=True, slots=True)
 class ControlIds:
@@ -30,12 +34,13 @@ class ControlIds:
     eos: int
     boi: int
     eoi: int
-    answer: int
+    image: int | None = None
+    """Stands, once a feature, where the model sees a picture through its own encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The joint id space and the image grammar of a model."""
+    """The joint id space, the layout of documents and the image grammar of a model."""
 
     controls: ControlIds
     text_size: int
@@ -44,11 +49,28 @@ class Vocabulary:
     """Number of image codes; the joint id of code c is V + c."""
     image_length: int
     """N: codes of one image."""
+    start: tuple[int, ...]
+    """Ids before the prompt."""
+    answer: tuple[int, ...]
+    """Ids between the prompt and the completion."""
+    image: tuple[int, ...]
+    """What follows `<boi>` in an image of codes: `CODE` where one stands, else the id that the grammar forces."""
+    given: tuple[int, ...]
+    """What follows `<boi>` in a given image: the same, or one `controls.image` a feature."""
+    never_sampled: tuple[int, ...]
+    """Text ids the model may not choose: the grammar or the processor writes them, or they are codes."""
+    pads_prompt: bool = False
+    """How guidance takes a prompt away: it is padded over, all but `<bos>` (Janus); else it is empty."""
 
     @property
-    def never_sampled(self) -> tuple[int, ...]:
-        """Text ids the model may not choose: the grammar or the processor writes them."""
-        return (self.controls.pad, self.controls.bos, self.controls.eoi, self.controls.answer)
+    def last_code(self) -> int:
+        """Where the last code stands in the pattern of an image."""
+        return len(self.image) - 1 - self.image[::-1].index(CODE)
+
+    @property
+    def features(self) -> int:
+        """Features of a picture that the model sees through an encoder of its own; 0 where it has none."""
+        return 0 if self.controls.image is None else self.given.count(self.controls.image)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +78,13 @@ class ImageSlot:
     """Where one image stands in a sequence."""
 
     start: int
-    """First code, in T; `<boi>` stands before it."""
+    """The id behind `<boi>`, in T."""
     stop: int
-    """One past the last code; `<eoi>` stands there."""
+    """The last id of the pattern, an `<eoi>`."""
     segment: int
     role: Literal["given", "generated"]
+    pixels: Tensor | None = None
+    """[3, S, S] for the model's own encoder, where it sees this image by features."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +92,11 @@ class TokenSequence:
     ids_T: Tensor
     """Joint ids, int64 [T]."""
     segment_T: Tensor
-    """Index of the document's segment, int64 [T]; -1 for `<bos>` and `<answer>`; `<eos>` has the number of segments."""
+    """Index of the document's segment, int64 [T]; -1 for the template; `<eos>` has the number of segments."""
     trainable_T: Tensor
     """Where the model's own choices stand, bool [T]."""
     prompt_length: int
-    """Tokens up to and with `<answer>`."""
+    """Tokens before the completion."""
     slots: tuple[ImageSlot, ...] = ()
 
     def __len__(self) -> int:
@@ -93,6 +117,10 @@ class TokenBatch:
     trainable_BT: Tensor
     images_before_BT: Tensor
     """Number of images begun in the completion before a token; the grammar's `max_images` counts it."""
+    prompt_BT: Tensor
+    """What guidance takes away."""
+    pixels_BI: Tensor
+    """Pictures that the model sees by features, in order, padded with zeros: [B, I, 3, S, S], or [B, 0] without any."""
 
     def mask_BTT(self) -> Tensor:
         """True where a token may attend: earlier (or itself) and of the same sequence. Shape [B, 1, T, T]."""
@@ -101,21 +129,29 @@ class TokenBatch:
         causal = torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
         return (same & causal)[:, None]
 
-    def without_prompt(self, answer: int) -> tuple[Tensor, Tensor]:
-        """Positions [B, T] and mask [B, 1, T, T] of the same tokens had their prompts been empty: `<bos> <answer> ...`.
+    def without_prompt(self, vocabulary: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids [B, T], positions [B, T] and mask [B, 1, T, T] of the same tokens had their prompts been taken away.
 
-        What classifier-free guidance calls unconditional. `answer` is the id of `<answer>`; the prompt's own tokens
-        attend only themselves, and what they give is not to be read.
+        What classifier-free guidance calls unconditional. An empty prompt's tokens attend only themselves, and what
+        they give is not to be read.
         """
-        answered_BT = (self.ids_BT == answer).cumsum(1) > self.sequence_BT  # one `<answer>` a sequence
-        prompt_BT = ~answered_BT & (self.positions_BT > 0)
+        ids_BT = self.ids_BT.masked_fill(self.prompt_BT, vocabulary.controls.pad)
+        if vocabulary.pads_prompt:
+            return ids_BT, self.positions_BT, self.mask_BTT()
         skipped_BT = torch.zeros_like(self.positions_BT)
         for index in range(int(self.sequence_BT.max()) + 1 if self.sequence_BT.numel() else 0):
             own_BT = self.sequence_BT == index
-            skipped_BT += own_BT * (prompt_BT & own_BT).sum(1, keepdim=True)
-        positions_BT = torch.where(answered_BT, self.positions_BT - skipped_BT, 0).clamp(min=0)
-        itself = torch.eye(self.ids_BT.shape[1], dtype=torch.bool, device=self.ids_BT.device)
-        return positions_BT, self.mask_BTT() & ~prompt_BT[:, None, None, :] | itself
+            skipped_BT += own_BT * (self.prompt_BT & own_BT).cumsum(1)
+        positions_BT = (self.positions_BT - skipped_BT).clamp(min=0)
+        itself = torch.eye(ids_BT.shape[1], dtype=torch.bool, device=ids_BT.device)
+        return ids_BT, positions_BT, self.mask_BTT() & ~self.prompt_BT[:, None, None, :] | itself
+
+    def pictures(self, vocabulary: Vocabulary) -> Tensor:
+        """The pictures that placeholders stand for, in the order of rows and tokens, [n, 3, S, S]."""
+        seen_BT = self.ids_BT == vocabulary.controls.image
+        held_B = (seen_BT.sum(1) + vocabulary.features - 1) // vocabulary.features
+        order_I = torch.arange(self.pixels_BI.shape[1], device=held_B.device)
+        return self.pixels_BI[order_I < held_B[:, None]]
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(*(getattr(self, name).to(device) for name in self.__slots__))
@@ -124,26 +160,31 @@ class TokenBatch:
         return TokenBatch(*(getattr(self, name)[index] for name in self.__slots__))
 
 
-def images_before(ids_T: Tensor, prompt_length: int, boi: int) -> Tensor:
-    """Number of `<boi>` in the completion strictly before each token, int64 [T]."""
-    begun_T = (ids_T == boi) & (torch.arange(ids_T.shape[0]) >= prompt_length)
-    return begun_T.cumsum(0) - begun_T.long()
+def images_before(sequence: TokenSequence) -> Tensor:
+    """Number of images begun in the completion strictly before each token, int64 [T]."""
+    begun_T = torch.zeros(len(sequence), dtype=torch.long)
+    for slot in sequence.slots:
+        begun_T[slot.start - 1] = slot.start > sequence.prompt_length
+    return begun_T.cumsum(0) - begun_T
 
 
-def collate(rows: Sequence[Sequence[TokenSequence]], controls: ControlIds, length: int | None = None) -> TokenBatch:
+def collate(rows: Sequence[Sequence[TokenSequence]], vocabulary: Vocabulary, length: int | None = None) -> TokenBatch:
     """Puts the sequences of each row one after the other and pads on the right, to `length` if given.
 
     Attention and positions are those of each sequence alone, so a packed row gives the losses of its sequences (a test
     says so).
     """
-    width = length or max(sum(len(sequence) for sequence in row) for row in rows)
+    controls, width = vocabulary.controls, length or max(sum(len(sequence) for sequence in row) for row in rows)
+    shape = (len(rows), width)
     batch = TokenBatch(
-        ids_BT=torch.full((len(rows), width), controls.pad),
-        positions_BT=torch.zeros(len(rows), width, dtype=torch.long),
-        sequence_BT=torch.full((len(rows), width), -1),
-        segment_BT=torch.full((len(rows), width), -1),
-        trainable_BT=torch.zeros(len(rows), width, dtype=torch.bool),
-        images_before_BT=torch.zeros(len(rows), width, dtype=torch.long),
+        ids_BT=torch.full(shape, controls.pad),
+        positions_BT=torch.zeros(shape, dtype=torch.long),
+        sequence_BT=torch.full(shape, -1),
+        segment_BT=torch.full(shape, -1),
+        trainable_BT=torch.zeros(shape, dtype=torch.bool),
+        images_before_BT=torch.zeros(shape, dtype=torch.long),
+        prompt_BT=torch.zeros(shape, dtype=torch.bool),
+        pixels_BI=_pixels(rows),
     )
     for row, sequences in enumerate(rows):
         start = segments = 0
@@ -156,6 +197,29 @@ def collate(rows: Sequence[Sequence[TokenSequence]], controls: ControlIds, lengt
             batch.segment_BT[row, span] = segments + segment_T
             segments += int(segment_T.max()) + 1
             batch.trainable_BT[row, span] = sequence.trainable_T
-            batch.images_before_BT[row, span] = images_before(sequence.ids_T, sequence.prompt_length, controls.boi)
+            batch.images_before_BT[row, span] = images_before(sequence)
+            batch.prompt_BT[row, span] = taken_away(sequence, vocabulary)
             start = span.stop
     return batch
+
+
+def taken_away(sequence: TokenSequence, vocabulary: Vocabulary) -> Tensor:
+    """The tokens of its prompt that a sequence loses under guidance, bool [T]."""
+    order_T = torch.arange(len(sequence))
+    if vocabulary.pads_prompt:
+        return (order_T < sequence.prompt_length) & (sequence.ids_T != vocabulary.controls.bos)
+    end = sequence.prompt_length - len(vocabulary.answer)
+    return (order_T >= len(vocabulary.start)) & (order_T < end)
+
+
+def _pixels(rows: Sequence[Sequence[TokenSequence]]) -> Tensor:
+    held = [[slot.pixels for item in row for slot in item.slots if slot.pixels is not None] for row in rows]
+    most = max(map(len, held))
+    if not most:
+        return torch.zeros(len(rows), 0)
+    example = next(pixels for row in held for pixels in row)
+    padded = example.new_zeros(len(rows), most, *example.shape)
+    for row, pictures in enumerate(held):
+        for index, pixels in enumerate(pictures):
+            padded[row, index] = pixels
+    return padded

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from .errors import InputError
-from .sequence import ControlIds
+from .template import Template
 
-CONTROL_TOKENS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "boi": "<boi>", "eoi": "<eoi>", "answer": "<answer>"}
+CONTROL_TOKENS = {name: getattr(Template(), name) for name in ("pad", "bos", "eos", "boi", "eoi", "answer")}
 
 WORDS = r" ?\p{L}+(?:'\p{L}+)?[.,;:!?)]*|\s*\n[\s#*\-\d.]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 """What merges may not cross: a word with the punctuation after it, a line break with the Markdown marker behind it, a
@@ -42,11 +41,3 @@ def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizer
         extra_special_tokens={f"{name}_token": CONTROL_TOKENS[name] for name in ("boi", "eoi", "answer")},
         clean_up_tokenization_spaces=False,
     )
-
-
-def control_ids(tokenizer: PreTrainedTokenizerFast) -> ControlIds:
-    """Raises InputError where the tokenizer lacks one."""
-    vocabulary = tokenizer.get_vocab()
-    if missing := [token for token in CONTROL_TOKENS.values() if token not in vocabulary]:
-        raise InputError(f"the text tokenizer has no token {missing[0]}; it is none that limner made")
-    return ControlIds(**{name: vocabulary[token] for name, token in CONTROL_TOKENS.items()})

@@ -23,8 +23,8 @@ SCORE_SAVED, SCORE_PASSING = 4, 12
 """Bytes of one score (token x choice) that autograd keeps, and that come and go: `models.policy._score`."""
 SAMPLER_SCORE = 29
 """Bytes of one score in the sampler's draw: three float32, two float64, a mask: `models.generation._draw`."""
-BATCH_TOKEN = 53
-"""Bytes of one token in the rollout buffer: five int64, three float32, a mask: `models.sequence.TokenBatch`."""
+BATCH_TOKEN = 54
+"""Bytes of one token in the rollout buffer: five int64, three float32, two masks: `models.sequence.TokenBatch`."""
 CONTEXT = 2**30
 """CUDA context, cuBLAS and NCCL: an allowance, not a prediction."""
 ZERO_BUCKET, ZERO_LIVE = 500_000_000, 1_000_000_000

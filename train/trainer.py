@@ -91,6 +91,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             **kwargs,
         )
         check_setup(self.accelerator)
+        policy.processor.image_tokenizer.to(self.accelerator.device)
         self.add_callback(_LogAtSave())
         self._replay = self._replay_batches() if algorithm.replay.sources else None
 
@@ -110,7 +111,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         seen = self.state.global_step * self.args.gradient_accumulation_steps  # micro-batches before a resume
         rows = islice(rows, seen * replay.rows, None)
         while True:
-            yield collate([next(rows) for _ in range(replay.rows)], self.policy.vocabulary.controls)
+            yield collate([next(rows) for _ in range(replay.rows)], self.policy.vocabulary)
 
     # ---- exact resume: the order of the prompts and the half-used rollout buffer ----
 
@@ -183,7 +184,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         seed = self.args.seed * 1_000_003 + self.state.global_step
         rollouts = self.sample([unpacked[row["prompt"]] for row in inputs], seed, first_row)
         output, outcome_R, segments_RK = score(rollouts, self.reward)
-        batch = collate([[item.sequence] for item in rollouts], self.policy.vocabulary.controls)
+        batch = collate([[item.sequence] for item in rollouts], self.policy.vocabulary)
         segment_BT = pad_sequence([r.sequence.segment_T for r in rollouts], batch_first=True, padding_value=-1)
         outcome, segments, algorithm = *self._normalised(outcome_R, segments_RK), self.algorithm
         process = process_advantages(segments, segment_BT, algorithm.process_discount, algorithm.process_mean)

@@ -71,7 +71,7 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         )
 
     def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
-        return {"token_batch": collate(rows, self.policy.vocabulary.controls)}
+        return {"token_batch": collate(rows, self.policy.vocabulary)}
 
     def get_train_dataloader(self) -> DataLoader:
         assert self.train_dataset is not None
@@ -121,7 +121,7 @@ def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, row
     ]
     sums = torch.zeros(2, 2)
     for row in list(pack(sequences, length))[:rows]:
-        batch = collate([row], policy.vocabulary.controls).to(policy.model.device)
+        batch = collate([row], policy.vocabulary).to(policy.model.device)
         logp_BT, _ = policy.log_probs(policy.model, batch)
         image_BT = batch.ids_BT >= policy.vocabulary.text_size
         for index, at in enumerate((batch.trainable_BT & ~image_BT, batch.trainable_BT & image_BT)):

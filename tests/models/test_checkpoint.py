@@ -32,7 +32,7 @@ def saved(policy, tmp_path_factory):
 
 
 def scores(policy):
-    batch = collate([policy.processor.encode_all([story(SCENES[:2]), story(SCENES[5:8])])], policy.vocabulary.controls)
+    batch = collate([policy.processor.encode_all([story(SCENES[:2]), story(SCENES[5:8])])], policy.vocabulary)
     with torch.no_grad():
         return policy.log_probs(policy.model, batch)[0]
 
@@ -71,7 +71,7 @@ def test_stock_libraries_load_it(policy, saved):
         kept = allowed[~torch.isin(allowed, torch.tensor(policy.vocabulary.never_sampled))]
         if sequence.trainable_T[t + 1]:
             expected[t] = logits[t, i] - logits[t, kept].logsumexp(0)
-    batch = collate([[sequence]], policy.vocabulary.controls)
+    batch = collate([[sequence]], policy.vocabulary)
     with torch.no_grad():
         logp_T = policy.log_probs(policy.model, batch)[0][0, 1:]
     torch.testing.assert_close(logp_T, expected, atol=1e-5, rtol=1e-5)

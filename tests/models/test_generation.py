@@ -8,7 +8,7 @@ import torch
 
 from limner.data.picture_stories import SCENES, caption, story_prompt
 from limner.models.errors import InputError
-from limner.models.generation import Sampling, generate
+from limner.models.generation import Sampling, generate, stream
 from limner.models.policy import _score
 from limner.models.sequence import collate
 
@@ -42,7 +42,7 @@ def joined(policy, prompts, samples):
 
 def replayed(policy, rows, **options):
     """Log-probs of the completions of packed rows, as the training forward sees them, in order."""
-    batch = collate(rows, policy.vocabulary.controls)
+    batch = collate(rows, policy.vocabulary)
     with torch.no_grad():
         logp_BT, entropy_BT = policy.log_probs(policy.model, batch, **options)
     assert not logp_BT[~batch.trainable_BT].any() and not entropy_BT[~batch.trainable_BT].any()
@@ -115,7 +115,7 @@ def test_guidance_of_zero_never_sees_the_prompt(policy, prompts, processor):
 
 def test_the_entropy_has_a_gradient_where_it_is_asked_for(make_policy, prompts):
     policy = make_policy(1)
-    batch = collate([prompts], policy.vocabulary.controls)
+    batch = collate([prompts], policy.vocabulary)
     batch = replace(batch, trainable_BT=batch.sequence_BT >= 0)
     for wanted in (False, True):
         _, entropy = policy.log_probs(policy.model, batch, entropy_gradient=wanted)
@@ -126,7 +126,7 @@ def test_chunks_change_neither_scores_nor_gradients(make_policy, prompts):
     def scored(chunk):
         policy = make_policy(1)
         samples = generate(policy, prompts, Sampling(40, seed=3))
-        batch = collate([joined(policy, prompts, samples)], policy.vocabulary.controls)
+        batch = collate([joined(policy, prompts, samples)], policy.vocabulary)
         logp, entropy = policy.log_probs(policy.model, batch, guidance=1.5, chunk=chunk, entropy_gradient=True)
         (logp.sum() + 0.1 * entropy.sum()).backward()
         return logp, entropy, torch.cat([p.grad.flatten() for p in policy.model.parameters()])
@@ -148,7 +148,7 @@ def test_replayed_log_probs_differ_after_one_step(make_policy, prompts):
     samples = generate(policy, prompts, Sampling(40, seed=3))
     rows = [[sequence] for sequence in joined(policy, prompts, samples)]
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
-    batch = collate(rows, policy.vocabulary.controls)
+    batch = collate(rows, policy.vocabulary)
     logp_BT, entropy_BT = policy.log_probs(policy.model, batch, max_images=2, entropy_gradient=True)
     (logp_BT.mean() + entropy_BT.mean()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.model.parameters())
@@ -275,7 +275,7 @@ def test_greedy_decoding(policy, prompts):
 
 def first_step(policy, prompt):
     """Probabilities of the first token by the model's own head."""
-    batch = collate([[prompt]], policy.vocabulary.controls)
+    batch = collate([[prompt]], policy.vocabulary)
     with torch.no_grad():
         hidden = policy.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None)[0, -1]
         scores = policy.text_logits(hidden)
@@ -357,3 +357,15 @@ def test_sampling_settings_out_of_range_are_named(wrong):
     with pytest.raises(InputError, match=f"sampling: {next(iter(wrong))} = ") as error:
         Sampling(**wrong)
     assert "\n" not in str(error.value)
+
+
+def test_a_stream_is_what_generate_gives(policy, prompts):
+    sampling = Sampling(60, seed=5)
+    (sample,) = generate(policy, prompts[:1], sampling)
+    assert list(stream(policy, prompts[0], sampling)) == sample.ids_C.tolist()
+
+
+def test_an_answer_that_begins_with_an_image(policy, prompts):
+    for sample in generate(policy, prompts, Sampling(20, seed=5, begin_with_image=True)):
+        assert sample.ids_C[0] == policy.vocabulary.controls.boi and sample.logp_C[0] == 0
+        assert (sample.ids_C[1:17] >= policy.vocabulary.text_size).all()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from limner.data.picture_stories import SCENES, draw_scene
 from limner.models.errors import InputError
-from limner.models.image_tokenizer import VQImageTokenizer
+from limner.models.image_tokenizer import VQImageTokenizer, load_image_tokenizer
 
 
 def create(seed=0, **settings):
@@ -42,7 +42,7 @@ def pictures():
 @pytest.mark.parametrize(("settings", "grid"), SHAPES)
 def test_shapes(settings, grid, pictures):
     tokenizer = create(**settings)
-    assert (tokenizer.grid, tokenizer.tokens_per_image, tokenizer.codes) == (grid, grid**2, 32)
+    assert (tokenizer.shape, tokenizer.codes) == ((grid, grid), 32)
     codes = tokenizer.encode(pictures)
     assert len({tuple(code) for code in codes}) == 5
     assert [code.shape for code in codes] == [(grid**2,)] * 5
@@ -126,7 +126,7 @@ def test_a_size_that_does_not_fit_is_refused():
 def test_save_and_load_are_exact(settings, grid, pictures, tmp_path):
     tokenizer = create(**settings)
     tokenizer.save_pretrained(tmp_path)
-    loaded = VQImageTokenizer.from_pretrained(tmp_path)
+    loaded = load_image_tokenizer(tmp_path)
     assert loaded.fingerprint() == tokenizer.fingerprint() and not loaded.training
     assert (loaded.grid, loaded.tiled, loaded.patch) == (grid, tokenizer.tiled, tokenizer.patch)
     assert np.array_equal(loaded.encode(pictures), tokenizer.encode(pictures))
@@ -137,10 +137,10 @@ def test_save_and_load_are_exact(settings, grid, pictures, tmp_path):
 
 def test_what_is_no_image_tokenizer_is_named(tmp_path):
     with pytest.raises(InputError, match="no image_tokenizer.json"):
-        VQImageTokenizer.from_pretrained(tmp_path)
+        load_image_tokenizer(tmp_path)
     create().save_pretrained(tmp_path)
     for settings in ({"type": "VQGAN"}, {"type": "VQModel", "patch": 8}, {"type": "VQModel", "image_size": 33}, [], {}):
         (tmp_path / "image_tokenizer.json").write_text(json.dumps(settings))
         with pytest.raises(InputError) as error:
-            VQImageTokenizer.from_pretrained(tmp_path)
+            load_image_tokenizer(tmp_path)
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config
 
 from limner.data.picture_stories import SCENES, caption, story, text_to_image
-from limner.models.sequence import collate, images_before
+from limner.models.sequence import ImageSlot, TokenSequence, collate, images_before
 from limner.models.shared_vocabulary import SharedVocabularyPolicy
 
 
@@ -27,7 +27,7 @@ def absolute_policy(processor):
 def scored(policy, rows, length=None):
     """Log-probs and entropies of each sequence, and the gradient of their sums."""
     policy.model.zero_grad()
-    batch = collate(rows, policy.vocabulary.controls, length)
+    batch = collate(rows, policy.vocabulary, length)
     logp_BT, entropy_BT = policy.log_probs(policy.model, batch)
     (logp_BT.sum() + 0.1 * entropy_BT.sum()).backward()
     parts = [
@@ -64,8 +64,8 @@ def test_packed_equals_unpacked(make_policy, processor, sequences, absolute):
 
 
 def test_collate(processor, sequences):
-    control = processor.vocabulary.controls
-    batch = collate([sequences[:2], sequences[2:3]], control, 300)
+    control, vocabulary = processor.vocabulary.controls, processor.vocabulary
+    batch = collate([sequences[:2], sequences[2:3]], vocabulary, 300)
     used = [len(sequences[0]) + len(sequences[1]), len(sequences[2])]
     assert batch.ids_BT.shape == (2, 300)
     for row, parts in enumerate((sequences[:2], sequences[2:3])):
@@ -79,13 +79,13 @@ def test_collate(processor, sequences):
             batch.sequence_BT[row, used[row] :] == -1
         ).all()
         assert not batch.trainable_BT[row, used[row] :].any()
-    assert collate([sequences], control).ids_BT.shape == (1, sum(map(len, sequences)))
+    assert collate([sequences], vocabulary).ids_BT.shape == (1, sum(map(len, sequences)))
     first = batch.rows(slice(0, 1)).to("cpu")
     assert torch.equal(first.ids_BT, batch.ids_BT[:1]) and torch.equal(first.sequence_BT, batch.sequence_BT[:1])
 
 
 def test_the_mask_isolates(processor, sequences):
-    batch = collate([sequences[:3], sequences[3:]], processor.vocabulary.controls, 300)
+    batch = collate([sequences[:3], sequences[3:]], processor.vocabulary, 300)
     mask = batch.mask_BTT()
     assert mask.shape == (2, 1, 300, 300)
     for row in range(2):
@@ -106,6 +106,20 @@ def test_a_neighbour_cannot_be_seen(make_policy, sequences):
 
 
 def test_images_before_counts_the_completion_alone():
-    boi = 3
-    ids_T = torch.tensor([1, 3, 9, 4, 5, 8, 3, 9, 4, 3, 9, 4, 2])
-    assert images_before(ids_T, 5, boi).tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    ids_T = torch.tensor([1, 3, 9, 4, 5, 8, 3, 9, 4, 3, 9, 4, 2])  # <boi> is 3, <eoi> is 4, a code is 9
+    slots = tuple(ImageSlot(start, start + 1, 0, "given") for start in (2, 7, 10))
+    assert images_before(TokenSequence(ids_T, ids_T, ids_T > 0, 5, slots)).tolist() == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]

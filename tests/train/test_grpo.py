@@ -101,14 +101,15 @@ def test_process_rewards_reach_the_tokens_of_their_segments(make_policy, tmp_pat
     policy = make_policy(0)
     algorithm = {"outcome_weight": 0.0, "process_weight": 1.0, "process_discount": 0.5}
     rows = rows_of(trained(policy, settings(tmp_path, max_steps=1), **algorithm))
-    control, groups = policy.vocabulary.controls, defaultdict(list)
+    (answer,), groups = policy.vocabulary.answer, defaultdict(list)
     for row, ids_T in enumerate(rows["ids_BT"].tolist()):
-        start = ids_T.index(control.answer) + 1
+        start = ids_T.index(answer) + 1
         groups[tuple(ids_T[:start])].append((row, start))
     assert [len(members) for members in groups.values()] == [4, 4]
     for members in groups.values():
         readings = [
-            policy.processor.read(completion_of(rows["ids_BT"][row], start, control.pad)) for row, start in members
+            policy.processor.read(completion_of(rows["ids_BT"][row], start, policy.vocabulary.controls.pad))
+            for row, start in members
         ]
         scores = [[Illustrated.of(segment) for segment in reading.document.segments] for reading in readings]
         width = max(map(len, scores))

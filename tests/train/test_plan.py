@@ -83,7 +83,8 @@ def batch_of(policy: SharedVocabularyPolicy, run: Run) -> TokenBatch:
     ids_BT[:, length - round(run.completion * run.image_share) :] = text
     rows_BT = torch.arange(length).expand(run.rows, length)
     zeros_BT = torch.zeros_like(ids_BT)
-    return TokenBatch(ids_BT, rows_BT, zeros_BT, zeros_BT, rows_BT >= run.prompt, zeros_BT)
+    answer_BT, no_pictures = rows_BT >= run.prompt, torch.zeros(run.rows, 0)
+    return TokenBatch(ids_BT, rows_BT, zeros_BT, zeros_BT, answer_BT, zeros_BT, ~answer_BT, no_pictures)
 
 
 def bytes_saved(policy: SharedVocabularyPolicy, run: Run, under) -> int:
@@ -144,8 +145,7 @@ def test_lora_has_peft_s_number_of_parameters(policy, tmp_path):
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_kv_cache_is_exact(policy, guidance, tmp_path):
-    control = policy.vocabulary.controls
-    ids_T = torch.tensor([control.bos, *range(100, 100 + PROMPT - 2), control.answer])
+    ids_T = torch.tensor([*policy.vocabulary.start, *range(100, 100 + PROMPT - 2), *policy.vocabulary.answer])
     prompt = TokenSequence(ids_T, torch.zeros(PROMPT), torch.zeros(PROMPT, dtype=torch.bool), PROMPT)
     run = replace(RUN, steps_per_generation=3, guided=guidance != 1)
     with torch.no_grad():
@@ -247,7 +247,7 @@ def test_command(policy, tmp_path, capsys):
         (["--model", "nowhere"], "no config.json"),
         ([], "model: missing"),
         (["--model", "MODEL", "--memory", "-1"], "memory: -1.0 is out of range"),
-        (["--model", "MODEL", "--gpus", "0"], "gpus: 0"),
+        (["--config", "grpo/tiny", "--model", "MODEL", "--gpus", "0"], "^--gpus: 0 is no number"),
         (["--model", "MODEL", "--strategy", "zero4"], "zero4"),
         (["--model", "MODEL", "--image_share", "0.5"], "--image_codes"),
         (["--model", "BROKEN"], "cannot be read"),

@@ -131,7 +131,7 @@ def outcome(trainer) -> dict:
 
 @torch.no_grad()
 def scores(policy) -> torch.Tensor:
-    batch = collate([policy.processor.encode_all([story(SCENES[:2]), story(SCENES[5:8])])], policy.vocabulary.controls)
+    batch = collate([policy.processor.encode_all([story(SCENES[:2]), story(SCENES[5:8])])], policy.vocabulary)
     return policy.log_probs(policy.model.eval(), batch)[0]
 
 

@@ -28,7 +28,7 @@ def batch(make_policy) -> RolloutBatch:
     segments = [[None, *(k / 10 for k in range(1, len(r.completion.answer.segments)))] for r in rollouts]
     segments = [row[: len(r.completion.answer.segments)] for row, r in zip(segments, rollouts, strict=True)]
     outcome = [None, *(row / 10 for row in range(1, len(rows)))]
-    tokens = collate([[r.sequence] for r in rollouts], policy.vocabulary.controls)
+    tokens = collate([[r.sequence] for r in rollouts], policy.vocabulary)
     advantages_RT = torch.zeros(tokens.ids_BT.shape)
     for row, item in enumerate(rollouts):
         advantages_RT[row, : len(item.sequence)] = row + item.sequence.segment_T / 8
