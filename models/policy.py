@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache
 from .errors import InputError
 from .processing import Processor
 from .sequence import TokenBatch
+from .template import Template
 from .vision import Vision
 
 
@@ -39,6 +40,16 @@ class UnifiedPolicy(ABC):
         self._stock_forward = model.forward
         # Not the bound method: accelerate takes a forward's function and binds it to the model.
         model.forward = partial(self._forward)  # type: ignore[method-assign]
+
+    @classmethod
+    def new_layout(cls, image_size: int, grid: tuple[int, int]) -> tuple[Template, Vision | None]:
+        """What a new model of this family goes by, whose pictures have so many pixels a side and this grid of codes."""
+        return Template(), None
+
+    @classmethod
+    def create(cls, config: Any, processor: Processor) -> UnifiedPolicy:
+        """A new model of random weights around a language model of this configuration; its vocabulary is made to fit."""
+        raise InputError(f"family {cls.family!r}: new models are not made; start from a checkpoint")
 
     @classmethod
     def vision(cls, directory: Path, config: Any) -> Vision | None:
@@ -81,19 +92,18 @@ class UnifiedPolicy(ABC):
         """
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Pictures [n, 3, S, S] as the model's own encoder sees them, [n, features, H]."""
+        """Pictures [n, 3, S, S] as the model's own encoder sees them, [n, features, H]; n may be 0 (`pixels` [0])."""
         raise NotImplementedError(f"{self.family}: this model sees given pictures as codes")
 
     def features_of(self, batch: TokenBatch) -> Tensor | None:
         """What stands at the placeholders of a batch, [n, H]; None for a model that sees pictures as codes."""
-        size = self.vocabulary.features
-        if not size:
+        if not self.vocabulary.features:
             return None
-        features = self.image_features(batch.pictures(self.vocabulary)).flatten(0, 1)
-        seen_BT = batch.ids_BT == self.vocabulary.controls.image
-        held_B = (seen_BT.sum(1) + size - 1) // size  # the length limit may have cut the last of a row
-        first_B = (held_B.cumsum(0) - held_B) * size
-        return features[(first_B[:, None] + seen_BT.cumsum(1) - 1)[seen_BT]]
+        seen_BT, picture_BT, place_BT = batch.placeholders(self.vocabulary)
+        held_B = picture_BT.max(1).values + 1
+        first_B = held_B.cumsum(0) - held_B
+        features = self.image_features(batch.pictures(self.vocabulary))
+        return features[(first_B[:, None] + picture_BT)[seen_BT], place_BT[seen_BT]]
 
     def log_probs(
         self,
@@ -165,9 +175,11 @@ class UnifiedPolicy(ABC):
 
         image_states = [hidden[image_at]]
         if guidance != 1.0:
-            ids_BT, *others = batch.without_prompt(self.vocabulary)
+            ids_BT, positions_BT, mask = batch.without_prompt(self.vocabulary)
             kept_BT = (ids_BT == batch.ids_BT)[batch.ids_BT == self.vocabulary.controls.image]
-            unconditional = self.hidden(ids_BT, *others, None, None if features is None else features[kept_BT])
+            unconditional = self.hidden(
+                ids_BT, positions_BT, mask, None, None if features is None else features[kept_BT]
+            )
             image_states.append(unconditional[:, :-1][image_at])
         images_before = batch.images_before_BT[:, 1:][text_at]
         logp = torch.zeros(target.shape, dtype=torch.float32, device=target.device)
