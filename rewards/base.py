@@ -30,6 +30,8 @@ class RewardOutput:
     """One score for each segment of each answer (ragged), 0 to 1: the process rewards."""
     breakdown: dict[str, list[float | None]] = field(default_factory=dict)
     """Named parts of the outcome, for people."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Scores that are None because the scoring failed, by kind; a guard counts them."""
 
 
 class Reward(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .format import FormatReward, Pattern
 from .guard import GuardedReward
 from .hybrid import HybridReward
+from .judge import JudgeConfig, judge_rewards
 from .picture_stories import PictureReward, SentenceReward
 
 
@@ -23,6 +24,8 @@ class RewardsConfig:
     """Pictures against the plan."""
     image_sentence: float = 1.0
     """Pictures against the model's own sentences."""
+    judge: JudgeConfig | None = None
+    """A vision-language model that scores by prompt templates, each with a weight; none by default."""
     timeout: float = 300.0
     """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
     patience: int = 3
@@ -37,5 +40,6 @@ def build_reward(config: RewardsConfig) -> HybridReward:
         (PictureReward("plan"), config.image_plan),
         (PictureReward("sentence"), config.image_sentence),
     ]
+    parts += judge_rewards(config.judge) if config.judge else []
     guarded = [(GuardedReward(part, config.timeout, config.patience), weight) for part, weight in parts if weight]
     return HybridReward(guarded)

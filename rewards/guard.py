@@ -3,9 +3,9 @@
 The rule. A call that raises, gives no answer in time, or returns something else than one score for every completion and
 segment has failed: all its scores are None ("does not apply") for that batch, so that the other rewards decide. After
 `patience` failed calls in a row the run stops with an InputError, because a run whose reward is dead learns nothing
-from it. A single score that is NaN or infinite becomes None and is counted; where no score is left, the call has
-failed. An InputError of the reward itself (a prompt it cannot score, a setting) goes through at once, and so does
-Ctrl-C.
+from it. A single score that is NaN or infinite becomes None and is counted, as are those that the reward itself says
+have failed (`RewardOutput.failed`); where no score is left, the call has failed. An InputError of the reward itself (a
+prompt it cannot score, a setting) goes through at once, and so does Ctrl-C.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class GuardedReward:
         self.failures: Counter[str] = Counter()
         """Failed calls by kind."""
         self.dropped = 0
-        """Single scores that were no finite number."""
+        """Single scores that were no finite number, or that the reward said have failed."""
         self.in_a_row = 0
         self.last_reason = ""
 
@@ -72,9 +72,11 @@ class GuardedReward:
             self._count(failure)
             return RewardOutput([None] * len(completions), [[None] * len(c.answer.segments) for c in completions])
         self.in_a_row = 0
-        if dropped:
-            self.dropped += dropped
-            self.last_reason = f"{dropped} of its scores in one call were NaN or infinite"
+        kinds = {**output.failed, **({"NaN or infinite": dropped} if dropped else {})}
+        if kinds:
+            self.dropped += sum(kinds.values())
+            words = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            self.last_reason = f"scores failed in one call: {words}"
             logger.warning("reward %r: %s; they count as missing", self.name, self.last_reason)
         return output
 
@@ -154,7 +156,8 @@ def cleaned(output: object, completions: Sequence[Completion]) -> tuple[RewardOu
         outcome = _numbers(output.outcome)
         segments = [_numbers(row) for row in output.segments]
         breakdown = {name: _finite(_numbers(part)) for name, part in output.breakdown.items()}
-    except (TypeError, AttributeError, OverflowError) as error:
+        failed = {str(kind): int(count) for kind, count in output.failed.items()}
+    except (TypeError, AttributeError, OverflowError, ValueError) as error:
         raise Failure("wrong types", f"its output holds something that is no list of scores: {error}") from None
     sizes, expected = [len(row) for row in segments], [len(c.answer.segments) for c in completions]
     if len(outcome) != len(completions) or sizes != expected or any(len(b) != len(outcome) for b in breakdown.values()):
@@ -167,7 +170,7 @@ def cleaned(output: object, completions: Sequence[Completion]) -> tuple[RewardOu
     dropped = sum(not math.isfinite(score) for score in given)
     if dropped and dropped == len(given):
         raise Failure("no finite score", f"all {dropped} scores were NaN or infinite; a score that is missing is None")
-    return RewardOutput(_finite(outcome), [_finite(row) for row in segments], breakdown), dropped
+    return RewardOutput(_finite(outcome), [_finite(row) for row in segments], breakdown, failed), dropped
 
 
 def _numbers(scores: Sequence[object]) -> list[float | None]:
