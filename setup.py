@@ -22,6 +22,7 @@ setup(
     package_data={
         f"{PACKAGE}.configs": ["**/*.yaml"],
         f"{PACKAGE}.data": ["*.txt"],
+        f"{PACKAGE}.rewards": ["templates/*.yaml"],
         f"{PACKAGE}.report": ["*.css", "*.js"],
     },
     install_requires=[
@@ -32,6 +33,7 @@ setup(
         "accelerate>=1.10.1,<2",
         "datasets>=4.7,<6",
         "tokenizers>=0.22,<0.24",
+        "huggingface_hub>=2,<3",
         "safetensors>=0.5,<1",
         "einops>=0.8,<1",
         "webdataset>=1.0,<2",
@@ -44,9 +46,11 @@ setup(
     extras_require={
         "deepspeed": ["deepspeed>=0.18.6,<0.20"],
         "peft": ["peft>=0.18,<0.22"],
+        "judge": ["openai>=3,<4"],
         "dev": [
             "peft>=0.18,<0.22",
             "deepspeed>=0.18.6,<0.20; sys_platform == 'linux'",
+            "openai>=3,<4",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "ruff>=0.17,<0.18",

@@ -15,6 +15,8 @@ HOMES = {
     "diffusers": ("models/image_tokenizer.py",),
     "peft": ("train/lora.py", "train/sharding.py"),
     "deepspeed": ("train/sharding.py",),
+    "huggingface_hub": ("models/hub.py", "report/model_card.py", "report/publish.py", "report/release_check.py"),
+    "openai": ("models/endpoint.py",),
 }
 MAX_FILE, MAX_FUNCTION, MAX_ENTRY = 450, 80, 150
 TEXT = (".py", ".yaml", ".toml", ".sh", ".css", ".js")
