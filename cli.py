@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .models.errors import InputError, run_or_exit
+from .models.errors import ArgumentParser, InputError, run_or_exit
 
 USAGE = """usage: limner COMMAND [...]
 
@@ -25,6 +25,8 @@ USAGE = """usage: limner COMMAND [...]
   study                 arms x seeds to one table and one figure
   bench grpo            time rollout, scoring and update, and stock TRL beside it
   generate              write an illustrated answer to a prompt
+  convert               bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM
+  publish               write a release with its model card, and upload it to the Hub
 
 `limner COMMAND --help` says more. Train on several processes with `torchrun --nproc-per-node N -m limner.train.warmup`
 (or `limner.train.grpo`) and the same flags."""
@@ -52,6 +54,8 @@ def run(argv: Sequence[str]) -> None:
         "study": _study,
         "bench": _bench,
         "generate": _generate,
+        "convert": _convert,
+        "publish": _publish,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -114,13 +118,20 @@ def _bench(argv: Sequence[str]) -> None:
     main(argv[1:])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{self.prog}: {message}")
+def _convert(argv: Sequence[str]) -> None:
+    from .models.convert import main
+
+    main(argv)
+
+
+def _publish(argv: Sequence[str]) -> None:
+    from .report.publish import main
+
+    main(argv)
 
 
 def _data(argv: Sequence[str]) -> None:
-    parser = _Parser(prog="limner data", description="Shards of documents.")
+    parser = ArgumentParser(prog="limner data", description="Shards of documents.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="{from-markdown,preview,validate}")
     command = commands.add_parser("from-markdown", help="turn a folder of Markdown with pictures into shards")
     command.add_argument("source", type=Path, metavar="SRC")
@@ -130,7 +141,7 @@ def _data(argv: Sequence[str]) -> None:
     command = commands.add_parser("preview", help="an HTML page of samples")
     command.add_argument("directory", type=Path, metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="page to write (default DIR-preview.html beside DIR)")
-    command.add_argument("--samples", type=int, default=24)
+    command.add_argument("--samples", type=int, default=24, help="documents shown (default 24)")
     command.add_argument("--split", choices=("train", "heldout"), default="train")
     command = commands.add_parser("validate", help="check every record")
     command.add_argument("directory", type=Path, metavar="DIR")
@@ -159,54 +170,53 @@ def _validate(arguments: argparse.Namespace) -> None:
     from .data.shards import read_index
     from .data.validate import validate
 
+    kinds = read_index(arguments.directory).kinds
     problems = validate(arguments.directory)
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InputError(f"{arguments.directory}: {problems[0]}{more}")
-    kinds = read_index(arguments.directory).kinds
     total = sum(sum(counts.values()) for counts in kinds.values())
     parts = [f"{split} {kind} {n}" for split, counts in kinds.items() for kind, n in counts.items() if n]
     print(f"{arguments.directory}: {total} records are sound ({', '.join(parts)})")
 
 
 def _generate(argv: Sequence[str]) -> None:
-    parser = _Parser(prog="limner generate", description="Writes an illustrated answer to a prompt.")
-    parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder")
+    parser = ArgumentParser(prog="limner generate", description="Writes an illustrated answer to a prompt.")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="checkpoint folder, or ORG/NAME on the Hub")
     parser.add_argument("--prompt", required=True, help="what to write about")
     parser.add_argument(
         "--image", action="append", type=Path, default=[], help="a picture before the prompt (repeatable)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="answer.html, answer.md or answer.json")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default 1)")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--max-images", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    settings = parser.add_argument_group("sampling", "Where none is given, the model's own settings hold.")
+    settings.add_argument("--temperature", type=float, help="0 is greedy")
+    settings.add_argument("--top-p", type=float, help="sample from the smallest set of tokens of this probability")
+    settings.add_argument("--top-k", type=int, help="sample from so many likeliest tokens; 0 is all")
+    settings.add_argument("--guidance", type=float, help="classifier-free guidance of pictures; 1 is none")
+    settings.add_argument("--max-new-tokens", type=int, help="longest answer, pictures included")
+    settings.add_argument("--max-images", type=int, help="most pictures of an answer")
+    settings.add_argument("--seed", type=int, help="another seed, another answer")
     arguments = parser.parse_args(argv)
 
-    from .models.checkpoint import load
     from .models.generation import Sampling
-    from .models.rendering import check_suffix, save
-    from .models.writing import make_prompt, write
+    from .models.hub import load_model
+    from .models.rendering import check_suffix
+    from .models.writing import make_prompt
 
+    names = ("temperature", "top_p", "top_k", "guidance", "max_new_tokens", "max_images", "seed")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     check_suffix(arguments.out)
-    sampling = Sampling(
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        max_images=arguments.max_images,
-        seed=arguments.seed,
-    )
+    Sampling(**given)  # a fault should not wait for the model
     prompt = make_prompt(arguments.prompt, arguments.image)
-    (answer,) = write(load(arguments.model), [prompt], sampling)
-    save(prompt + answer.document, arguments.out)
-    images = len(answer.document.images)
-    note = "" if answer.ended else f"; cut at {arguments.max_new_tokens} tokens, raise --max-new-tokens"
-    print(
-        f"{arguments.out}: {images} pictures{note}{'; an unfinished picture was left out' if answer.cut_image else ''}"
-    )
+    answer = load_model(arguments.model).write(prompt, **given)
+    answer.save(arguments.out)
+    notes = {
+        "cut at the limit of tokens, raise --max-new-tokens": not answer.ended,
+        "an unfinished picture was left out": answer.cut_image,
+        "word the prompt as the model's training data do, or try another --seed": not answer.images,
+    }
+    said = [f"{len(answer.images)} pictures", *(note for note, holds in notes.items() if holds)]
+    print(f"{arguments.out}: {'; '.join(said)}")
 
 
 if __name__ == "__main__":

@@ -2,24 +2,39 @@
 
 A configuration is a few dataclasses: training arguments of transformers or TRL, and plain ones of ours. `parse` fills
 them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.text 0.5`). TRL's parser
-defines the flags and the help, but hands on untouched what was given, and `schema.build` checks every value: to
-argparse the YAML values would be defaults, and of those it checks none that is not a string.
+defines the flags, but hands on untouched what was given, and `schema.build` checks every value: to argparse the YAML
+values would be defaults, and of those it checks none that is not a string. The help is made from the docstrings under
+the fields.
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib.resources
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
 from ..models.errors import InputError
-from .schema import Flag, Patch, Place, build, fields_of, is_structured, plain, unknown_key
+from .schema import (
+    Flag,
+    Patch,
+    Place,
+    build,
+    default_of,
+    docs_of,
+    fields_of,
+    is_structured,
+    plain,
+    section_of,
+    unknown_key,
+)
 from .yaml_file import read_yaml
 
 __all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "save_resolved"]
@@ -29,6 +44,9 @@ DERIVED = {"generation_batch_size": "steps_per_generation"}
 """TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
 SECRETS = ("hub_token", "api_key")
 UNSET = object()
+USAGE = """%(prog)s [--config NAME] [--KEY VALUE ...]
+
+NAME is a packaged configuration or a YAML file; flags win over it, and dots reach into sections."""
 
 
 def packaged_names() -> list[str]:
@@ -54,15 +72,19 @@ def find_config(name_or_path: str) -> Path:
 
 
 def parse(
-    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, prog: str | None = None
+    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, prog: str | None = None, usage: str = USAGE
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, from `--config NAME` and then `--key value`; faults are `InputError`s.
 
-    No two of the dataclasses may share a field name. `--help` prints and exits, as argparse does."""
+    No two of the dataclasses may share a field name. `--help` and `--help-all` print, under `usage`, and exit."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if {"-h", "--help", "--help-all"} & {*words}:
+        print(_help(dataclass_types, prog, usage, "--help-all" in words))
+        raise SystemExit(0)
     fields = {name: kind for cls in dataclass_types for name, kind in fields_of(cls).items()}
-    parser = _flag_parser(dataclass_types, fields, prog)
+    parser = _flag_parser(dataclass_types, fields)
     unset = argparse.Namespace(**{action.dest: UNSET for action in parser._actions})  # no default shows through
-    namespace, rest = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv), unset)
+    namespace, rest = parser.parse_known_args(words, unset)
     given = {name: value for name, value in vars(namespace).items() if value is not UNSET}
 
     config, source, mapping = given.pop("config", None), "command line", {}
@@ -112,13 +134,59 @@ def _packaged_root() -> Path:
     return Path(str(importlib.resources.files(__name__)))
 
 
-def _flag_parser(dataclass_types: Sequence[type], fields: dict[str, Any], prog: str | None) -> argparse.ArgumentParser:
+def _help(dataclass_types: Sequence[type], prog: str | None, usage: str, everything: bool) -> str:
+    """Our settings, section by section; then that those of transformers or TRL hold as well, or all of them."""
+    parser = argparse.ArgumentParser(prog=prog, usage=usage, add_help=False)
+    for cls in dataclass_types:
+        _explain(parser, parser, cls)
+    for cls in dataclass_types:
+        theirs = [field for field in dataclasses.fields(cls) if field.init and _is_foreign(field)]
+        if theirs:
+            origin = next(base for base in cls.__mro__ if base.__module__.startswith(("transformers.", "trl.")))
+            more = "output_dir, max_steps, learning_rate and resume_from_checkpoint among them"
+            group = parser.add_argument_group(
+                f"all settings of {origin.__module__.partition('.')[0]}.{origin.__name__}",
+                more if everything else f"{more}; --help-all lists them",
+            )
+            for field in theirs if everything else ():
+                _row(group, field.name, fields_of(cls)[field.name], field.metadata["help"], default_of(field))
+    return parser.format_help()
+
+
+def _explain(parser: argparse.ArgumentParser, group: Any, cls: type, base: Any = None, prefix: str = "") -> None:
+    """Rows of a dataclass's fields; a section whose fields say what they are becomes a group of its own."""
+    docs, kinds = docs_of(cls), fields_of(cls)
+    for field in dataclasses.fields(cls):
+        if not field.init or _is_foreign(field):
+            continue
+        name, doc = f"{prefix}{field.name}", docs.get(field.name, "")
+        default = default_of(field) if base is None else getattr(base, field.name)
+        section = section_of(kinds[field.name])
+        if section and docs_of(section):
+            _explain(parser, parser.add_argument_group(name, doc), section, default, f"{name}.")
+        else:
+            _row(group, name, kinds[field.name], doc, default)
+
+
+def _row(group: Any, name: str, kind: Any, doc: str, default: Any) -> None:
+    choices = f"{{{','.join(map(str, get_args(kind)))}}}" if get_origin(kind) is Literal else "VALUE"
+    if default not in (None, "", [], {}):
+        doc += f" (default: {default if isinstance(default, str) else json.dumps(plain(default))})"
+    group.add_argument(f"--{name}", metavar=choices, help=doc.strip().replace("%", "%%"))
+
+
+def _is_foreign(field: dataclasses.Field) -> bool:
+    """transformers and TRL say in the metadata what a field is, we in the docstring under it."""
+    return "help" in field.metadata
+
+
+def _flag_parser(dataclass_types: Sequence[type], fields: dict[str, Any]) -> argparse.ArgumentParser:
     """TRL's parser as a reader of flags only: it neither converts nor demands, and its faults are `InputError`s."""
     from trl import TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
     types: list[Any] = list(dataclass_types)
-    parser = TrlParser(types, prog=prog, allow_abbrev=False)
-    parser.add_argument("--config", metavar="NAME", help="packaged configuration, or a YAML file; flags win over it")
+    parser = TrlParser(types, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
     for action in parser._actions:
         if action.dest not in fields:
             continue
@@ -126,7 +194,6 @@ def _flag_parser(dataclass_types: Sequence[type], fields: dict[str, Any], prog: 
         action.type = None
         if is_structured(fields[action.dest]):
             action.nargs = None
-            action.metavar = "YAML"
 
     def error(message: str) -> NoReturn:
         raise InputError(f"command line: {message}")

@@ -1,12 +1,17 @@
 """Values into dataclasses: each is checked against its type hint, at any depth, and a fault names its place."""
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import re
 import reprlib
+import textwrap
 import types
 from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -64,7 +69,12 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str | Place, base: T 
     try:
         return cls(**values)
     except (ValueError, TypeError, ImportError) as error:  # the class's own checks, TrainingArguments' included
-        raise InputError(f"{place}: {' '.join(str(error).split())}") from error
+        text = " ".join(str(error).split())
+        named = {*re.findall(r"\w+", text)}
+        flags = {key: value.name for key, value in mapping.items() if isinstance(value, Flag) and key in named}
+        for key in flags:
+            text = text.removeprefix(f"{key}: ")
+        raise InputError(f"{', '.join(flags.values()) or place}: {text}") from error
 
 
 def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
@@ -101,7 +111,7 @@ def unknown_key(key: object, names: Iterable[str], where: str) -> InputError:
     near = difflib.get_close_matches(str(key), names, n=2)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(names))}"
     if not near and len(names) > 20:
-        hint = "see --help for all keys"
+        hint = "see --help-all for all keys"
     return InputError(f"{where}: unknown key; {hint}")
 
 
@@ -112,11 +122,30 @@ def fields_of(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
+@cache
+def docs_of(cls: type) -> dict[str, str]:
+    """What the docstring under each field says of it; a field without one is left out."""
+    docs = {}
+    for ancestor in reversed(cls.__mro__[:-1]):  # `object` has no source
+        definition: Any = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body[0]
+        for field, text in pairwise(definition.body):
+            match field, text:
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(doc))):
+                    docs[name] = inspect.cleandoc(doc)
+    return docs
+
+
 def default_of(field: dataclasses.Field) -> Any:
     """A field's default, None where it has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
+
+
+def section_of(kind: Any) -> type | None:
+    """The dataclass of a section, `X` of a hint `X` or `X | None`; None for any other hint."""
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
 
 
 def is_structured(kind: Any) -> bool:

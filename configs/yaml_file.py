@@ -18,7 +18,8 @@ def read_yaml(path: Path, source: str | None = None) -> dict[str, Any]:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise InputError(f"{source}:{line} {error.problem or error.context}") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{source}: cannot be read: {' '.join(str(error).split())}") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())  # an OSError says the path too
+        raise InputError(f"{source}: cannot be read: {reason}") from error
     if not isinstance(mapping, dict):
         what = "the file is empty" if mapping is None else f"found a {type(mapping).__name__}"
         raise InputError(f"{source}: expected a mapping of `key: value` lines, but {what}")

@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset
 from ..models.document import InterleavedDocument
 from ..models.errors import InputError
 from ..models.processing import Processor
-from ..models.sequence import TokenSequence
+from ..models.sequence import TokenSequence, Vocabulary
 from .packing import Row, pack
 from .shards import read_documents, read_index
 
@@ -147,12 +147,12 @@ def _stretch(sequence: TokenSequence, start: int, end: int) -> TokenSequence:
 
 
 def token_report(
-    documents: Sequence[InterleavedDocument], sequences: Sequence[TokenSequence], text_size: int
+    documents: Sequence[InterleavedDocument], sequences: Sequence[TokenSequence], vocabulary: Vocabulary
 ) -> dict[str, Counter]:
     """Tokens by kind and modality: {"interleaved": {"documents": n, "text": n, "image": n}, ...}."""
     report: dict[str, Counter] = {}
     for document, sequence in zip(documents, sequences, strict=True):
-        image = int((sequence.ids_T >= text_size).sum())
+        image = int(vocabulary.are_image(sequence.ids_T).sum())
         kind = report.setdefault(document.meta.get("kind", "unknown"), Counter())
         kind.update(documents=1, text=len(sequence) - image, image=image)
     return report

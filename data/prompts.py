@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..models.document import InterleavedDocument
-from ..models.errors import InputError
+from ..models.document import InterleavedDocument, TextSegment
+from ..models.errors import InputError, reading
 from .picture_stories import Outline, read_outline, story_prompt
 
 
@@ -22,10 +23,8 @@ def unpack_prompt(value: str) -> InterleavedDocument:
 
 def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """(place, object) of each line of a JSONL file. Raises InputError naming file and line."""
-    try:
+    with reading(path):
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
     found = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -45,31 +44,35 @@ def read_outlines(path: Path) -> list[Outline]:
     return [read_outline(value, place) for place, value in read_lines(path)]
 
 
-def read_prompts(path: Path) -> list[InterleavedDocument]:
-    """Prompts of a JSONL file, one a line.
+def read_prompts(path: Path, least: int = 1) -> list[InterleavedDocument]:
+    """Prompts of a JSONL file, one a line; raises InputError where there are fewer than `least`.
 
-    `{"outline": [...]}`, `{"prompt": "text"}`, or a whole document `{"segments": [...]}`.
+    `{"outline": [...]}`, `{"prompt": "text"}`, or a whole document `{"segments": [...]}`. A prompt without an id gets
+    its file and line, by which later messages name it.
     """
     prompts = []
-    for number, (place, value) in enumerate(read_lines(path)):
+    for place, value in read_lines(path):
+        identifier = Path(place).name
         if isinstance(value, dict) and "outline" in value:
-            prompts.append(story_prompt(read_outline(value, place), f"prompt-{number}"))
+            prompts.append(story_prompt(read_outline(value, place), identifier))
         elif isinstance(value, dict) and isinstance(value.get("prompt"), str):
-            prompts.append(
-                InterleavedDocument.from_json({"id": f"prompt-{number}", "segments": [_text(value["prompt"])]})
-            )
+            prompts.append(InterleavedDocument((TextSegment(value["prompt"]),), identifier))
         else:
             try:
-                prompts.append(InterleavedDocument.from_json(value).prompt)
+                prompt = InterleavedDocument.from_json(value).prompt
             except ValueError as error:
-                raise InputError(f"{place}: {error}") from None
+                raise InputError(
+                    f'{place}: {error}; a line is {{"outline": [...]}}, {{"prompt": "text"}} or a document'
+                ) from None
+            prompts.append(replace(prompt, id=prompt.id or identifier))
+    if len(prompts) < least:
+        raise InputError(
+            f"{path}: {len(prompts)} prompts, and a batch of rollouts takes {least}; add some, or lower "
+            "steps_per_generation"
+        )
     return prompts
 
 
 def write_outlines(path: Path, outlines: Sequence[Outline]) -> None:
     lines = [json.dumps({"outline": [scene.words for scene in outline]}) + "\n" for outline in outlines]
     path.write_text("".join(lines), encoding="utf-8")
-
-
-def _text(text: str) -> dict:
-    return {"type": "text", "text": text}

@@ -1,25 +1,35 @@
 """The one exception for a fault in what the user gave: a file, a record, a setting."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 
 class InputError(ValueError):
     """Says in one line which file, record or option is at fault and what to do; the CLI prints that line alone."""
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose faults are InputErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
+
+
 @contextmanager
-def reading(directory: Path) -> Iterator[None]:
-    """Whatever libraries raise over a folder that is damaged or not theirs becomes one InputError that names it."""
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is raised over a file or folder that is damaged or of another kind becomes one InputError naming it."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise InputError(f"{directory}: cannot be read: {reason}") from error
+        reason = error.strerror if isinstance(error, OSError) else None  # without the path, which is named already
+        reason = reason or next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(f"{path}: cannot be read: {reason}") from error
 
 
 def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
@@ -30,5 +40,7 @@ def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
     try:
         entry(sys.argv[1:])
     except InputError as error:
-        print(f"limner: error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = " ".join(str(error).split())
+        # It may quote a hostile file: no terminal control codes from there.
+        print(f"limner: error: {''.join(char if char.isprintable() else '?' for char in line)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -60,7 +60,12 @@ class Vocabulary:
     never_sampled: tuple[int, ...]
     """Text ids the model may not choose: the grammar or the processor writes them, or they are codes."""
     pads_prompt: bool = False
-    """How guidance takes a prompt away: it is padded over, all but `<bos>` (Janus); else it is empty."""
+    """How guidance takes a prompt away: it is padded over, all but `<bos>` and `<boi>` (Janus); else it is empty."""
+
+    def are_image(self, ids: Tensor) -> Tensor:
+        """True for codes and for placeholders of features."""
+        codes = ids >= self.text_size
+        return codes if self.controls.image is None else codes | (ids == self.controls.image)
 
     @property
     def last_code(self) -> int:
@@ -146,10 +151,19 @@ class TokenBatch:
         itself = torch.eye(ids_BT.shape[1], dtype=torch.bool, device=ids_BT.device)
         return ids_BT, positions_BT, self.mask_BTT() & ~self.prompt_BT[:, None, None, :] | itself
 
-    def pictures(self, vocabulary: Vocabulary) -> Tensor:
-        """The pictures that placeholders stand for, in the order of rows and tokens, [n, 3, S, S]."""
+    def placeholders(self, vocabulary: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
+        """Where placeholders stand [B, T], whose picture of the row each is, and which of its features.
+
+        A picture's placeholders are a run, which the length limit may have cut.
+        """
         seen_BT = self.ids_BT == vocabulary.controls.image
-        held_B = (seen_BT.sum(1) + vocabulary.features - 1) // vocabulary.features
+        first_BT = seen_BT & ~torch.cat([torch.zeros_like(seen_BT[:, :1]), seen_BT[:, :-1]], dim=1)
+        order_BT = seen_BT.cumsum(1)
+        return seen_BT, first_BT.cumsum(1) - 1, order_BT - (order_BT * first_BT).cummax(1).values
+
+    def pictures(self, vocabulary: Vocabulary) -> Tensor:
+        """The pictures that placeholders stand for, in the order of rows and tokens, [n, 3, S, S]; [0] for none."""
+        held_B = self.placeholders(vocabulary)[1].max(1).values + 1
         order_I = torch.arange(self.pixels_BI.shape[1], device=held_B.device)
         return self.pixels_BI[order_I < held_B[:, None]]
 
@@ -207,7 +221,8 @@ def taken_away(sequence: TokenSequence, vocabulary: Vocabulary) -> Tensor:
     """The tokens of its prompt that a sequence loses under guidance, bool [T]."""
     order_T = torch.arange(len(sequence))
     if vocabulary.pads_prompt:
-        return (order_T < sequence.prompt_length) & (sequence.ids_T != vocabulary.controls.bos)
+        kept_T = (sequence.ids_T == vocabulary.controls.bos) | (sequence.ids_T == vocabulary.controls.boi)
+        return (order_T < sequence.prompt_length) & ~kept_T
     end = sequence.prompt_length - len(vocabulary.answer)
     return (order_T >= len(vocabulary.start)) & (order_T < end)
 

@@ -10,7 +10,6 @@ that may run, by its hash. What a rollout says only ever becomes text.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import html
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri
-from ..models.errors import InputError
+from ..models.errors import ArgumentParser, InputError
 from ..models.rendering import CONTENT_POLICY, SMALL_PICTURE, html_page, write_atomically
 from ..train.trajectories import Trajectory, read_trajectories
 from .page import element, escape, note
@@ -87,22 +86,24 @@ def write_viewer(out_html: Path, folders: Sequence[Path], labels: Sequence[str])
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = _Parser(prog="limner trajectories", description="A page of the groups that a GRPO run sampled.")
+    parser = ArgumentParser(prog="limner trajectories", description="A page of the groups that a GRPO run sampled.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder, or its folder of trajectories")
     parser.add_argument("--compare", nargs="+", type=Path, default=[], metavar="DIR", help="runs to show beside it")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML page to write")
     arguments = parser.parse_args(argv)
     if arguments.out.is_dir():
         raise InputError(f"--out {arguments.out}: is a folder; name the HTML file to write")
-    runs = [arguments.run, *arguments.compare]
-    folders = [run / FOLDER if (run / FOLDER).is_dir() else run for run in runs]
+    folders = [_folder(run) for run in (arguments.run, *arguments.compare)]
     rollouts, groups = write_viewer(arguments.out, folders, _labels(folders))
     print(f"{arguments.out}: {rollouts} rollouts in {groups} groups")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{self.prog}: {message}")
+def _folder(run: Path) -> Path:
+    """Where the run's trajectories are. Raises InputError where it has none."""
+    for folder in (run / FOLDER, run):
+        if any(folder.glob("step-*.jsonl")):
+            return folder
+    raise InputError(f"{run}: no trajectories; `limner grpo --trajectories_every 10` keeps some in its output_dir")
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

@@ -20,7 +20,8 @@ def outline_of(prompt: InterleavedDocument) -> Outline:
     words = prompt.meta.get("outline")
     if not words:
         raise InputError(
-            f"prompt {prompt.id!r} has no outline; the picture-story rewards need prompts of the embedded world"
+            f"prompt {prompt.id!r} has no outline; the picture-story rewards need "
+            '{"outline": ["small red circle top left", ...]}'
         )
     return tuple(parse_scene(scene) for scene in words)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -95,11 +96,10 @@ class Setting:
     """What all arms of one seed share."""
 
     root: Path
+    seed: int
     curve_outlines: list[Outline]
     train_outlines: list[Outline]
-    seed: int
     iterations: int
-    seconds_per_warmup_step: float
     warmup_flags: list[str]
     grpo_flags: list[str]
     """Flags on top of `warmup/tiny` and `grpo/tiny`, for trying things."""
@@ -115,29 +115,34 @@ MIXTURE = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
 CLEAN = {"understanding": 5.0, "text_to_image": 3.0}
 
 
-def run_warmup(
-    policy: UnifiedPolicy, root: Path, seed: int, outlines: Sequence[Outline], flags: Sequence[str]
-) -> Curve:
-    config, args = warmup_settings(root, root / "warmup", seed, flags)
-    watch = Watch(policy, outlines, every=300, unit=1, budget=math.inf, seed=seed)
+def run_warmup(setting: Setting) -> tuple[UnifiedPolicy, Curve]:
+    """Warms the new model up, into a fresh folder."""
+    out = setting.root / "warmup"
+    shutil.rmtree(out, ignore_errors=True)
+    policy = load(setting.root / "new_model")
+    config, args = warmup_settings(setting.root, out, setting.seed, setting.warmup_flags)
+    watch = Watch(policy, setting.curve_outlines, every=300, unit=1, budget=math.inf, seed=setting.seed)
     trainer = warmup.run(config, args, policy, [watch])
-    return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
+    return policy, Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
 
-def run_arm(name: str, setting: Setting, budget: float) -> tuple[UnifiedPolicy, Curve]:
-    """Trains one arm of the demo from the warm-up; `budget` seconds stop every arm but the one that sets it."""
+def run_arm(name: str, setting: Setting, budget: float, warmup_step: float) -> tuple[UnifiedPolicy, Curve]:
+    """Trains one arm of the demo from the warm-up; `budget` seconds stop every arm but the one that sets it.
+
+    warmup_step: seconds that a step of the warm-up took.
+    """
     policy, out = load(setting.root / "warmup" / "model"), setting.root / "arms" / name
     if name == "control":
-        return policy, continue_warmup(policy, setting, out, budget)
+        return policy, continue_warmup(policy, setting, out, budget, warmup_step)
     flags = [f"--algorithm.{key}={value}" for key, value in ALGORITHMS[name].items()]
     if name == "rejection":
         setting = replace(setting, iterations=round(REJECTION_BATCHES * setting.iterations))
     return policy, reinforce(policy, setting, out, flags, budget)
 
 
-def continue_warmup(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float) -> Curve:
-    """Continued warm-up at half the peak learning rate, decayed over the steps that the seconds allow."""
-    steps = max(1, int(budget / setting.seconds_per_warmup_step))
+def continue_warmup(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float, warmup_step: float) -> Curve:
+    """Continued warm-up at half the peak learning rate, decayed over the steps of `warmup_step` seconds in `budget`."""
+    steps = max(1, int(budget / warmup_step))
     flags = ["--max_steps", str(steps), "--learning_rate", "1e-3", "--seed", str(setting.seed + 1)]
     config, args = warmup_settings(setting.root, out, setting.seed, [*setting.warmup_flags, *flags])
     watch = Watch(policy, setting.curve_outlines, every=max(1, steps // 8), unit=1, budget=budget, seed=setting.seed)
@@ -178,5 +183,6 @@ def warmup_settings(
 def grpo_settings(root: Path, out: Path, seed: int, flags: Sequence[str]) -> tuple[grpo.RunConfig, GRPOConfig]:
     argv = ["--config", "grpo/tiny", "--output_dir", str(out), "--seed", str(seed), *flags]
     config, args = parse((grpo.RunConfig, GRPOConfig), argv)
+    config.model = str(root / "warmup" / "model")
     config.algorithm.replay.sources = sources(root, CLEAN)
     return config, args

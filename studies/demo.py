@@ -38,12 +38,10 @@ from ..train.new_model import NewModelConfig
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .measure import comparisons, figures, measure, samples
 from .seed import first_reach, keep_settings, limit_threads, prepare, say
-from .study_config import flags, flat
+from .study_config import check_settings, effective, flat, setting_of
 from .world import WorldConfig
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
-MATTER = ("world", "new_model", "warmup", "grpo", "iterations", "curve_prompts")
-"""Settings that results depend on: a folder holds those of one choice."""
 SAMPLES = 8
 
 
@@ -56,6 +54,7 @@ class DemoConfig:
     seeds: int = 1
     """Repeat with so many seeds and report the spread."""
     seed: int = 0
+    """The first seed."""
     iterations: int = 70
     """Rollout batches of GRPO; its seconds are what the other arms may spend."""
     curve_prompts: int = 128
@@ -67,9 +66,9 @@ class DemoConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
     new_model: NewModelConfig = field(default_factory=NewModelConfig)
     warmup: dict[str, Any] = field(default_factory=dict)
-    """Settings of `warmup/tiny` to change, by dotted name."""
+    """Settings of `warmup/tiny` to change: `--warmup.max_steps 500`."""
     grpo: dict[str, Any] = field(default_factory=dict)
-    """Settings of `grpo/tiny` to change in all arms, by dotted name."""
+    """Settings of `grpo/tiny` to change in all arms: `--grpo.learning_rate 1e-4`."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,6 +100,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     arms = chosen_arms(config.arms)
     if config.seeds < 1 or config.iterations < 1:
         raise InputError("seeds and iterations: at least 1")
+    check_settings(config)
     out = Path(config.out)
     runs = []
     for number in range(config.seeds):
@@ -125,54 +125,50 @@ def chosen_arms(text: str) -> list[str]:
     return [name for name in ("warmup", "grpo_process", "grpo_outcome", "control", "rejection") if name in names]
 
 
+def result_settings(config: DemoConfig, seed: int) -> dict[str, Any]:
+    """What the results of a seed depend on; an edit of `warmup/tiny` or `grpo/tiny` is a change as well."""
+    return {
+        "seed": seed,
+        "iterations": config.iterations,
+        "curve_prompts": config.curve_prompts,
+        "world": asdict(config.world),
+        "new_model": asdict(config.new_model),
+        "warmup": effective("warmup/tiny", config.warmup),
+        "grpo": effective("grpo/tiny", config.grpo),
+    }
+
+
 def run_seed(config: DemoConfig, root: Path, seed: int, arms: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All arms of one seed; (metrics, samples)."""
-    matter = {key: value for key, value in asdict(config).items() if key in MATTER}
-    keep_settings(root / "settings.json", {**matter, "seed": seed})
+    keep_settings(root / "settings.json", result_settings(config, seed))
     heldout, train, stages = prepare(root, config.world, config.new_model, seed)
+    setting = setting_of(config, root, seed, heldout, train)
     results: dict[str, dict[str, Any]] = {}
     for name in arms:
         file = root / "arms" / name / "result.json"
         if not file.exists():
-            budget = (
-                results["grpo_process"]["seconds"] if name in ("grpo_outcome", "control", "rejection") else math.inf
-            )
-            write_atomically(file, json.dumps(_run_one(name, config, root, seed, heldout, train, budget)) + "\n")
+            write_atomically(file, json.dumps(_run_one(name, setting, heldout, results)) + "\n")
         results[name] = json.loads(file.read_text())
         say(f"{name}: {_line(results[name])}")
     best = "grpo_process" if "grpo_process" in results else "warmup"
     trained = root / ("warmup" if best == "warmup" else f"arms/{best}") / "model"
     save(load(trained), root / "model")
+    shutil.copy(trained.parent / "config.yaml", root / "config.yaml")  # what its model card tells of the run
     return _metrics(config, seed, results, stages), _merge_samples(results)
 
 
-def _run_one(
-    name: str, config: DemoConfig, root: Path, seed: int, heldout: list[Outline], train: list[Outline], budget: float
-) -> dict[str, Any]:
-    """Trains and measures one arm."""
-    curve_outlines = heldout[: config.curve_prompts]
+def _run_one(name: str, setting: Setting, heldout: list[Outline], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Trains and measures one arm, which comes after those in `results`."""
+    budget = math.inf if name in ("warmup", "grpo_process") else results["grpo_process"]["seconds"]
     say(f"{name}: training" + ("" if math.isinf(budget) else f" for {budget:.0f} s"))
-    folder = root / "arms" / name
     if name == "warmup":
-        policy = load(root / "new_model")
-        shutil.rmtree(root / "warmup", ignore_errors=True)
-        curve = run_warmup(policy, root, seed, curve_outlines, flags(config.warmup))
+        policy, curve = run_warmup(setting)
     else:
-        shutil.rmtree(folder, ignore_errors=True)
-        warm = json.loads((root / "arms" / "warmup" / "result.json").read_text())
-        setting = Setting(
-            root=root,
-            curve_outlines=curve_outlines,
-            train_outlines=train,
-            seed=seed,
-            iterations=config.iterations,
-            seconds_per_warmup_step=warm["seconds"] / warm["steps"],
-            warmup_flags=flags(config.warmup),
-            grpo_flags=flags(config.grpo),
-        )
-        policy, curve = run_arm(name, setting, budget)
+        shutil.rmtree(setting.root / "arms" / name, ignore_errors=True)  # what a kill left
+        warm = results["warmup"]
+        policy, curve = run_arm(name, setting, budget, warm["seconds"] / warm["steps"])
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
-    items, best = measure(policy, heldout, sweep=name in ("warmup", "control"), seed=seed)
+    items, best = measure(policy, heldout, sweep=name in ("warmup", "control"), seed=setting.seed)
     reward = build_reward(RewardsConfig())
     return {
         "items": items,
@@ -181,7 +177,7 @@ def _run_one(
         "steps": curve.steps,
         "curve": curve.points,
         "training": curve.figures(),
-        "samples": samples(policy, heldout[:SAMPLES], reward, seed),
+        "samples": samples(policy, heldout[:SAMPLES], reward, setting.seed),
     }
 
 

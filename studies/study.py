@@ -16,44 +16,49 @@ Every finished arm leaves its result.json; a second call does only what is missi
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ..configs import parse, save_resolved
-from ..data.picture_stories import Outline
 from ..models.checkpoint import load
-from ..models.errors import InputError, run_or_exit
+from ..models.errors import ArgumentParser, InputError, run_or_exit
 from ..models.rendering import write_atomically
 from ..report.study_report import figure_svg, study_html, table_markdown
 from .arms import Curve, Setting, continue_warmup, reinforce, run_warmup
 from .measure import measure_abilities, measure_stories
 from .seed import check_same_settings, keep_settings, limit_threads, prepare, say
-from .study_config import StudyConfig, arm_settings, check, flags, homes, running_order, shared_settings
+from .study_config import (
+    StudyConfig,
+    arm_settings,
+    check,
+    flags,
+    homes,
+    running_order,
+    setting_of,
+    shared_settings,
+)
 from .summary import Results, summarise
 
-USAGE = """usage: limner study CONFIG [--arms A,B] [--seeds N] [--iterations N] [--out DIR] [--section.key VALUE ...]
+USAGE = """%(prog)s CONFIG [--arms A,B] [--KEY VALUE ...]
 
-CONFIG is a packaged name (study/paper, study/beyond) or a YAML file; flags win over it. --arms runs some of its arms,
-with what they build on; the tables show whatever the folder holds."""
+CONFIG is a packaged study (study/paper, study/beyond) or a YAML file; flags win over it, and dots reach into sections.
+The tables show whatever the folder holds."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    if words[0].startswith("-"):
+    words = words or ["--help"]
+    if words[0].startswith("-") and words[0] not in ("-h", "--help"):
         raise InputError("limner study: the configuration comes first: limner study study/paper ...")
-    parser = _Parser(prog="limner study", add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="limner study", add_help=False, allow_abbrev=False)
     parser.add_argument("--arms")
     known, rest = parser.parse_known_args(words[1:])
-    (config,) = parse((StudyConfig,), ["--config", words[0], *rest], prog="limner study")
+    (config,) = parse((StudyConfig,), ["--config", words[0], *rest], "limner study", USAGE)
     run(config, None if known.arms is None else [name.strip() for name in known.arms.split(",") if name.strip()])
 
 
@@ -115,7 +120,7 @@ def run_arm(config: StudyConfig, name: str, root: Path, seed: int) -> dict[str, 
         abilities = {key: rows for key, rows in _result(root, base)["items"].items() if key not in items}
         # Abilities are asked without guidance: they are those of the arm whose model this is.
         return {"settings": settings, "items": items | abilities, "seconds": None, "steps": None, "curve": []}
-    policy, curve = _train(config, name, root, seed, heldout[: config.curve_prompts], train)
+    policy, curve = _train(config, name, setting_of(config, root, seed, heldout, train))
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
     return {
         "settings": settings,
@@ -127,30 +132,15 @@ def run_arm(config: StudyConfig, name: str, root: Path, seed: int) -> dict[str, 
     }
 
 
-def _train(
-    config: StudyConfig, name: str, root: Path, seed: int, curve_outlines: list[Outline], train: list[Outline]
-) -> tuple[Any, Curve]:
+def _train(config: StudyConfig, name: str, setting: Setting) -> tuple[Any, Curve]:
     """(policy, curve)"""
-    arm = config.arms[name]
+    arm, root = config.arms[name], setting.root
     if arm.kind == "warmup":
-        shutil.rmtree(root / "warmup", ignore_errors=True)
-        policy = load(root / "new_model")
-        return policy, run_warmup(policy, root, seed, curve_outlines, flags(config.warmup))
-    warm = _result(root, config.warmup_arm)
-    setting = Setting(
-        root=root,
-        curve_outlines=curve_outlines,
-        train_outlines=train,
-        seed=seed,
-        iterations=config.iterations,
-        seconds_per_warmup_step=warm["seconds"] / warm["steps"],
-        warmup_flags=flags(config.warmup),
-        grpo_flags=flags(config.grpo),
-    )
+        return run_warmup(setting)
     policy, out = load(_model(config, root, config.warmup_arm)), root / "arms" / name
     if arm.kind == "control":
-        budget = _result(root, homes(config)[arm.of or ""])["seconds"]
-        return policy, continue_warmup(policy, setting, out, budget)
+        budget, warm = _result(root, homes(config)[arm.of or ""])["seconds"], _result(root, config.warmup_arm)
+        return policy, continue_warmup(policy, setting, out, budget, warm["seconds"] / warm["steps"])
     return policy, reinforce(policy, setting, out, flags(arm.grpo), guidance=arm.guidance)
 
 
@@ -194,11 +184,6 @@ def seconds_left(
         return sum(known) / len(known)
 
     return sum(expected(name) for _, name in left)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}")
 
 
 if __name__ == "__main__":

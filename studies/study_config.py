@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..configs import find_config, read_yaml
 from ..configs.schema import Flag
 from ..configs.yaml_file import scalar
+from ..data.picture_stories import Outline
 from ..models.errors import InputError
 from ..train.new_model import NewModelConfig
-from .arms import grpo_settings, warmup_settings
+from .arms import Setting, grpo_settings, warmup_settings
 from .world import WorldConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -23,7 +24,17 @@ BASES = {"control": ("grpo",), "measure": ("warmup", "control", "grpo")}
 WITHOUT_EFFECT = ("output_dir", "report_to", "logging_steps", "save_strategy")
 """Training arguments that no result depends on."""
 SET_HERE = {"warmup/tiny": ("seed", "sources"), "grpo/tiny": ("seed", "max_steps", "algorithm.replay.sources")}
-"""Settings that the study sets itself."""
+"""Settings that a study, or the demo, sets itself."""
+
+
+class Shared(Protocol):
+    """What the configurations of a study and of the demo have in common."""
+
+    seed: int
+    iterations: int
+    curve_prompts: int
+    warmup: dict[str, Any]
+    grpo: dict[str, Any]
 
 
 @dataclass
@@ -62,13 +73,17 @@ class TableConfig:
 @dataclass
 class StudyConfig:
     title: str
+    """Heading of the report."""
     arms: dict[str, ArmConfig]
+    """In the file, all arms by name; as a flag, `A,B`: those to run, with what they build on."""
     tables: list[TableConfig]
+    """Which arms stand together, in which order; best written in the file."""
     out: str = "runs/study"
     """Folder of the study: results.json, table.md, figure.svg, report.html, and a folder for each seed."""
     seeds: int = 3
     """So many seeds, from `seed` on."""
     seed: int = 0
+    """The first seed."""
     iterations: int = 60
     """Rollout batches of every GRPO arm."""
     curve_prompts: int = 128
@@ -76,9 +91,9 @@ class StudyConfig:
     world: WorldConfig = field(default_factory=WorldConfig)
     new_model: NewModelConfig = field(default_factory=NewModelConfig)
     warmup: dict[str, Any] = field(default_factory=dict)
-    """Settings of `warmup/tiny` to change, by dotted name."""
+    """Settings of `warmup/tiny` to change: `--warmup.max_steps 500`."""
     grpo: dict[str, Any] = field(default_factory=dict)
-    """Settings of `grpo/tiny` to change in all arms, by dotted name."""
+    """Settings of `grpo/tiny` to change in all arms: `--grpo.learning_rate 1e-4`."""
 
     def __post_init__(self) -> None:
         self.warmup, self.grpo = flat(self.warmup), flat(self.grpo)
@@ -134,17 +149,17 @@ def check(config: StudyConfig) -> None:
                     raise InputError(f"{where}: no arm is called {arm!r}; known: {', '.join(config.arms)}")
             if len(row.marks) != len(table.columns):
                 raise InputError(f"{where}: row {row.arm} has {len(row.marks)} marks, columns {len(table.columns)}")
-    _check_settings(config)
+    check_settings(config, {f"arms.{name}.grpo": arm.grpo for name, arm in config.arms.items()})
 
 
-def _check_settings(config: StudyConfig) -> None:
-    """Reads every arm's settings as training will."""
+def check_settings(config: Shared, arms: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Reads all settings as training will; `arms` are what arms change of `config.grpo`, by where they say so."""
     asked = {"warmup": ("warmup/tiny", config.warmup), "grpo": ("grpo/tiny", config.grpo)}
-    asked |= {f"arms.{name}.grpo": ("grpo/tiny", {**config.grpo, **arm.grpo}) for name, arm in config.arms.items()}
+    asked |= {place: ("grpo/tiny", {**config.grpo, **changes}) for place, changes in (arms or {}).items()}
     nowhere = Path("nowhere")
     for place, (packaged, changes) in asked.items():
         if taken := [name for name in SET_HERE[packaged] if name in changes]:
-            raise InputError(f"{place}.{taken[0]}: the study sets it itself; leave it out")
+            raise InputError(f"{place}.{taken[0]}: this command sets it itself; leave it out")
         try:
             if packaged == "warmup/tiny":
                 warmup_settings(nowhere, nowhere, config.seed, flags(changes))
@@ -155,13 +170,26 @@ def _check_settings(config: StudyConfig) -> None:
             raise InputError(f"{place}: {error}") from error
 
 
+def setting_of(config: Shared, root: Path, seed: int, heldout: Sequence[Outline], train: Sequence[Outline]) -> Setting:
+    """What the arms of a seed are trained with."""
+    return Setting(
+        root=root,
+        seed=seed,
+        curve_outlines=list(heldout[: config.curve_prompts]),
+        train_outlines=list(train),
+        iterations=config.iterations,
+        warmup_flags=flags(config.warmup),
+        grpo_flags=flags(config.grpo),
+    )
+
+
 def shared_settings(config: StudyConfig, seed: int) -> dict[str, Any]:
     """What the results of all arms of a seed depend on."""
     return {
         "seed": seed,
         "world": asdict(config.world),
         "new_model": asdict(config.new_model),
-        "warmup": _effective("warmup/tiny", config.warmup),
+        "warmup": effective("warmup/tiny", config.warmup),
         "curve_prompts": config.curve_prompts,
     }
 
@@ -172,7 +200,7 @@ def arm_settings(config: StudyConfig, name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"kind": arm.kind, "guidance": arm.guidance}
     if arm.kind == "grpo":
         settings["iterations"] = config.iterations
-        settings |= _effective("grpo/tiny", {**config.grpo, **arm.grpo})
+        settings |= effective("grpo/tiny", {**config.grpo, **arm.grpo})
     if arm.of is not None:
         settings["of"] = arm_settings(config, arm.of)
     return json.loads(json.dumps(settings))
@@ -208,7 +236,7 @@ def _depth(config: StudyConfig, name: str) -> tuple[int, int]:
     return depth, list(config.arms).index(name)
 
 
-def _effective(packaged: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def effective(packaged: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a packaged file with changes, by dotted name: an edit of the file is a change as well."""
     settings = {**flat(read_yaml(find_config(packaged))), **changes}
     return {key: value for key, value in settings.items() if key not in (*WITHOUT_EFFECT, *SET_HERE[packaged])}

@@ -90,7 +90,7 @@ def write_shards(directory: Path, processor: Processor, config: WorldConfig, hel
                 for document in chunk:
                     writer.write(document, encoded=[encoded[id(image.image)] for image in document.images])
                 sequences = processor.encode_all(chunk)
-                for name, counts in token_report(chunk, sequences, processor.vocabulary.text_size).items():
+                for name, counts in token_report(chunk, sequences, processor.vocabulary).items():
                     report.setdefault(name, Counter()).update(counts)
     return {kind: dict(counts) for kind, counts in report.items()}
 

@@ -66,6 +66,9 @@ def test_generate_writes_each_form(limner, checkpoint, tmp_path):
             "generate", "--model", checkpoint, "--prompt", "A <boi> story", "--out", out, "--max-new-tokens", 60
         )
         assert code == 0 and str(out) in said and out.is_file()
+    plain = ("generate", "--model", checkpoint, "--prompt", "x", "--out", tmp_path / "b.md", "--max-new-tokens", 30)
+    code, said, _ = limner(*plain, "--guidance", 2, "--max-images", 0)
+    assert code == 0 and "0 pictures; " in said and "word the prompt" in said
     document = json.loads((tmp_path / "answer.json").read_text())
     assert document["segments"][0] == {"type": "text", "text": "A <boi> story", "trainable": False}
 
@@ -99,7 +102,7 @@ def test_settings_faults(limner, tmp_path):
     fails(limner("grpo", "--config", "grpo/tiny", "--modle", "x"), "modle")
     fails(limner("grpo", "--config", "grpo/tinny"), "grpo/tiny")
     fails(limner("grpo", "--config", "grpo/tiny", "--algorithm.epsilom.text", "1"), "epsilom", "epsilon")
-    fails(limner("grpo", "--config", "grpo/tiny", "--top_p", "0.9", "--model", "x"), "x")
+    fails(limner("grpo", "--config", "grpo/tiny", "--top_p", "0.9", "--model", "x"), "prompts: missing")
     config = tmp_path / "mine.yaml"
     config.write_text("# mine\nrewards: {text_plam: 1}\n")
     fails(limner("grpo", "--config", config), "mine.yaml", "text_plam", "text_plan")
@@ -111,11 +114,32 @@ def test_settings_faults(limner, tmp_path):
     )
 
 
+def test_prompts_faults_name_file_and_line(limner, checkpoint, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+
+    def fault(*flags: str) -> str:
+        words = ("--config", "grpo/tiny", "--algorithm.replay.sources", "[]", "--output_dir", tmp_path / "run")
+        code, _, err = limner("preflight", *words, "--model", checkpoint, "--prompts", prompts, *flags)
+        assert code == 2 and "Traceback" not in err
+        return err.splitlines()[-1].removeprefix(f"limner: error: {prompts}")
+
+    assert fault() == ": cannot be read: No such file or directory"
+    prompts.write_text('{"outline": ["small red circle top left"]}\n' * 3)
+    assert fault().startswith(": 3 prompts, and a batch of rollouts takes 16")
+    prompts.write_text('{"question": "?"}\n')
+    assert fault().startswith(":1: ") and '{"prompt": "text"}' in fault()
+    prompts.write_text('\n{"prompt": "A story"}\n')
+    small = ("--per_device_train_batch_size", "2", "--num_generations", "2", "--steps_per_generation", "1")
+    said = fault(*small, "--max_completion_length", "8")
+    assert "p.jsonl:2" in said and "outline" in said
+
+
 def test_truncated_shard(limner, shards):
     assert limner("data", "validate", shards)[0] == 0
     shard = next(shards.glob("train-*.tar"))
     shard.write_bytes(shard.read_bytes()[:-4000])
     fails(limner("data", "validate", shards), shard.name)
+    assert limner("data", "validate", "nowhere")[2].count("nowhere") == 1
 
 
 def test_markdown_folder_to_preview(limner, tmp_path):
@@ -137,6 +161,13 @@ def test_markdown_folder_to_preview(limner, tmp_path):
 
 def test_demo_faults(limner, tmp_path, checkpoint):
     fails(limner("demo", "--arms", "grpo_proces", "--out", tmp_path), "grpo_proces")
+    for flag, words in {
+        "--grpo.learning_rte": ("learning_rte", "learning_rate"),
+        "--warmup.pack_lenth": ("pack_lenth", "pack_length"),
+        "--grpo.max_steps": ("grpo.max_steps", "leave it out"),
+    }.items():
+        fails(limner("demo", flag, "1", "--out", tmp_path / "o"), *words)
+    assert not (tmp_path / "o").exists()
     fails(limner("demo", "--score", checkpoint), "--prompts")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"outline": ["small red circle top left"]}\n{"outline": ["small pink circle top left"]}\n')

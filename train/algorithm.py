@@ -52,7 +52,9 @@ class AlgorithmConfig:
     objective: Objective = "grpo"
     """`rejection`: supervised learning of the best completion of each group, the usual baseline."""
     outcome_weight: float = 1.0
+    """Weight of the advantage of the whole document."""
     process_weight: float = 0.0
+    """Weight of the advantages of its segments."""
     process_pooled: bool = False
     """Normalise segment rewards over the whole group instead of by segment index."""
     process_discount: float = 1.0
@@ -66,14 +68,19 @@ class AlgorithmConfig:
     importance: Importance = "token"
     """Level of the importance ratio: token (GRPO), sequence (GSPO), or segment: a sentence or a picture at a time."""
     epsilon: PerModality = field(default_factory=lambda: PerModality(0.2, 0.2))
+    """The importance ratio is clipped below at 1 - epsilon."""
     epsilon_high: PerModality = field(default_factory=lambda: PerModality(0.2, 0.2))
+    """And above at 1 + epsilon_high."""
     beta: PerModality = field(default_factory=lambda: PerModality(0.0, 0.0))
     """Weight of the k3 KL to the policy as it was at the start."""
     entropy_bonus: PerModality = field(default_factory=lambda: PerModality(0.0, 0.0))
+    """Weight of the entropy that the loss rewards."""
     modality_weight: PerModality = field(default_factory=lambda: PerModality(1.0, 1.0))
     """Weight of a modality's tokens in the loss; 0 leaves that modality as it is."""
     normalisation: Normalisation = "modality-balanced"
+    """What the loss is a mean over: all tokens, sequences, segments, or the modalities in equal parts."""
     max_images: int | None = 8
+    """The model may begin no further image in an answer; null for no limit."""
     guidance: float = 1.0
     """Classifier-free guidance of image tokens, in rollouts and in scoring alike; 1 is none."""
     micro_batch_tokens: int | None = None

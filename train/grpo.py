@@ -87,14 +87,13 @@ def make_trainer(
     prompts: Sequence[InterleavedDocument] | None = None,
 ) -> InterleavedGRPOTrainer:
     """The trainer of a run, with all that watches it."""
-    if policy is None:
-        if not config.model:
-            raise InputError("model: missing; name the checkpoint to start from (--model DIR)")
-        policy = load(config.model)
+    if policy is None and not config.model:
+        raise InputError("model: missing; name the checkpoint to start from (--model DIR)")
     if prompts is None:
         if not config.prompts:
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
-        prompts = read_prompts(Path(config.prompts))
+        prompts = read_prompts(Path(config.prompts), least=args.generation_batch_size // args.num_generations)  # type: ignore[operator]
+    policy = policy or load(config.model)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
     reward = build_reward(config.rewards)
     adapter = config.lora.adapter(policy.model) if config.lora else None
@@ -115,7 +114,9 @@ def make_trainer(
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo")
-    run(config, args).accelerator.end_training()
+    trainer = run(config, args)
+    trainer.accelerator.print(f"wrote {Path(args.output_dir or '') / 'model'}")
+    trainer.accelerator.end_training()
 
 
 def preflight(argv: Sequence[str] | None = None) -> None:

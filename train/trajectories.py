@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from PIL import Image
 
 from ..models.document import ImageSegment, InterleavedDocument, TextSegment
-from ..models.errors import InputError
+from ..models.errors import InputError, reading
 from ..models.rendering import write_atomically
 
 if TYPE_CHECKING:  # a viewer reads records without torch
@@ -179,12 +179,9 @@ def read_trajectories(folder: Path) -> Iterator[Trajectory]:
     if not found:
         raise InputError(f"{folder}: no trajectories here (step-000000.rank-0.jsonl and so on)")
     for _, path in sorted(found, key=lambda item: (int(item[0][1]), int(item[0][2]))):
-        try:
-            with path.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    yield _read_line(line, f"{path}:{number}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read: {error}") from None
+        with reading(path), path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                yield _read_line(line, f"{path}:{number}")
 
 
 def _read_line(line: str, place: str) -> Trajectory:

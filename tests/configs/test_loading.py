@@ -29,6 +29,7 @@ class Judge:
 @dataclass
 class Rewards:
     text: float = 1.0
+    """Weight of the text."""
     image: float = 1.0
     judge: Judge = field(default_factory=Judge)
 
@@ -50,6 +51,7 @@ class Plain:
     limit: int | None = 4
     grid: tuple[int, int] = (4, 4)
     sizes: list[int] = field(default_factory=list)
+    """100 % of them."""
     rewards: Rewards = field(default_factory=lambda: Rewards(image=3.0))
     sources: list[Source] = field(default_factory=list)
     judges: dict[str, Judge] = field(default_factory=lambda: {"a": Judge("x"), "b": Judge("y")})
@@ -185,11 +187,27 @@ def test_own_checks_of_a_class_become_one_line(read, tmp_path):
     _one_line(lambda: read(text, types=(GRPOConfig,)), "c.yaml: ")
 
 
-def test_help_is_printed(capsys):
-    with pytest.raises(SystemExit) as leaving:
-        parse([Arguments, Plain], ["--help"], "limner test")
-    assert leaving.value.code == 0
-    assert "limner test" in (text := capsys.readouterr().out) and "--config NAME" in text and "--rewards YAML" in text
+def test_help_shows_our_settings_first_and_theirs_on_request(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    said = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as leaving:
+            parse([Arguments, Plain], ["--name", "a", flag], "limner test")
+        assert leaving.value.code == 0
+        said.append(capsys.readouterr().out)
+    short, whole = said
+    assert short.startswith("usage: limner test [--config NAME]") and "settings of transformers.Training" in short
+    rows = " ".join(short.split())
+    for row in ("--mode {on,no} (default: on)", "--sizes VALUE 100 % of them.", "--pace VALUE (default: 1.0)"):
+        assert row in rows
+    assert "--rewards.image VALUE (default: 3.0)" in rows, "the section's default, not its class's"
+    assert "--num_train_epochs" not in short
+    assert "--num_train_epochs" in whole and whole.index("--rewards.image") < whole.index("--num_train_epochs")
+
+
+def test_an_impossible_value_is_blamed_on_the_flag_that_gave_it(read):
+    _one_line(lambda: read("name: a\nsteps: -1\n"), "c.yaml: steps must not be negative")
+    _one_line(lambda: read("name: a\n", "--steps", "-1"), "--steps: steps must not be negative")
 
 
 def test_resolved_configuration_reads_back(read, tmp_path):

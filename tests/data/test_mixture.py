@@ -203,7 +203,7 @@ def test_what_gives_no_documents_is_named(tmp_path, processor):
 def test_token_report(processor):
     documents = [story(SCENES[:2]), question(SCENES[0], "size"), story(SCENES[:3]), InterleavedDocument(())]
     sequences = processor.encode_all(documents)
-    report = token_report(documents, sequences, processor.vocabulary.text_size)
+    report = token_report(documents, sequences, processor.vocabulary)
     assert {kind: (c["documents"], c["image"]) for kind, c in report.items()} == {
         "interleaved": (2, 5 * 16),
         "understanding": (1, 16),

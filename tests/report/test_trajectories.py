@@ -155,7 +155,7 @@ def test_command(tmp_path, capsys):
     main([str(run), "--out", str(page)])
     assert capsys.readouterr().out == f"{page}: 12 rollouts in 4 groups\n" and "<h1>run</h1>" in page.read_text()
     for words, fault in (
-        (["nowhere", "--out", str(page)], "nowhere: no trajectories"),
+        (["nowhere", "--out", str(page)], "nowhere: no trajectories; .*--trajectories_every"),
         ([str(run), "--out", str(tmp_path)], "--out .* is a folder"),
         ([str(run)], "--out"),
         ([str(run), "--out", str(page), "--verbose"], "--verbose"),

@@ -159,8 +159,14 @@ def test_the_command_line(tmp_path, trained, capsys):
         study.main(["--seeds", "1"])
     with pytest.raises(InputError, match="near names: .*study/paper"):
         study.main(["study/papr"])
-    study.main(["--help"])
-    assert "usage: limner study" in capsys.readouterr().out
+    said = []
+    capsys.readouterr()
+    for words in ([], ["--help"], ["study/paper", "--help"]):
+        with pytest.raises(SystemExit) as leaving:
+            study.main(words)
+        assert leaving.value.code == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2] and said[0].startswith("usage: limner study CONFIG [--arms A,B]")
 
 
 @pytest.mark.parametrize(("name", "arms"), [("study/paper", 11), ("study/beyond", 12)])
