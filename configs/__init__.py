@@ -43,6 +43,8 @@ SUFFIXES = (".yaml", ".yml")
 DERIVED = {"generation_batch_size": "steps_per_generation"}
 """TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
 SECRETS = ("hub_token", "api_key")
+SECTIONS = ("warmup", "grpo")
+"""Of a file of configs/model/: a base model's settings for each command."""
 UNSET = object()
 USAGE = """%(prog)s [--config NAME] [--KEY VALUE ...]
 
@@ -72,11 +74,16 @@ def find_config(name_or_path: str) -> Path:
 
 
 def parse(
-    dataclass_types: Sequence[type], argv: Sequence[str] | None = None, prog: str | None = None, usage: str = USAGE
+    dataclass_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    usage: str = USAGE,
+    section: str | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass, from `--config NAME` and then `--key value`; faults are `InputError`s.
 
-    No two of the dataclasses may share a field name. `--help` and `--help-all` print, under `usage`, and exit."""
+    No two of the dataclasses may share a field name. A file of several commands (model/janus-pro-1b) has a section for
+    each, and `section` says which is read. `--help` and `--help-all` print, under `usage`, and exit."""
     words = sys.argv[1:] if argv is None else list(argv)
     if {"-h", "--help", "--help-all"} & {*words}:
         print(_help(dataclass_types, prog, usage, "--help-all" in words))
@@ -91,6 +98,8 @@ def parse(
     if config is not None:
         source = config if config.endswith(SUFFIXES) else f"{config}.yaml"
         mapping = read_yaml(find_config(config), source)
+        if section in mapping:
+            mapping, source = _section(mapping, section, source), f"{source}, {section}"
     mapping |= {name: Flag(f"--{name}", value) for name, value in given.items()}
     for path, flag in _dotted_flags(rest, fields):
         _overlay(mapping, path, flag)
@@ -128,6 +137,14 @@ def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
     except BaseException:
         os.unlink(beside)
         raise
+
+
+def _section(mapping: dict[str, Any], section: str, source: str) -> dict[str, Any]:
+    if other := sorted(mapping.keys() - {*SECTIONS}):
+        raise unknown_key(other[0], SECTIONS, f"{source}: {other[0]}")
+    if not isinstance(mapping[section], dict):
+        raise InputError(f"{source}: {section} is no section of settings")
+    return mapping[section]
 
 
 def _packaged_root() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,9 @@ from PIL import Image
 
 from .document import InterleavedDocument, TextSegment, to_rgb
 from .reply_cache import ReplyCache, canonical, key_of
+
+_DECODING = threading.Lock()
+"""PIL decodes a file when its pixels are first asked for, and two threads may not do that to one picture."""
 
 FailureKind = Literal[
     "timeout",
@@ -98,7 +102,9 @@ def prepare(request: Request, image_side: int, settings: Mapping[str, Any]) -> P
             parts.append(text)
             content.append({"text": text})
         else:
-            image = resized(segment.pixels(), image_side)
+            with _DECODING:
+                pixels = segment.pixels()
+            image = resized(pixels, image_side)
             digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes())
             parts.append(image)
             content.append({"image": digest.hexdigest()})

@@ -23,8 +23,11 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed
 
+from .chameleon import ChameleonPolicy
+from .emu3 import Emu3Policy
 from .errors import InputError, reading
 from .image_tokenizer import complete, load_image_tokenizer
+from .janus import JanusPolicy
 from .policy import UnifiedPolicy, family
 from .processing import Processor
 from .shared_vocabulary import SharedVocabularyPolicy
@@ -32,7 +35,7 @@ from .template import Template
 
 SETTINGS_FILE = "limner.json"
 IMAGE_TOKENIZER = "image_tokenizer"
-FAMILIES = (SharedVocabularyPolicy,)
+FAMILIES = (SharedVocabularyPolicy, ChameleonPolicy, Emu3Policy, JanusPolicy)
 """What `load` can make; importing a family registers it."""
 FORMAT = 1
 

@@ -111,17 +111,18 @@ def generate(
     prompts: Sequence[TokenSequence],
     sampling: Sampling,
     group_sizes: int | Sequence[int] = 1,
-    first_row: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> list[Sample]:
     """So many completions of each prompt, group by group; a prompt is prefilled once for its group.
 
-    Row r of the answer draws from the uniforms of (seed, `first_row` + r): a long list may be cut into calls at will.
+    Each completion draws from the uniforms of (seed, its row), counted from 0 where `rows` does not say: a long list
+    may be cut into calls at will.
     """
     if not prompts:
         return []
     sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
     with _evaluating(policy):
-        run = _Run(policy, prompts, sampling, sizes, first_row)
+        run = _Run(policy, prompts, sampling, sizes, range(sum(sizes)) if rows is None else rows)
         for _ in run.steps():
             pass
         return run.samples()
@@ -131,7 +132,7 @@ def generate(
 def stream(policy: UnifiedPolicy, prompt: TokenSequence, sampling: Sampling) -> Iterator[int]:
     """The joint ids of one completion as they are drawn; the same that `generate` gives."""
     with _evaluating(policy):
-        run = _Run(policy, [prompt], sampling, [1], 0)
+        run = _Run(policy, [prompt], sampling, [1], [0])
         for step in run.steps():
             yield int(run.ids[0, step])
 
@@ -152,12 +153,12 @@ class _Run:
     Under guidance the model's batch holds every row twice: with its prompt, and after all of those without.
     """
 
-    def __init__(self, policy: UnifiedPolicy, prompts, sampling: Sampling, group_sizes: list[int], first_row: int):
+    def __init__(self, policy: UnifiedPolicy, prompts, sampling: Sampling, group_sizes: list[int], rows: Sequence[int]):
         self.policy, self.sampling, self.vocabulary = policy, sampling, policy.vocabulary
         device = next(policy.model.parameters()).device
         total = sum(group_sizes)
         self.guided = sampling.guidance != 1.0
-        self.uniforms = _uniforms(sampling.seed, first_row, total, sampling.max_new_tokens).to(device)
+        self.uniforms = _uniforms(sampling.seed, rows, sampling.max_new_tokens).to(device)
         self.ids = torch.full((total, sampling.max_new_tokens), self.vocabulary.controls.pad, device=device)
         self.logp = torch.zeros(total, sampling.max_new_tokens, device=device)
         self.length = torch.full((total,), sampling.max_new_tokens, device=device)
@@ -280,11 +281,10 @@ class _Run:
     def _see_again(self, painted_R: Tensor, step: int) -> None:
         """Features of the pictures that these rows have just finished."""
         vocabulary, processor = self.vocabulary, self.policy.processor
-        assert processor.vision is not None
         rows, span = self.rows[painted_R], vocabulary.last_code + 1
         ids = self.ids[rows, step + 1 - span : step + 1][:, self.pattern[:span] == CODE]
-        pictures = processor.image_tokenizer.decode((ids - vocabulary.text_size).cpu().numpy())
-        features = self.policy.image_features(processor.vision(pictures).to(ids.device))
+        pixels = torch.stack([processor.seen_again(codes_N) for codes_N in (ids - vocabulary.text_size).cpu().numpy()])
+        features = self.policy.image_features(pixels.to(ids.device))
         if self.seen is None:
             self.seen = features.new_zeros(len(self.ids), *features.shape[1:])
         self.seen[rows] = features
@@ -318,9 +318,8 @@ def _draw(scores: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor
     return choice, log_p.gather(-1, choice[:, None])[:, 0]
 
 
-def _uniforms(seed: int, first_row: int, rows: int, length: int) -> Tensor:
+def _uniforms(seed: int, rows: Sequence[int], length: int) -> Tensor:
     """Uniforms [rows, length] of a counter-based generator keyed by (seed, row)."""
-    keys = range(first_row, first_row + rows)
     return torch.from_numpy(
-        np.stack([np.random.Generator(np.random.Philox(key=[seed, row])).random(length) for row in keys])
+        np.stack([np.random.Generator(np.random.Philox(key=[seed, row])).random(length) for row in rows])
     )

@@ -97,15 +97,8 @@ class VQImageTokenizer(nn.Module):
         return cls(model, image_size, patch, tiled)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures to [n, 3, S, S] in -1..1: the largest centred square, scaled."""
-        size = (self.image_size, self.image_size)
-        squares = [
-            image if image.size == size else ImageOps.fit(to_rgb(image), size, Image.Resampling.LANCZOS)
-            for image in images
-        ]
-        array = np.stack([np.asarray(to_rgb(square)) for square in squares])
-        device = next(self.model.parameters()).device
-        return torch.from_numpy(array).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        """Pictures to [n, 3, S, S] in -1..1."""
+        return centred_squares(images, self.image_size).to(next(self.model.parameters()).device)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """[n, 3, S, S] to latents before quantisation [n, D, g, g]; S is any multiple of `tile`."""
@@ -153,11 +146,7 @@ class VQImageTokenizer(nn.Module):
         return self.model.quantize.embedding.weight.detach()
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.image_size} {self.patch} {self.tiled}".encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.model, f"{self.image_size} {self.patch} {self.tiled}")
 
     def save_pretrained(self, directory: Path) -> None:
         """A folder that plain diffusers opens, and one JSON of ours beside its files."""
@@ -170,6 +159,25 @@ class VQImageTokenizer(nn.Module):
         loaded: Any = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
         model = complete(directory, loaded)
         return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()
+
+
+def centred_squares(images: Sequence[Image.Image], side: int) -> Tensor:
+    """The largest centred square of each picture, scaled, [n, 3, side, side] in -1..1."""
+    size = (side, side)
+    squares = [
+        image if image.size == size else ImageOps.fit(to_rgb(image), size, Image.Resampling.LANCZOS) for image in images
+    ]
+    array = np.stack([np.asarray(to_rgb(square)) for square in squares])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def fingerprint(model: nn.Module, settings: str) -> str:
+    """Hash of an image tokenizer's weights and settings."""
+    digest = hashlib.sha256(settings.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def complete(directory: Path, loaded: tuple[Any, dict[str, Any]]) -> Any:

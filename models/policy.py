@@ -7,13 +7,13 @@ A family is passed the module to call (`model`) where gradients flow, because un
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -31,8 +31,11 @@ class UnifiedPolicy(ABC):
     """Name in the registry and in a checkpoint."""
     model_class: Any = AutoModelForCausalLM
     """The stock class that reads its weights."""
+    own_image_head = False
+    """Image codes have an embedding and a head of their own, beside those of text."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
+        _without_dropout(model)
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
@@ -48,7 +51,7 @@ class UnifiedPolicy(ABC):
 
     @classmethod
     def create(cls, config: Any, processor: Processor) -> UnifiedPolicy:
-        """A new model of random weights around a language model of this configuration; its vocabulary is made to fit."""
+        """A new model of random weights around a language model of this configuration, with the processor's ids."""
         raise InputError(f"family {cls.family!r}: new models are not made; start from a checkpoint")
 
     @classmethod
@@ -60,6 +63,15 @@ class UnifiedPolicy(ABC):
     def code_ids(cls, config: Any) -> Sequence[int]:
         """The text ids that are image codes, in the order of codes; none where codes come behind the vocabulary."""
         return ()
+
+    @classmethod
+    def from_upstream(cls, directory: Path, **options: Any) -> UnifiedPolicy:
+        """The checkpoint of its authors in a folder, as it was published.
+
+        A family names the options that it takes, of `image_tokenizer` (a file or folder) and `image_size` (pixels of a
+        side). Raises InputError where a part is missing.
+        """
+        raise InputError(f"model family {cls.family!r} reads no checkpoints but those that limner wrote")
 
     @abstractmethod
     def hidden(
@@ -204,6 +216,14 @@ class UnifiedPolicy(ABC):
         base = self.image_logits(without).float()
         return base + guidance * (scores - base)
 
+    def freeze(self, names: Sequence[str]) -> None:
+        """Training leaves these submodules as they are. Raises InputError for one that the model does not have."""
+        known = dict(self.model.named_modules())
+        for name in names:
+            if name not in known:
+                raise InputError(f"freeze: the model has no submodule {name!r}; it has {', '.join(_outline(known))}")
+            known[name].requires_grad_(False)
+
     def frozen_copy(self) -> UnifiedPolicy:
         """The policy as it is now, for a KL reference: own weights, no gradient."""
         model: Any = type(self.model)(self.model.config)
@@ -223,6 +243,21 @@ class UnifiedPolicy(ABC):
             boi = self.vocabulary.controls.boi
             scores[:, boi] = scores[:, boi].masked_fill(images_before >= max_images, float("-inf"))
         return scores
+
+
+def _outline(names: Iterable[str]) -> list[str]:
+    """The submodules of the two upper levels."""
+    return [name for name in names if name and name.count(".") < 2]
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """For good: with it the policy that is scored in training is not the one that was sampled (Emu3 has 0.1 of it)."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)
 
 
 def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor:

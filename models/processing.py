@@ -88,11 +88,13 @@ class Processor:
                 layout.put(vocabulary.answer)
                 prompt_length = len(layout.ids)
             try:
+                lead = self.template.lead if index == 0 and not segment.trainable else ""
                 if isinstance(segment, TextSegment):
-                    layout.put(self.text_ids(segment.text), index, segment.trainable)
+                    layout.put(self.text_ids(lead + segment.text), index, segment.trainable)
                 elif segment.origin == "inserted":
                     raise InputError("this model has no markers for inserted images")
                 else:
+                    layout.put(self.text_ids(lead), index)
                     self._put_image(layout, segment, index, codes)
             except InputError as error:
                 raise InputError(f"document {document.id!r}, segment {index}: {error}") from None
@@ -118,12 +120,15 @@ class Processor:
             raise InputError("these image codes are not this image tokenizer's")
         ids = [vocabulary.text_size + int(code) for code in values]
         role: Literal["given", "generated"] = "generated" if segment.trainable else "given"
-        layout.put_image(vocabulary.image, ids, index, role, self._seen_again(values))
+        again = vocabulary.controls.image in vocabulary.image
+        layout.put_image(vocabulary.image, ids, index, role, self.seen_again(values) if again else None)
 
-    def _seen_again(self, codes_N: np.ndarray) -> Tensor | None:
-        """What the model's own encoder gets of a picture of these codes, where generated ones are encoded again."""
-        if self.vision is None or not self.template.reencode:
-            return None
+    def seen_again(self, codes_N: np.ndarray) -> Tensor:
+        """What the model's own encoder gets of a generated picture, [3, S, S].
+
+        Decoded alone: in a batch rounding may fall otherwise, and sampler and training must see the same pixels.
+        """
+        assert self.vision is not None
         return self.vision(self.image_tokenizer.decode(codes_N[None]))[0]
 
     def read(self, ids_C: Sequence[int]) -> Reading:
@@ -156,8 +161,8 @@ class Processor:
                     cut = True
                 else:
                     values = np.array([image[place] for place in at_codes], dtype=np.int64) - vocabulary.text_size
-                    stop = at + len(vocabulary.image)
-                    slots.append(ImageSlot(at + 1, stop, len(parts), "generated", self._seen_again(values)))
+                    seen = self.seen_again(values) if vocabulary.controls.image in image else None
+                    slots.append(ImageSlot(at + 1, at + len(image), len(parts), "generated", seen))
                     parts.append(ImageSegment(None, trainable=True, origin="generated", codes_N=values))
             else:
                 ended = ids[at] == control.eos

@@ -7,16 +7,32 @@ processor knows which, and joint ids are translated.
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
 
 from .errors import InputError
+from .image_tokenizer import ImageTokenizer
 from .policy import UnifiedPolicy, attention_mask, register
 from .processing import Processor
+from .template import Template
+from .upstream import read_model, read_tokenizer
+from .vqgan import open_image_tokenizer
+
+LIQUID = Template(
+    start="<bos><start_of_turn>user\n",
+    answer="<end_of_turn>\n<start_of_turn>model\n",
+)
+"""Of Liquid (FoundationVision/Liquid), whose tokenizer is Gemma's with <boi>, <eoi> and <unconditional> in places that
+Gemma leaves unused. Its chats have Gemma's turns; its text-to-image prompts are `<bos>TEXT Generate an image based on
+this description.<boi>`, and `<bos><unconditional><boi>` without the text. Read from public forks of its scripts (2025),
+not from a released checkpoint."""
+PLACE = "PROMPT"
+"""Marks where a prompt stands in a rendered chat template."""
 
 
 @register
@@ -45,12 +61,62 @@ class SharedVocabularyPolicy(UnifiedPolicy):
     @classmethod
     def create(cls, config: PretrainedConfig, processor: Processor) -> SharedVocabularyPolicy:
         """A new model of random weights whose vocabulary fits the processor."""
-        control = processor.vocabulary.controls
         config.vocab_size = processor.vocabulary.text_size + processor.vocabulary.image_codes
-        config.pad_token_id, config.bos_token_id, config.eos_token_id = control.pad, control.bos, control.eos
+        _name_controls(config, processor)
         model = AutoModelForCausalLM.from_config(config)
         policy = cls(model, processor)
         policy.start_from_codebook()
+        return policy
+
+    @classmethod
+    def from_upstream(cls, directory: Path, *, image_tokenizer: Path | None = None) -> SharedVocabularyPolicy:
+        """Liquid, or any causal language model that is to become one, and the image tokenizer it goes with.
+
+        A tokenizer that knows `<boi>` and `<eoi>` is taken as Liquid's: codes begin behind it. Any other model is
+        extended. Raises InputError where a part is missing.
+        """
+        if image_tokenizer is None:
+            raise InputError(f"{directory}: a language model alone; name its image tokenizer (--image-tokenizer)")
+        model, pictures = read_model(cls.model_class, directory), open_image_tokenizer(image_tokenizer)
+        tokenizer = read_tokenizer(directory)
+        if not {LIQUID.boi, LIQUID.eoi} <= tokenizer.get_vocab().keys():
+            return cls.extend(model, tokenizer, pictures)
+        tokenizer = read_tokenizer(directory, (LIQUID.boi, LIQUID.eoi, "<start_of_turn>", "<end_of_turn>"))
+        return cls(model, Processor(tokenizer, pictures, LIQUID))
+
+    @classmethod
+    @torch.no_grad()
+    def extend(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        image_tokenizer: ImageTokenizer,
+        template: Template | None = None,
+    ) -> SharedVocabularyPolicy:
+        """A language model of text with image codes behind its vocabulary; model and tokenizer are changed in place.
+
+        The template, if none is given, is that of the tokenizer's chat. Control tokens that it lacks are added. What
+        text was, stays: a new row is the mean of the old ones, to which a code's embedding adds its place in the
+        codebook. With a head of its own, codes are thus all alike at first, and none likelier than the mean of text.
+        """
+        template = template or _chat_template(tokenizer)
+        kept = len(tokenizer)
+        controls = [template.pad, template.bos, template.eos, template.boi, template.eoi]
+        controls += [template.answer] if template.answer == Template().answer else []
+        unmarked = [token for token in controls if token not in tokenizer.all_special_tokens]
+        tokenizer.add_special_tokens({"extra_special_tokens": unmarked}, replace_extra_special_tokens=False)
+        processor = Processor(tokenizer, image_tokenizer, template)
+        vocabulary = processor.vocabulary
+        model.resize_token_embeddings(vocabulary.text_size + vocabulary.image_codes, mean_resizing=False)
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            rows = _weight(module)
+            rows[kept:] = rows[:kept].float().mean(0).to(rows)
+        _name_controls(model.config, processor)
+        policy = cls(model, processor)
+        embedding = _weight(model.get_input_embeddings())
+        mean = embedding[kept].clone()
+        policy.start_from_codebook()
+        embedding[policy.codes] += mean
         return policy
 
     @torch.no_grad()
@@ -108,6 +174,26 @@ class SharedVocabularyPolicy(UnifiedPolicy):
 
     def _head(self) -> Tensor:
         return _weight(self.model.get_output_embeddings())
+
+
+def _name_controls(config: Any, processor: Processor) -> None:
+    control = processor.vocabulary.controls
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = control.pad, control.bos, control.eos
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerFast) -> Template:
+    """The tokenizer's own control tokens and chat, ours where it has none. Raises InputError without `eos`."""
+    eos: Any = tokenizer.eos_token
+    if eos is None:
+        raise InputError("the tokenizer names no end-of-text token (eos_token in tokenizer_config.json)")
+    bos: Any = tokenizer.bos_token or eos
+    start, answer = bos, Template().answer
+    if tokenizer.chat_template:
+        chat: Any = tokenizer.apply_chat_template(
+            [{"role": "user", "content": PLACE}], tokenize=False, add_generation_prompt=True
+        )
+        start, _, answer = chat.partition(PLACE)
+    return Template(pad=tokenizer.pad_token or Template().pad, bos=bos, eos=eos, start=start, answer=answer)  # type: ignore[arg-type]
 
 
 def _weight(module: nn.Module | None) -> Tensor:

@@ -21,7 +21,7 @@ class Template:
     boi: str = "<boi>"
     eoi: str = "<eoi>"
     start: str = "<bos>"
-    """Before the prompt."""
+    """Before the prompt; spaces at its end are tokenized with the prompt's first text."""
     answer: str = "<answer>"
     """Between prompt and completion."""
     image: str = ""
@@ -36,6 +36,11 @@ class Template:
     """What the prompt is without itself: an empty one, or padding in its place (Janus)."""
     reencode: bool = False
     """After a generated picture the model sees it once more, by its own encoder (BAGEL's way); else as codes only."""
+
+    @property
+    def lead(self) -> str:
+        """The spaces at the end of `start`: most tokenizers have them in one token with the word behind them."""
+        return self.start[len(self.start.rstrip(" ")) :]
 
     @classmethod
     def from_json(cls, value: Any) -> Template:
@@ -85,13 +90,14 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast, template: Template, imag
         given = (*[controls.image] * images.features, controls.eoi)
         if template.reencode:
             image += (controls.boi, *given)
-    held = {controls.pad, controls.bos, controls.eoi, *tokenizer.all_special_ids, *images.code_ids}
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    held = {*(known[getattr(template, name)] for name in names), *special, *tokenizer.all_special_ids, *images.code_ids}
     return Vocabulary(
         controls=controls,
         text_size=len(tokenizer),
         image_codes=images.codes,
         image_length=rows * columns,
-        start=ids(template.start),
+        start=ids(template.start.rstrip(" ")),
         answer=ids(template.answer),
         image=image,
         given=given,

@@ -16,8 +16,12 @@ WORDS = r" ?\p{L}+(?:'\p{L}+)?[.,;:!?)]*|\s*\n[\s#*\-\d.]*| ?\p{N}+| ?[^\s\p{L}\
 number. Against the usual GPT-2 pattern this saves a tenth of the tokens of a recipe at the same vocabulary."""
 
 
-def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Trains on `texts`; the first ids are the control tokens. Every byte has a spelling, so nothing is unknown."""
+def train_text_tokenizer(texts: Iterable[str], size: int, placeholder: str = "") -> PreTrainedTokenizerFast:
+    """Trains on `texts`; the first ids are the control tokens. Every byte has a spelling, so nothing is unknown.
+
+    `placeholder` is one more control token, for a model that sees pictures by features.
+    """
+    controls = {**CONTROL_TOKENS, "image": placeholder} if placeholder else CONTROL_TOKENS
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -28,16 +32,16 @@ def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=list(CONTROL_TOKENS.values()),
+        special_tokens=list(controls.values()),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=CONTROL_TOKENS["pad"],
-        bos_token=CONTROL_TOKENS["bos"],
-        eos_token=CONTROL_TOKENS["eos"],
-        extra_special_tokens={f"{name}_token": CONTROL_TOKENS[name] for name in ("boi", "eoi", "answer")},
+        **{f"{name}_token": token for name, token in controls.items() if name in ("pad", "bos", "eos")},
+        extra_special_tokens={
+            f"{name}_token": token for name, token in controls.items() if name not in ("pad", "bos", "eos")
+        },
         clean_up_tokenization_spaces=False,
     )

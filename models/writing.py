@@ -105,14 +105,18 @@ class Model:
 
 
 def write(
-    policy: UnifiedPolicy, prompts: Sequence[InterleavedDocument], sampling: Sampling, batch_size: int = 128
+    policy: UnifiedPolicy,
+    prompts: Sequence[InterleavedDocument],
+    sampling: Sampling,
+    batch_size: int = 128,
+    rows: Sequence[int] | None = None,
 ) -> list[Answer]:
-    """One answer a prompt. A document that holds an answer already gives its prompt alone."""
-    processor = policy.processor
+    """One answer a prompt; `rows` as for `generate`. A document that holds an answer already gives its prompt alone."""
+    processor, numbers = policy.processor, range(len(prompts)) if rows is None else rows
     answers: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         asked = [prompt.prompt for prompt in prompts[start : start + batch_size]]
-        samples = generate(policy, processor.encode_all(asked), sampling, first_row=start)
+        samples = generate(policy, processor.encode_all(asked), sampling, rows=numbers[start : start + batch_size])
         readings = [processor.read(sample.ids_C.tolist()) for sample in samples]
         documents = processor.paint([reading.document for reading in readings])
         for prompt, document, reading in zip(asked, documents, readings, strict=True):

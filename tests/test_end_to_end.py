@@ -3,16 +3,22 @@
 import json
 
 import pytest
+import torch
 
-from limner.data.picture_stories import outlines, story_prompt
-from limner.models.checkpoint import load
+from limner.data.picture_stories import SCENES, caption, outlines, story, story_prompt, text_to_image
+from limner.data.prompts import write_outlines
+from limner.data.shards import ShardWriter
+from limner.models.checkpoint import load, save
 from limner.models.errors import InputError
 from limner.models.generation import Sampling
 from limner.models.writing import write
 from limner.studies.demo import DemoConfig, chosen_arms, run, score_checkpoint
 from limner.studies.world import WorldConfig, check_heldout
+from limner.train import grpo, warmup
 from limner.train.image_tokenizer import ImageTokenizerConfig
 from limner.train.new_model import NewModelConfig
+
+from .models.families import FAMILIES
 
 FIGURES = {
     "sampled": {"story_exact", "image_exact", "sentence_exact", "structure"},
@@ -104,3 +110,39 @@ def test_a_second_call_takes_up_what_is_there(demo):
 def test_arms_run_after_the_one_whose_seconds_they_spend():
     assert chosen_arms("all") == ["warmup", "grpo_process", "grpo_outcome", "control", "rejection"]
     assert chosen_arms("control") == ["warmup", "grpo_process", "control"]
+
+
+CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--save_strategy", "no", "--max_steps", "2"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_takes_the_whole_road(family, tmp_path):
+    """Shards, warm-up and GRPO by their commands, and a model at the end that loads, has learnt and writes."""
+    save(FAMILIES[family](), tmp_path / "start")
+    with ShardWriter(tmp_path / "shards") as writer:
+        for number in range(6):
+            scenes = SCENES[2 * number : 2 * number + 2]
+            for document in (story(scenes, f"story-{number}"), caption(scenes[0]), text_to_image(scenes[1])):
+                writer.write(document, "heldout" if number == 5 else "train")
+    write_outlines(tmp_path / "prompts.jsonl", outlines(0, 4))
+
+    flags = ["--data", tmp_path / "shards", "--pack_length", 1200, "--heldout_batches", 1, "--learning_rate", 1e-3]
+    call(warmup.main, "--model", tmp_path / "start", "--output_dir", tmp_path / "warm", *flags)
+    flags = ["--rewards", "{format: 1, text_plan: 1, image_plan: 1, image_sentence: 1}", "--learning_rate", 1e-3]
+    flags += ["--num_generations", 4, "--per_device_train_batch_size", 8, "--max_completion_length", 90]
+    flags += ["--preflight", "false", "--algorithm.process_weight", 1]
+    both = "{text: 0.1, image: 0.1}"  # a random model has no reward that varies; entropy gives it something to learn
+    flags += ["--algorithm.beta", both, "--algorithm.entropy_bonus", both]
+    model = ["--model", tmp_path / "warm" / "model", "--prompts", tmp_path / "prompts.jsonl"]
+    call(grpo.main, *model, "--output_dir", tmp_path / "grpo", "--trajectories_every", 1, *flags)
+
+    weights = [load(tmp_path / name).model.state_dict() for name in ("start", "warm/model", "grpo/model")]
+    for before, after in zip(weights, weights[1:], strict=False):
+        assert not all(torch.equal(before[name], after[name]) for name in before)
+    policy = load(tmp_path / "grpo" / "model")
+    (answer,) = write(policy, [story_prompt(SCENES[:2])], Sampling(max_new_tokens=90, begin_with_image=True))
+    assert len(answer.document.images) >= 1 and answer.document.images[0].image is not None
+
+
+def call(main, *words) -> None:
+    main([*CPU, "--per_device_train_batch_size", "1", *(str(word) for word in words)])

@@ -49,6 +49,8 @@ class RunConfig:
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     lora: LoraConfig | None = None
     """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
+    freeze: list[str] = field(default_factory=list)
+    """Submodules that stay as they are, by name, such as `model.vision_model`; an adapter leaves them alone, too."""
     preflight: bool = True
     """Check before step 0 that the run can learn, and stop with the cause where it cannot."""
     heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
@@ -94,6 +96,7 @@ def make_trainer(
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
         prompts = read_prompts(Path(config.prompts), least=args.generation_batch_size // args.num_generations)  # type: ignore[operator]
     policy = policy or load(config.model)
+    policy.freeze(config.freeze)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
     reward = build_reward(config.rewards)
     adapter = config.lora.adapter(policy.model) if config.lora else None
@@ -113,7 +116,7 @@ def make_trainer(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo")
+    config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
     trainer = run(config, args)
     trainer.accelerator.print(f"wrote {Path(args.output_dir or '') / 'model'}")
     trainer.accelerator.end_training()
@@ -121,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def preflight(argv: Sequence[str] | None = None) -> None:
     """`limner preflight`: the checks alone, of the run that the same flags would start."""
-    config, args = parse((RunConfig, GRPOConfig), argv, prog="limner preflight")
+    config, args = parse((RunConfig, GRPOConfig), argv, prog="limner preflight", section="grpo")
     args.report_to, args.save_strategy = [], IntervalStrategy.NO
     trainer = make_trainer(config, args)
     trainer.callback_handler.callbacks = [Preflight(trainer, only=True)]

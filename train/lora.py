@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..models.errors import InputError
@@ -29,9 +31,12 @@ class LoraConfig:
         if self.rank < 1:
             raise InputError(f"lora.rank: {self.rank}; at least 1")
         targets = [self.targets] if isinstance(self.targets, str) else self.targets
+        # What the model itself keeps as it is, such as an image tokenizer inside it, gets no adapter either.
+        fixed = _frozen(model)
         if targets != ["all-linear"]:
             plain = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-            known = {name.rpartition(".")[2] for name, module in model.named_modules() if id(module) not in plain}
+            modules = [(name, module) for name, module in model.named_modules() if not re.fullmatch(fixed, name)]
+            known = {name.rpartition(".")[2] for name, module in modules if id(module) not in plain}
             if unknown := [name for name in targets if name not in known]:
                 # The embeddings and the head are read as plain weights.
                 raise InputError(f"lora.targets: {unknown[0]} is no module that can be adapted")
@@ -40,5 +45,14 @@ class LoraConfig:
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=0.0,
             target_modules="all-linear" if targets == ["all-linear"] else list(targets),
+            exclude_modules=fixed or None,
             task_type="CAUSAL_LM",
         )
+
+
+def _frozen(model: nn.Module) -> str:
+    """Expression of the names of all submodules of which nothing is trained; empty where there are none."""
+    parameters = {name: list(module.parameters()) for name, module in model.named_modules()}
+    names = {name for name, own in parameters.items() if own and not any(weight.requires_grad for weight in own)}
+    tops = sorted(name for name in names if name.rpartition(".")[0] not in names)
+    return "|".join(rf"{re.escape(name)}(\..*)?" for name in tops)

@@ -41,6 +41,8 @@ class ModelShape:
     """Of them in the token embedding."""
     head: int
     """Of them in a head of its own; 0 where tied."""
+    layer: int
+    """Of them in one decoder layer."""
     layers: int
     hidden: int
     intermediate: int
@@ -55,11 +57,6 @@ class ModelShape:
     """Inputs plus outputs of all linear layers but the head: a LoRA adapter of rank 1 on each."""
     stored: int
     """Bytes of a parameter as the checkpoint has it."""
-
-    @property
-    def layer(self) -> int:
-        """Parameters of one decoder layer."""
-        return (self.parameters - self.embedding - self.head) // self.layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig
 
+from ..models.checkpoint import family  # which imports, and so registers, every family
+from ..models.policy import UnifiedPolicy
 from ..models.processing import Processor
 from ..models.shared_vocabulary import SharedVocabularyPolicy
 from ..models.text_tokenizer import train_text_tokenizer
@@ -18,8 +20,9 @@ from .image_tokenizer import ImageTokenizerConfig, train_image_tokenizer
 
 @dataclass
 class NewModelConfig:
-    """A Llama of the shared-vocabulary family."""
+    """A Llama, and what its family puts around it."""
 
+    family: str = SharedVocabularyPolicy.family
     text_vocabulary: int = 3072
     """Tokens of the byte-level BPE, controls included."""
     hidden_size: int = 128
@@ -42,12 +45,13 @@ def new_processor(
     texts: Iterable[str], images: Sequence[Image.Image], config: NewModelConfig
 ) -> tuple[Processor, dict]:
     """Both tokenizers, trained; and the image tokenizer's figures."""
-    tokenizer = train_text_tokenizer([general_english(), *texts], config.text_vocabulary)
     image_tokenizer, figures = train_image_tokenizer(images, config.image_tokenizer)
-    return Processor(tokenizer, image_tokenizer), figures
+    template, vision = family(config.family).new_layout(image_tokenizer.image_size, image_tokenizer.shape)
+    tokenizer = train_text_tokenizer([general_english(), *texts], config.text_vocabulary, template.image)
+    return Processor(tokenizer, image_tokenizer, template, vision), figures
 
 
-def new_policy(processor: Processor, config: NewModelConfig) -> SharedVocabularyPolicy:
+def new_policy(processor: Processor, config: NewModelConfig) -> UnifiedPolicy:
     torch.manual_seed(config.seed)
     model_config = LlamaConfig(
         hidden_size=config.hidden_size,
@@ -59,4 +63,4 @@ def new_policy(processor: Processor, config: NewModelConfig) -> SharedVocabulary
         initializer_range=config.initializer_range,
         tie_word_embeddings=True,
     )
-    return SharedVocabularyPolicy.create(model_config, processor)
+    return family(config.family).create(model_config, processor)

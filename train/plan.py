@@ -11,13 +11,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from ..configs import parse
 from ..models.checkpoint import IMAGE_TOKENIZER
+from ..models.convert import family_of_type
 from ..models.errors import InputError, reading, run_or_exit
 from .grpo import GRPOConfig, RunConfig
 from .memory import PHASES, ModelShape, Plan, Run, Strategy, predict
@@ -26,6 +28,8 @@ GB = 2**30
 """As nvidia-smi counts."""
 WORTH = GB // 10
 """A change that saves less alone is not worth a line."""
+CODEBOOKS = ("num_vq_embeddings", "num_embeddings", "codebook_size")
+"""What image tokenizers call the size of their codebook: diffusers' VQModel, Chameleon and Janus, Emu3."""
 CHUNK, RANK = 1024, 16
 """What advice proposes for `algorithm.score_chunk` and for LoRA."""
 
@@ -79,14 +83,15 @@ class PlanConfig:
 def model_shape(model: str | Path, image_codes: int | None = None) -> ModelShape:
     """Counts a model built on the meta device. Raises InputError where there is no configuration to build it from."""
     path = Path(model)
+    folder = path.parent if path.is_file() else path
     if not path.is_file() and not (path / "config.json").is_file():
         raise InputError(f"model: {model}: no config.json there; name a checkpoint folder or a model's config.json")
     if image_codes is None:
-        image_codes = _codes_of_tokenizer((path.parent if path.is_file() else path) / IMAGE_TOKENIZER / "config.json")
+        image_codes = _codes_of_tokenizer(folder / IMAGE_TOKENIZER / "config.json")
     with reading(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        chosen = family_of_type(config.model_type)
+        network = _on_meta(chosen.model_class, config)
         text, head = config.get_text_config(), network.get_output_embeddings()
         embedding = network.get_input_embeddings().weight
         linear = [module for module in network.modules() if isinstance(module, nn.Linear) and module is not head]
@@ -94,13 +99,14 @@ def model_shape(model: str | Path, image_codes: int | None = None) -> ModelShape
             parameters=sum(parameter.numel() for parameter in network.parameters()),  # a tied one comes up once
             embedding=embedding.numel(),
             head=0 if head.weight is embedding else head.weight.numel(),
+            layer=sum(parameter.numel() for parameter in network.get_decoder().layers[0].parameters()),
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
             intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
             heads=text.num_attention_heads,
             kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            vocabulary=head.weight.shape[0],
+            vocabulary=head.weight.shape[0] + (image_codes or 0) * chosen.own_image_head,
             image_codes=image_codes or 0,
             linear_sides=sum(module.in_features + module.out_features for module in linear),
             stored=embedding.element_size(),
@@ -110,11 +116,20 @@ def model_shape(model: str | Path, image_codes: int | None = None) -> ModelShape
     return shape
 
 
+def _on_meta(model_class: Any, config: Any) -> Any:
+    """The model without weights, in the dtype that its configuration names."""
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    with torch.device("meta"):
+        network = build(config)
+    return network.to(config.dtype) if config.dtype else network
+
+
 def _codes_of_tokenizer(path: Path) -> int | None:
     if not path.is_file():
         return None
     with reading(path):
-        return int(json.loads(path.read_text(encoding="utf-8"))["num_vq_embeddings"])
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return next(int(settings[name]) for name in CODEBOOKS if name in settings)
 
 
 def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run:
@@ -331,7 +346,7 @@ def report(model: ModelShape, run: Run, memory: float) -> tuple[str, bool]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, args, plan = parse((RunConfig, PlannedArguments, PlanConfig), argv, prog="limner plan")
+    config, args, plan = parse((RunConfig, PlannedArguments, PlanConfig), argv, prog="limner plan", section="grpo")
     if not config.model:
         raise InputError("model: missing; name a checkpoint or a folder with a config.json (--model DIR)")
     config.algorithm.check(args)

@@ -53,7 +53,8 @@ def rollout(
     """One completion a prompt; neighbours that are the same object, the rows of a group, share their prefill."""
     groups = [list(rows) for _, rows in groupby(prompts, key=id)]
     sequences = policy.processor.encode_all([rows[0].prompt for rows in groups])
-    samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], first_row)
+    numbers = range(first_row, first_row + len(prompts))
+    samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], numbers)
     readings = [policy.processor.read(sample.ids_C.tolist()) for sample in samples]
     documents = policy.processor.paint([reading.document for reading in readings])
     prompt_rows = [sequence for sequence, rows in zip(sequences, groups, strict=True) for _ in rows]

@@ -49,6 +49,8 @@ class WarmupConfig:
     pack_length: int = 256
     """Tokens of a row; a longer document is cut between segments."""
     normalisation: Normalisation = "token"
+    freeze: list[str] = field(default_factory=list)
+    """Submodules that stay as they are, by name, such as `model.vision_model`."""
     heldout_batches: int = 8
     """Rows of the held-out split to report the loss on, by modality; 0 for none."""
 
@@ -163,6 +165,7 @@ def run(
     if policy is None:
         start = config.model or resume
         policy = load(start) if start else _new_policy(sources, config.new_model, Path(args.output_dir))
+    policy.freeze(config.freeze)
     rows = PackedRows(
         sources,
         policy.processor,
@@ -191,7 +194,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup")
+    config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup", section="warmup")
     run(config, args).accelerator.end_training()
 
 

@@ -95,7 +95,7 @@ def test_guided_sampling_is_scored_as_it_was_sampled(policy, prompts, guidance):
     assert gap(samples, replayed(policy, [[s] for s in sequences], **options)) < 1e-4
     assert gap(samples, replayed(policy, [sequences[:5], sequences[5:6], sequences[6:]], **options)) < 1e-4
     assert gap(samples, replayed(policy, [[s] for s in sequences], **{**options, "guidance": 1.0})) > 1e-2
-    alone = [generate(policy, [prompts[row // 4]], sampling, first_row=row)[0] for row in (0, 7, 15)]
+    alone = [generate(policy, [prompts[row // 4]], sampling, rows=[row])[0] for row in (0, 7, 15)]
     assert same(alone, [samples[row] for row in (0, 7, 15)])
 
 
@@ -180,15 +180,17 @@ def test_attention_that_adds_its_mask_gives_the_same_numbers(make_policy, prompt
 
 def test_a_row_does_not_depend_on_its_neighbours(policy, prompts):
     sampling = Sampling(50, seed=7)
-    together = generate(policy, prompts, sampling, first_row=10)
-    assert same(generate(policy, prompts, sampling, first_row=10), together)
-    alone = [generate(policy, [prompt], sampling, first_row=10 + row)[0] for row, prompt in enumerate(prompts)]
+    together = generate(policy, prompts, sampling, rows=range(10, 14))
+    assert same(generate(policy, prompts, sampling, rows=range(10, 14)), together)
+    alone = [generate(policy, [prompt], sampling, rows=[10 + row])[0] for row, prompt in enumerate(prompts)]
     assert same(alone, together)
-    cut = generate(policy, prompts[:1], sampling, first_row=10) + generate(policy, prompts[1:], sampling, first_row=11)
+    cut = generate(policy, prompts[:1], sampling, rows=[10]) + generate(
+        policy, prompts[1:], sampling, rows=[11, 12, 13]
+    )
     assert same(cut, together)
     # A row's draws belong to its number, whoever stands there.
-    assert generate(policy, [prompts[2]], sampling, first_row=10)[0].ids_C.tolist() != together[2].ids_C.tolist()
-    assert not same(generate(policy, prompts, replace(sampling, seed=8), first_row=10), together)
+    assert generate(policy, [prompts[2]], sampling, rows=[10])[0].ids_C.tolist() != together[2].ids_C.tolist()
+    assert not same(generate(policy, prompts, replace(sampling, seed=8), rows=range(10, 14)), together)
 
 
 def test_a_group_shares_its_prefill_and_nothing_else(policy, prompts):
@@ -263,7 +265,7 @@ def test_the_length_limit_may_fall_inside_an_image(policy, prompts):
 
 def test_greedy_decoding(policy, prompts):
     greedy = generate(policy, prompts, Sampling(40, 0, seed=1))
-    assert same(generate(policy, prompts, Sampling(40, 0, seed=2), first_row=9), greedy)
+    assert same(generate(policy, prompts, Sampling(40, 0, seed=2), rows=range(9, 13)), greedy)
     assert not any(sample.logp_C.any() for sample in greedy)
     for options in ({"top_k": 1}, {"top_p": 1e-6}):
         narrow = generate(policy, prompts, Sampling(40, 1.0, seed=4, **options))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from limner.models.checkpoint import save
 from limner.models.errors import InputError
 from limner.models.generation import Sampling, _Run
 from limner.models.processing import Processor
@@ -16,6 +17,8 @@ from limner.models.shared_vocabulary import SharedVocabularyPolicy
 from limner.train import memory
 from limner.train.memory import ModelShape, Run, predict
 from limner.train.plan import GB, advise, main, model_shape, report
+
+from ..models.families import FAMILIES
 
 PROMPT, ROWS = 16, 2
 RUN = Run(
@@ -42,6 +45,7 @@ LARGE = ModelShape(
     parameters=7_000_000_000,
     embedding=264_000 * 4096,
     head=264_000 * 4096,
+    layer=(7_000_000_000 - 2 * 264_000 * 4096) // 32,
     layers=32,
     hidden=4096,
     intermediate=14336,
@@ -149,7 +153,7 @@ def test_kv_cache_is_exact(policy, guidance, tmp_path):
     prompt = TokenSequence(ids_T, torch.zeros(PROMPT), torch.zeros(PROMPT, dtype=torch.bool), PROMPT)
     run = replace(RUN, steps_per_generation=3, guided=guidance != 1)
     with torch.no_grad():
-        sampler = _Run(policy, [prompt] * 3, Sampling(run.completion, guidance=guidance), [2, 2, 2], 0)
+        sampler = _Run(policy, [prompt] * 3, Sampling(run.completion, guidance=guidance), [2, 2, 2], range(6))
     real = sum(tensor.nbytes for layer in sampler.cache.layers for tensor in (layer.keys, layer.values))
     assert memory.kv_cache(shape_of(policy, tmp_path), run) == real
 
@@ -260,3 +264,23 @@ def test_bad_input(policy, tmp_path, words, complaint):
     words = [str(tmp_path / word) if word in ("MODEL", "BROKEN") else word for word in words]
     with pytest.raises(InputError, match=complaint):
         main([*words, "--output_dir", str(tmp_path)])
+
+
+def test_a_model_with_more_than_a_decoder(tmp_path):
+    """Its picture encoder and image tokenizer weigh something, and are no part of a layer."""
+    policy = FAMILIES["janus"]()
+    save(policy, tmp_path / "janus")
+    shape, model = model_shape(tmp_path / "janus"), policy.model
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.layer == sum(parameter.numel() for parameter in model.model.language_model.layers[0].parameters())
+    assert shape.image_codes == policy.vocabulary.image_codes
+    assert shape.vocabulary == model.lm_head.weight.shape[0] + shape.image_codes
+
+
+@pytest.mark.parametrize("family", ["chameleon", "emu3", "liquid"])
+def test_codes_inside_the_vocabulary(family, tmp_path):
+    policy = FAMILIES[family]()
+    save(policy, tmp_path / family)
+    shape = model_shape(tmp_path / family)
+    assert shape.parameters == sum(parameter.numel() for parameter in policy.model.parameters())
+    assert shape.image_codes == policy.vocabulary.image_codes < shape.vocabulary
