@@ -1,0 +1,202 @@
+"""Entries, each a text, a picture file or both: the form of MMIE's files, and that in which answers are kept.
+
+[{"text": "Peel the apples.", "image": "images/peel.png"}, {"text": "Serve.", "image": null}]
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..data.prompts import read_lines
+from ..models.document import ImageSegment, InterleavedDocument, Origin, Segment, TextSegment, open_image
+from ..models.errors import InputError, reading
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    text: str | None = None
+    image: Path | None = None
+    """File of the picture, which comes after the text; it need not exist."""
+
+
+class PictureFault(InputError):
+    """A picture of an item that is not there or does not open."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+        """`missing image` or `unreadable image`."""
+
+
+def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(place, record) of a benchmark's file, each record with a string `id` that no other has.
+
+    A JSON list, a mapping of ids to records or of categories to lists of records, or one object a line. An id that
+    comes again gets `#2`, `#3`. Raises InputError naming file and record.
+    """
+    with reading(path):
+        text = path.read_text(encoding="utf-8-sig")
+    try:
+        values = list(_flattened(json.loads(text), path))
+    except json.JSONDecodeError as error:
+        if path.suffix != ".jsonl":
+            raise InputError(f"{path}: not JSON: {error}") from None
+        values = list(read_lines(path))
+    if not values:
+        raise InputError(f"{path}: holds no records")
+    seen: Counter[str] = Counter()
+    records = []
+    for place, value in values:
+        if not isinstance(value, dict):
+            raise InputError(f"{place}: expected an object, got {type(value).__name__}")
+        if not isinstance(value.get("id"), str | int) or isinstance(value["id"], bool):
+            raise InputError(f"{place}: field `id` is missing or no string; found {', '.join(map(repr, value))}")
+        identifier = str(value["id"])
+        seen[identifier] += 1
+        if seen[identifier] > 1:
+            identifier = f"{identifier}#{seen[identifier]}"
+        records.append((f"{place} ({identifier})", {**value, "id": identifier}))
+    return records
+
+
+def _flattened(value: Any, path: Path) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and "id" not in value:
+        lists = [inner for inner in value.values() if isinstance(inner, list)]
+        if len(lists) == len(value):
+            value = [record for inner in lists for record in inner]
+        else:
+            value = [{"id": key, **inner} if isinstance(inner, dict) else inner for key, inner in value.items()]
+    for number, record in enumerate(value if isinstance(value, list) else [value], 1):
+        yield f"{path}: record {number}", record
+
+
+def read_entries(value: Any, root: Path, place: str) -> tuple[Entry, ...]:
+    """Entries of a JSON value: a text, an entry, a list of either, or null.
+
+    root: the folder that pictures are relative to and may not leave. `place` names record and field in an InputError.
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (Entry(value),)
+    if isinstance(value, list):
+        parts = (read_entries(item, root, f"{place}[{number}]") for number, item in enumerate(value))
+        return tuple(entry for part in parts for entry in part)
+    if not isinstance(value, dict) or not {"text", "image"} & set(value):
+        what = f"an object with {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
+        raise InputError(f"{place}: expected a text, or an object with `text` and `image`, got {what}")
+    text, image = value.get("text"), value.get("image")
+    if not isinstance(text, str | None) or not isinstance(image, str | None):
+        raise InputError(f"{place}: `text` and `image` are strings or null")
+    return (Entry(text, inside(root, image, place) if image else None),)
+
+
+def inside(root: Path, name: str, place: str) -> Path:
+    """The file of that name. Raises InputError where it lies outside the folder."""
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{place}: picture {name!r} is outside {root}; name the folder of the pictures with --images")
+    return path
+
+
+def segments_of(entries: Iterable[Entry], trainable: bool = False, origin: Origin = "given") -> tuple[Segment, ...]:
+    """Texts and opened pictures in their order. Raises PictureFault."""
+    segments: list[Segment] = []
+    for entry in entries:
+        if entry.text is not None:
+            segments.append(TextSegment(entry.text, trainable))
+        if entry.image is not None:
+            segments.append(ImageSegment(open_picture(entry.image), trainable, origin))
+    return tuple(segments)
+
+
+def spaced(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """With a line break between neighbouring texts, which would run together in a prompt."""
+    result: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, TextSegment) and result and isinstance(result[-1], TextSegment):
+            result.append(TextSegment("\n", segment.trainable))
+        result.append(segment)
+    return tuple(result)
+
+
+def decoded(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """With every picture decoded: one that several requests share must not be decoded by their threads at once.
+
+    Raises PictureFault.
+    """
+    result: list[Segment] = []
+    for segment in segments:
+        if isinstance(segment, ImageSegment):
+            try:
+                segment = replace(segment, image=segment.pixels())
+            except ValueError as error:
+                raise PictureFault("unreadable image", str(error)) from None
+        result.append(segment)
+    return tuple(result)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture, not yet decoded. Raises PictureFault."""
+    try:
+        return open_image(path.read_bytes())
+    except FileNotFoundError:
+        raise PictureFault("missing image", f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise PictureFault("unreadable image", f"{path}: {error}") from None
+
+
+def entries_of(document: InterleavedDocument, save: Callable[[Image.Image, int], Path]) -> list[Entry]:
+    """The document's segments, a text and the picture after it as one entry.
+
+    save: writes a picture, number 1 and up, and says where.
+    """
+    entries: list[Entry] = []
+    number = 0
+    for segment in document.segments:
+        if isinstance(segment, TextSegment):
+            entries.append(Entry(segment.text))
+            continue
+        number += 1
+        path = save(segment.pixels(), number)
+        if entries and entries[-1].image is None:
+            entries[-1] = Entry(entries[-1].text, path)
+        else:
+            entries.append(Entry(None, path))
+    return entries
+
+
+def entries_json(entries: Sequence[Entry], root: Path) -> list[dict[str, str | None]]:
+    """What `read_entries` reads, pictures relative to the folder."""
+    return [
+        {"text": entry.text, "image": None if entry.image is None else entry.image.relative_to(root).as_posix()}
+        for entry in entries
+    ]
+
+
+class Copies:
+    """Puts pictures into `FOLDER/images` and says their names relative to the folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.names: dict[Path, str] = {}
+        (folder / "images").mkdir()
+
+    def __call__(self, path: Path) -> str:
+        """Raises PictureFault where there is no such file."""
+        if path not in self.names:
+            name = f"images/{len(self.names):06d}{path.suffix}"
+            try:
+                shutil.copyfile(path, self.folder / name)
+            except OSError as error:
+                raise PictureFault("missing image", f"{path}: cannot be copied: {error.strerror}") from None
+            self.names[path] = name
+        return self.names[path]

@@ -1,0 +1,283 @@
+"""`limner eval`: a model's answers to a benchmark, or answers that are there already, scored and counted.
+
+    data or answers -> items -> (answers of the model) -> verdicts -> results.json
+
+limner eval --config eval/mmie --model DIR --data data.json --judge.endpoint.model NAME --out runs/mmie
+limner eval --config eval/mmie --answers outputs.json --judge.endpoint.model NAME --out runs/mmie
+torchrun --nproc-per-node 4 -m limner.cli eval --config eval/mmie ...      # a share of the items each
+
+A second call with the same settings takes up where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..configs import parse, save_resolved
+from ..models.checkpoint import whole_directory
+from ..models.endpoint import EndpointConfig
+from ..models.errors import InputError
+from ..models.generation import Sampling
+from ..models.hub import find_checkpoint, load_model
+from ..models.local_vlm import LocalVLMConfig
+from ..models.rendering import write_atomically
+from ..rewards.judge import JudgeConfig, chat_model
+from . import embedded, interleavedbench, mmie
+from .benchmark import Benchmark, Given, Item, Judge, Writing, read_answers, score_answers, write_answers
+from .entries import Copies
+from .folder import Journal, keep_manifest
+from .interleavedbench import InterleavedBench, InterleavedBenchConfig
+from .mmie import MMIE, MMIEConfig
+from .results import write_results
+
+READERS = {"mmie": mmie.read, "interleavedbench": interleavedbench.read, "picture_stories": embedded.read}
+EXPORTS = {"mmie": ("data.json", mmie.export), "interleavedbench": ("interleaved_bench.json", interleavedbench.export)}
+SAY_EVERY_S = 30.0
+EDGE = 2**20
+"""Bytes at the beginning and at the end of a file of weights that tell it from another."""
+
+
+@dataclass
+class SamplingConfig:
+    """How the model writes; null is its own setting."""
+
+    max_new_tokens: int | None = None
+    """Longest answer, pictures included."""
+    max_images: int | None = None
+    temperature: float | None = None
+    """0 is greedy."""
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float | None = None
+    """Classifier-free guidance of pictures; 1 is none."""
+
+
+@dataclass
+class EvalJudge:
+    """The judge; exactly one of the two."""
+
+    endpoint: EndpointConfig | None = None
+    """Behind an OpenAI-compatible server."""
+    local: LocalVLMConfig | None = None
+    """In this process."""
+
+
+@dataclass
+class EvalConfig:
+    benchmark: Literal["mmie", "interleavedbench", "picture_stories"] = "mmie"
+    data: str = ""
+    """The benchmark's file; with `answers` it may be left out, their own questions hold then."""
+    data_revision: str = ""
+    """Commit of the download, for the manifest."""
+    images: str = ""
+    """Folder that pictures are relative to; by default that of the file."""
+    model: str = ""
+    """Checkpoint folder or ORG/NAME on the Hub, to write answers."""
+    answers: str = ""
+    """File of answers to score instead, in the benchmark's own format."""
+    out: str = "runs/eval"
+    """Folder of the run."""
+    limit: int = 0
+    """Items of each category, the first ones; 0 takes all."""
+    prompt: str = "{question}"
+    """What the model is asked, the question in its place."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch_size: int = 16
+    """Answers written at a time."""
+    seed: int = 0
+    judge: EvalJudge = field(default_factory=EvalJudge)
+    mmie: MMIEConfig = field(default_factory=MMIEConfig)
+    interleavedbench: InterleavedBenchConfig = field(default_factory=InterleavedBenchConfig)
+    samples: int = 24
+    """Items shown in the report."""
+    export: str = ""
+    """Write the answers there as well, in the benchmark's own format, with all pictures."""
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.answers):
+            raise InputError("model, answers: give one of them, --model DIR to write or --answers FILE to score")
+        if not self.data and not self.answers:
+            raise InputError("data: missing; name the benchmark's file (--data FILE)")
+        if self.prompt.count("{question}") != 1:
+            raise InputError("prompt: the question's place {question} stands in it exactly once")
+        for name, least in {"limit": 0, "batch_size": 1, "seed": 0, "samples": 0}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: {getattr(self, name)}; at least {least}")
+        if self.benchmark == "picture_stories" and (self.answers or self.export):
+            raise InputError("answers, export: picture_stories has no format of its own for answers")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The process's share of the items."""
+
+    rank: int = 0
+    world: int = 1
+
+
+def main(argv: Sequence[str] | None = None) -> Path | None:
+    """The run's folder, once it holds results; None where another process is still at work."""
+    (config,) = parse((EvalConfig,), argv, prog="limner eval")
+    shard = Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))  # torchrun's
+    return Path(config.out) if evaluate(config, shard) else None
+
+
+def evaluate(config: EvalConfig, shard: Shard = Shard()) -> bool:
+    """Does what is not done yet of this process's share. True where results.json has been written.
+
+    Raises InputError for faults in data and settings, and where the folder holds results of other settings.
+    """
+    out = Path(config.out)
+    items, imported, sources = collect(config)
+    benchmark = make_benchmark(config, items)
+    judge = make_judge(config, benchmark)
+    try:
+        keep_manifest(out, manifest(config, benchmark, judge, sources))
+        own = benchmark.items[shard.rank :: shard.world]
+        if shard.rank == 0:
+            save_resolved(out / "config.yaml", config)
+        if imported is None:
+            with Journal(out, "answers", shard.rank) as journal:
+                write_missing(config, own, journal)
+        answers = read_answers(out) if imported is None else imported
+        with Journal(out, "verdicts", shard.rank) as journal:
+            report("scored", score_answers(benchmark, own, answers, judge, journal), len(own))
+    finally:
+        if judge:
+            judge.close()
+    answers = read_answers(out) if imported is None else imported  # those of the other processes, too
+    finished = write_results(out, benchmark, answers, config.samples)
+    if finished and config.export:
+        write_export(config, benchmark, answers)
+    return finished
+
+
+# ---- what is evaluated ----
+
+
+def collect(config: EvalConfig) -> tuple[list[Item], dict[str, Given] | None, dict[str, Any]]:
+    """Items, answers where a file of them is given, and the files for the manifest."""
+    read, images = READERS[config.benchmark], Path(config.images) if config.images else None
+    sources: dict[str, Any] = {}
+    rows: dict[str, list[tuple[Item, Given | None]]] = {}
+    for name in ("data", "answers"):
+        if path := getattr(config, name):
+            rows[name] = read(Path(path), images)
+            sources[name] = {"file": Path(path).name, "sha256": sha256(Path(path)), "records": len(rows[name])}
+    if config.data:
+        sources["data"]["revision"] = config.data_revision
+    items = limited([item for item, _ in rows.get("data") or rows["answers"]], config.limit)
+    if not config.answers:
+        return items, None, sources
+    found = {item.id: given for item, given in rows["answers"]}
+    if config.data and (strange := found.keys() - {item.id for item, _ in rows["data"]}):
+        raise InputError(f"{config.answers}: answers {min(strange)!r}, which {config.data} does not ask")
+    nothing = Given(failure="not in the file", reason=f"{config.answers} has no answer to it")
+    return items, {item.id: found.get(item.id) or nothing for item in items}, sources
+
+
+def limited(items: Sequence[Item], limit: int) -> list[Item]:
+    """The first items of each category."""
+    seen: dict[str, int] = {}
+    kept = []
+    for item in items:
+        seen[item.category] = seen.get(item.category, 0) + 1
+        if not limit or seen[item.category] <= limit:
+            kept.append(item)
+    return kept
+
+
+def make_benchmark(config: EvalConfig, items: Sequence[Item]) -> Benchmark:
+    if config.benchmark == "mmie":
+        return MMIE(config.mmie, items)
+    if config.benchmark == "interleavedbench":
+        return InterleavedBench(config.interleavedbench, items)
+    return embedded.PictureStories(items)
+
+
+def make_judge(config: EvalConfig, benchmark: Benchmark) -> Judge | None:
+    if not benchmark.needs_judge:
+        return None
+    return chat_model(JudgeConfig(endpoint=config.judge.endpoint, local=config.judge.local))
+
+
+def manifest(
+    config: EvalConfig, benchmark: Benchmark, judge: Judge | None, sources: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the results depend on, and the day they were begun."""
+    writing: dict[str, Any] = {}
+    if config.model:
+        prompt = {"text": config.prompt, "sha256": hashlib.sha256(config.prompt.encode()).hexdigest()}
+        model = {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))}
+        writing = {"model": model, "prompt": prompt, "sampling": asdict(config.sampling), "seed": config.seed}
+    return {
+        "limner": version("limner"),
+        "benchmark": benchmark.name,
+        **sources,
+        "limit": config.limit,
+        **writing,
+        "scoring": benchmark.manifest(),
+        "judge": judge.manifest() if judge else "exact verifiers",
+        "created": time.strftime("%Y-%m-%d"),
+    }
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Tells a checkpoint from one of other weights or settings: its JSON files, and both ends of each weight file."""
+    digest = hashlib.sha256()
+    for path in sorted([*checkpoint.rglob("*.safetensors"), *checkpoint.rglob("*.json")]):
+        digest.update(f"{path.relative_to(checkpoint).as_posix()} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(EDGE))
+            file.seek(max(0, path.stat().st_size - EDGE))
+            digest.update(file.read(EDGE))
+    return digest.hexdigest()
+
+
+# ---- doing it ----
+
+
+def write_missing(config: EvalConfig, items: Sequence[Item], journal: Journal) -> None:
+    """Answers of the items that have none; without such the model is not even loaded."""
+    answers = read_answers(journal.path.parent)
+    waiting = [item for item in items if item.id not in answers or answers[item.id].failure]
+    if not waiting:
+        return
+    device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
+    model = load_model(config.model, device)
+    changes = {name: value for name, value in asdict(config.sampling).items() if value is not None}
+    sampling: Sampling = replace(model.sampling, **changes, seed=config.seed)
+    writing = Writing(sampling, config.prompt, config.batch_size)
+    report("written", write_answers(model.policy, waiting, writing, journal), len(waiting))
+
+
+def report(what: str, progress: Iterable[int], total: int) -> None:
+    """Runs it through and says now and then how far it is."""
+    said = time.monotonic()
+    for done in progress:
+        if time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            print(f"limner eval: {what} {done} of {total}", file=sys.stderr, flush=True)
+
+
+def write_export(config: EvalConfig, benchmark: Benchmark, answers: Mapping[str, Given]) -> None:
+    name, records = EXPORTS[config.benchmark]
+    with whole_directory(Path(config.export)) as folder:
+        written = records(benchmark.items, answers, config.model or "imported", Copies(folder))
+        write_atomically(folder / name, json.dumps(written, indent=1) + "\n")
