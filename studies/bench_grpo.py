@@ -37,6 +37,7 @@ from ..data.picture_stories import outlines, story, story_prompt
 from ..data.prompts import pack_prompt
 from ..models.errors import InputError, run_or_exit
 from ..models.image_tokenizer import VQImageTokenizer
+from ..models.policy import UnifiedPolicy
 from ..models.processing import Processor
 from ..models.rendering import write_atomically
 from ..models.shared_vocabulary import SharedVocabularyPolicy
@@ -279,7 +280,7 @@ def bench_processor(config: NewModelConfig, seed: int) -> Processor:
 
 
 @torch.no_grad()
-def lean(policy: SharedVocabularyPolicy, shares: Mapping[int, float]) -> None:
+def lean(policy: UnifiedPolicy, shares: Mapping[int, float]) -> None:
     """Makes an untrained model of tied embeddings draw these text ids with about these probabilities; 0 is never.
 
     Every input pushes the first hidden number down, so the first column of the head acts as a bias.
