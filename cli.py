@@ -25,7 +25,9 @@ USAGE = """usage: limner COMMAND [...]
   study                 arms x seeds to one table and one figure
   bench grpo            time rollout, scoring and update, and stock TRL beside it
   generate              write an illustrated answer to a prompt
+  eval                  score a model, or answers, on MMIE, InterleavedBench or the embedded world
   convert               bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM
+  serve-rewards         score completions for training runs on other machines
   publish               write a release with its model card, and upload it to the Hub
 
 `limner COMMAND --help` says more. Train on several processes with `torchrun --nproc-per-node N -m limner.train.warmup`
@@ -54,7 +56,9 @@ def run(argv: Sequence[str]) -> None:
         "study": _study,
         "bench": _bench,
         "generate": _generate,
+        "eval": _eval,
         "convert": _convert,
+        "serve-rewards": _serve_rewards,
         "publish": _publish,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -120,6 +124,20 @@ def _bench(argv: Sequence[str]) -> None:
 
 def _convert(argv: Sequence[str]) -> None:
     from .models.convert import main
+
+    main(argv)
+
+
+def _eval(argv: Sequence[str]) -> None:
+    from .eval.run import main
+    from .report.eval_report import write_report
+
+    if folder := main(argv):
+        print(write_report(folder))
+
+
+def _serve_rewards(argv: Sequence[str]) -> None:
+    from .rewards.server import main
 
     main(argv)
 

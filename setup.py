@@ -22,7 +22,8 @@ setup(
     package_data={
         f"{PACKAGE}.configs": ["**/*.yaml"],
         f"{PACKAGE}.data": ["*.txt"],
-        f"{PACKAGE}.rewards": ["templates/*.yaml"],
+        f"{PACKAGE}.eval": ["templates/*.yaml"],
+        f"{PACKAGE}.rewards": ["templates/**/*.yaml"],
         f"{PACKAGE}.report": ["*.css", "*.js"],
     },
     install_requires=[
@@ -47,10 +48,12 @@ setup(
         "deepspeed": ["deepspeed>=0.18.6,<0.20"],
         "peft": ["peft>=0.18,<0.22"],
         "judge": ["openai>=3,<4"],
+        "rewards": ["rouge-score>=0.1.2,<0.2"],
         "dev": [
             "peft>=0.18,<0.22",
             "deepspeed>=0.18.6,<0.20; sys_platform == 'linux'",
             "openai>=3,<4",
+            "rouge-score>=0.1.2,<0.2",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "ruff>=0.17,<0.18",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..models.errors import InputError
+from .base import Reward
+from .consistency import consistency_rewards
 from .format import FormatReward, Pattern
 from .guard import GuardedReward
 from .hybrid import HybridReward
+from .image import image_rewards
 from .judge import JudgeConfig, judge_rewards
 from .picture_stories import PictureReward, SentenceReward
+from .pretrained import EncodersConfig
+from .questions import QuestionsConfig, questions_reward
+from .remote import RemoteConfig, remote_rewards
+from .structure import StructureConfig, StructureReward
+from .text import text_rewards
 
 
 @dataclass
@@ -24,8 +35,20 @@ class RewardsConfig:
     """Pictures against the plan."""
     image_sentence: float = 1.0
     """Pictures against the model's own sentences."""
+    structure: StructureConfig | None = None
+    """Order of texts and pictures against what was asked for, graded; none by default, like all that follow."""
     judge: JudgeConfig | None = None
-    """A vision-language model that scores by prompt templates, each with a weight; none by default."""
+    """A vision-language model that scores by prompt templates, each with a weight."""
+    questions: QuestionsConfig | None = None
+    """The prompt turned into yes/no questions, which a vision-language model answers about each picture."""
+    image: EncodersConfig | None = None
+    """Pictures against their texts: clipscore, siglip2, pickscore, hpsv2, image_reward."""
+    consistency: EncodersConfig | None = None
+    """Pictures against each other: dino, clip."""
+    text: EncodersConfig | None = None
+    """Texts against a reference: rouge_l, bertscore, embedding; against the prompt: prompt_embedding."""
+    remote: RemoteConfig | None = None
+    """Rewards of a server on another machine (`limner serve-rewards`)."""
     timeout: float = 300.0
     """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
     patience: int = 3
@@ -33,13 +56,30 @@ class RewardsConfig:
 
 
 def build_reward(config: RewardsConfig) -> HybridReward:
-    """Raises InputError for settings that leave no reward."""
-    parts = [
+    """Raises InputError for settings that leave no reward, and for models that cannot be loaded."""
+    parts = reward_parts(config)
+    return HybridReward([(GuardedReward(part, config.timeout, config.patience), weight) for part, weight in parts])
+
+
+def reward_parts(config: RewardsConfig) -> Sequence[tuple[Reward, float]]:
+    """(part, weight) of all parts with a weight, without a guard. Raises InputError like `build_reward`."""
+    parts: list[tuple[Reward, float]] = [
         (FormatReward(config.format_pattern), config.format),
         (SentenceReward(), config.text_plan),
         (PictureReward("plan"), config.image_plan),
         (PictureReward("sentence"), config.image_sentence),
     ]
+    if config.structure:
+        parts.append((StructureReward(config.structure), config.structure.weight))
     parts += judge_rewards(config.judge) if config.judge else []
-    guarded = [(GuardedReward(part, config.timeout, config.patience), weight) for part, weight in parts if weight]
-    return HybridReward(guarded)
+    if config.questions and config.questions.weight:
+        parts.append((questions_reward(config.questions), config.questions.weight))
+    parts += image_rewards(config.image) if config.image else []
+    parts += consistency_rewards(config.consistency) if config.consistency else []
+    parts += text_rewards(config.text) if config.text else []
+    parts += remote_rewards(config.remote) if config.remote else []
+    parts = [(part, weight) for part, weight in parts if weight]
+    names = Counter(part.name for part, _ in parts)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise InputError(f"rewards: two parts are called {twice[0]}; leave one out")
+    return parts

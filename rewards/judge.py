@@ -31,6 +31,8 @@ from ..models.endpoint import Endpoint, EndpointConfig
 from ..models.errors import InputError
 from ..models.local_vlm import LocalVLM, LocalVLMConfig
 from .base import Completion, RewardOutput
+from .pictures import own_text
+from .structure import words
 
 PLACES = {
     "document": {"prompt", "answer"},
@@ -41,9 +43,9 @@ PLACES = {
 """What a prompt of each unit may refer to; the last one named it must."""
 MUST = {"document": "answer", "text": "text", "image": "image", "image_pair": "previous"}
 
-_PLACE = re.compile(r"\{(\w+)\}")
+PLACE = re.compile(r"\{(\w+)\}")
 _NUMBER = re.compile(r"[\s*_]*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?[\s*_.]*")
-_REFUSAL = re.compile(
+REFUSAL = re.compile(
     r"\W*(?:i['\u2019]?m sorry|i am sorry|sorry|i can(?:no|['\u2019])t|i am unable|i['\u2019]m unable|as an ai)\b",
     re.IGNORECASE,
 )
@@ -66,7 +68,7 @@ class Template:
     """Of the file."""
 
     def __post_init__(self) -> None:
-        named = set(_PLACE.findall(self.prompt))
+        named = set(PLACE.findall(self.prompt))
         if unknown := named - PLACES[self.unit]:
             known = ", ".join(sorted(PLACES[self.unit]))
             raise InputError(f"prompt: no place {{{min(unknown)}}} for unit {self.unit}; there are {known}")
@@ -147,7 +149,7 @@ def fill(text: str, places: Mapping[str, Sequence[Segment]]) -> InterleavedDocum
     What is filled in is never searched for places itself: `{answer}` in somebody's answer stays as it is.
     """
     segments: list[Segment] = []
-    for index, piece in enumerate(_PLACE.split(text)):
+    for index, piece in enumerate(PLACE.split(text)):
         filling = [TextSegment(piece)] if index % 2 == 0 else places[piece] or [TextSegment("(nothing)")]
         for segment in filling:
             if isinstance(segment, TextSegment) and segments and isinstance(segments[-1], TextSegment):
@@ -161,7 +163,7 @@ def _units(
     unit: str, prompt: Sequence[Segment], answer: Sequence[Segment]
 ) -> Iterator[tuple[int | None, dict[str, Sequence[Segment]]]]:
     """(segment, what stands at the places of its prompt)."""
-    texts = {i: s for i, s in enumerate(answer) if isinstance(s, TextSegment) and s.text.strip()}
+    texts = {i: s for i, s in enumerate(answer) if isinstance(s, TextSegment) and words(s.text)}
     pictures = {i: s for i, s in enumerate(answer) if isinstance(s, ImageSegment)}
     if unit == "document" and (texts or pictures):
         yield None, {"answer": answer}
@@ -170,10 +172,7 @@ def _units(
             yield index, {"before": answer[:index], "text": [text]}
     elif unit == "image":
         for index, picture in pictures.items():
-            nearest = [text for i, text in texts.items() if i < index][-1:]
-            nearest = nearest or [text for i, text in texts.items() if i > index][:1]
-            nearest = nearest or [segment for segment in prompt if isinstance(segment, TextSegment)]
-            yield index, {"before": answer[:index], "text": nearest, "image": [picture]}
+            yield index, {"before": answer[:index], "text": own_text(index, prompt, answer), "image": [picture]}
     elif unit == "image_pair":
         previous = [segment for segment in prompt if isinstance(segment, ImageSegment)][-1:]
         for index, picture in pictures.items():
@@ -218,7 +217,7 @@ def _read_score(reply: Reply, template: Template) -> Verdict:
         return Verdict(None, "empty", reply.text)
     found = {score.strip() for score in re.findall(template.score, text, re.DOTALL)}
     if not found:
-        return Verdict(None, "refused" if _REFUSAL.match(text) else "no score", reply.text)
+        return Verdict(None, "refused" if REFUSAL.match(text) else "no score", reply.text)
     if len(found) > 1:
         return Verdict(None, "several scores", reply.text)
     number = _NUMBER.fullmatch(found.pop())
@@ -282,19 +281,25 @@ class JudgeReward:
 
 
 @dataclass
-class JudgeConfig:
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each prompt template, by its name or its file: `{text_relevance: 1, my/prompt.yaml: 0.5}`."""
+class ChatConfig:
+    """A model to ask; exactly one of the two."""
+
     endpoint: EndpointConfig | None = None
-    """The judge behind an OpenAI-compatible server,"""
+    """The model behind an OpenAI-compatible server,"""
     local: LocalVLMConfig | None = None
     """or in this process."""
 
 
-def chat_model(config: JudgeConfig) -> Endpoint | LocalVLM:
-    """Raises InputError unless exactly one judge is given."""
+@dataclass
+class JudgeConfig(ChatConfig):
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each prompt template, by its name or its file: `{text_relevance: 1, my/prompt.yaml: 0.5}`."""
+
+
+def chat_model(config: ChatConfig, section: str = "judge") -> Endpoint | LocalVLM:
+    """Raises InputError unless exactly one model is given."""
     if (config.endpoint is None) == (config.local is None):
-        raise InputError("judge: give one of `endpoint` (a server) and `local` (a model in this process)")
+        raise InputError(f"{section}: give one of `endpoint` (a server) and `local` (a model in this process)")
     return Endpoint(config.endpoint) if config.endpoint else LocalVLM(config.local or LocalVLMConfig())
 
 

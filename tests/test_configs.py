@@ -44,7 +44,10 @@ SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {
     "eval": eval_dataclasses,
 }
 """Folder of configs/ -> the dataclasses its files fill, imported when asked for: `"warmup": warmup_dataclasses`."""
-FLAGS: dict[str, list[str]] = {"eval": ["--model", "DIR", "--data", "FILE"]}
+FLAGS: dict[str, list[str]] = {
+    "eval": ["--model", "DIR", "--data", "FILE"],
+    "grpo": ["--use_cpu", "true", "--bf16", "false"],
+}
 """Folder -> flags that let its files load where there is no GPU: `["--use_cpu", "--bf16", "false"]`."""
 FOREIGN = ("accelerate",)
 """Folders whose files other tools read."""

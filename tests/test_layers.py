@@ -17,6 +17,7 @@ HOMES = {
     "deepspeed": ("train/sharding.py",),
     "huggingface_hub": ("models/hub.py", "report/model_card.py", "report/publish.py", "report/release_check.py"),
     "openai": ("models/endpoint.py",),
+    "rouge_score": ("rewards/text.py",),
 }
 MAX_FILE, MAX_FUNCTION, MAX_ENTRY = 450, 80, 150
 TEXT = (".py", ".yaml", ".toml", ".sh", ".css", ".js")
