@@ -21,18 +21,25 @@ FILES = ("*.safetensors", "*.json", "*.txt")
 
 
 def load_model(
-    name_or_path: str | Path, device: str | torch.device | None = None, revision: str | None = None
+    name_or_path: str | Path,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    compile: bool = False,
 ) -> Model:
     """A model that writes: `load_model("ORG/NAME").write("How do I fold a crane?").save("crane.html")`.
 
     name_or_path: a checkpoint folder, or a repository of the Hub; a folder that exists wins.
     device: by default the GPU, where there is one.
     revision: branch, tag or commit of the repository.
+    compile: torch.compile the decoder; the first answer then takes minutes.
 
     Raises InputError where there is neither, or no checkpoint of limner in it.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Model(load(find_checkpoint(name_or_path, revision), device))
+    policy = load(find_checkpoint(name_or_path, revision), device)
+    if compile:
+        policy.compile()
+    return Model(policy)
 
 
 def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Path:

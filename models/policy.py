@@ -224,6 +224,14 @@ class UnifiedPolicy(ABC):
                 raise InputError(f"freeze: the model has no submodule {name!r}; it has {', '.join(_outline(known))}")
             known[name].requires_grad_(False)
 
+    def compile(self) -> None:
+        """Runs the decoder through torch.compile from now on, one program for all lengths.
+
+        The first call then takes minutes; what is drawn and scored stays the same up to rounding.
+        """
+        decoder: Any = self.model.get_decoder()
+        decoder.forward = torch.compile(decoder.forward, dynamic=True)
+
     def frozen_copy(self) -> UnifiedPolicy:
         """The policy as it is now, for a KL reference: own weights, no gradient."""
         model: Any = type(self.model)(self.model.config)
