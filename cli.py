@@ -24,8 +24,10 @@ USAGE = """usage: limner COMMAND [...]
   trajectories          an HTML page of the groups that a GRPO run sampled
   study                 arms x seeds to one table and one figure
   bench grpo            time rollout, scoring and update, and stock TRL beside it
+  bench sampler         time the sampler, and transformers' own `generate` beside it
   generate              write an illustrated answer to a prompt
-  eval                  score a model, or answers, on MMIE, InterleavedBench or the embedded world
+  eval                  score a model, or answers, on benchmarks or the embedded world
+  guard                 compare evaluations before and after training, and stop at a loss
   convert               bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM
   serve-rewards         score completions for training runs on other machines
   publish               write a release with its model card, and upload it to the Hub
@@ -57,6 +59,7 @@ def run(argv: Sequence[str]) -> None:
         "bench": _bench,
         "generate": _generate,
         "eval": _eval,
+        "guard": _guard,
         "convert": _convert,
         "serve-rewards": _serve_rewards,
         "publish": _publish,
@@ -113,11 +116,14 @@ def _study(argv: Sequence[str]) -> None:
 
 def _bench(argv: Sequence[str]) -> None:
     if argv and argv[0] in ("-h", "--help"):
-        print("usage: limner bench grpo [--json FILE] [...]")
+        print("usage: limner bench {grpo,sampler} [--json FILE] [...]")
         return
-    if not argv or argv[0] != "grpo":
-        raise InputError("limner bench: say what to time; known: grpo")
-    from .studies.bench_grpo import main
+    if not argv or argv[0] not in ("grpo", "sampler"):
+        raise InputError("limner bench: say what to time; known: grpo, sampler")
+    if argv[0] == "grpo":
+        from .studies.bench_grpo import main
+    else:
+        from .studies.bench_sampler import main
 
     main(argv[1:])
 
@@ -134,6 +140,13 @@ def _eval(argv: Sequence[str]) -> None:
 
     if folder := main(argv):
         print(write_report(folder))
+
+
+def _guard(argv: Sequence[str]) -> None:
+    from .eval.capabilities import main
+
+    if code := main(argv):
+        raise SystemExit(code)
 
 
 def _serve_rewards(argv: Sequence[str]) -> None:

@@ -15,10 +15,12 @@ from ..models.errors import InputError
 from ..models.rendering import write_atomically
 from .benchmark import Benchmark, Given, Item, Outcome, prompt_of, read_verdicts
 from .entries import segments_of
+from .figures import Measured, figures_json
 from .folder import MANIFEST, locked, read_json
 
 RESULTS = "results.json"
 SAMPLES = "samples.json"
+FIGURES = "figures.json"
 NO_ANSWER = "no answer: "
 SAMPLE_SIDE = 320
 """Pixels of the longer side of a picture among the samples."""
@@ -42,6 +44,8 @@ def write_results(folder: Path, benchmark: Benchmark, answers: Mapping[str, Give
             "manifest": read_json(folder / MANIFEST),
         }
         write_atomically(folder / SAMPLES, json.dumps(shown(found, answers, samples)) + "\n")
+        if isinstance(benchmark, Measured):
+            write_atomically(folder / FIGURES, json.dumps(figures_json(benchmark.figures(found))) + "\n")
         write_atomically(folder / RESULTS, json.dumps(results, indent=1) + "\n")
     return True
 

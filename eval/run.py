@@ -33,15 +33,23 @@ from ..models.hub import find_checkpoint, load_model
 from ..models.local_vlm import LocalVLMConfig
 from ..models.rendering import write_atomically
 from ..rewards.judge import JudgeConfig, chat_model
-from . import embedded, interleavedbench, mmie
+from . import embedded, geneval, interleavedbench, mmie, vqa
 from .benchmark import Benchmark, Given, Item, Judge, Writing, read_answers, score_answers, write_answers
 from .entries import Copies
 from .folder import Journal, keep_manifest
+from .geneval import GenEval, GenEvalConfig
 from .interleavedbench import InterleavedBench, InterleavedBenchConfig
 from .mmie import MMIE, MMIEConfig
 from .results import write_results
+from .vqa import VisualQuestions
 
-READERS = {"mmie": mmie.read, "interleavedbench": interleavedbench.read, "picture_stories": embedded.read}
+READERS = {
+    "mmie": mmie.read,
+    "interleavedbench": interleavedbench.read,
+    "picture_stories": embedded.read,
+    "geneval": geneval.read,
+    **vqa.READERS,
+}
 EXPORTS = {"mmie": ("data.json", mmie.export), "interleavedbench": ("interleaved_bench.json", interleavedbench.export)}
 SAY_EVERY_S = 30.0
 EDGE = 2**20
@@ -75,9 +83,11 @@ class EvalJudge:
 
 @dataclass
 class EvalConfig:
-    benchmark: Literal["mmie", "interleavedbench", "picture_stories"] = "mmie"
+    benchmark: Literal["mmie", "interleavedbench", "picture_stories", "vqa", "pope", "mme", "seedbench", "geneval"] = (
+        "mmie"
+    )
     data: str = ""
-    """The benchmark's file; with `answers` it may be left out, their own questions hold then."""
+    """The benchmark's file or folder; with `answers` it may be left out, their own questions hold then."""
     data_revision: str = ""
     """Commit of the download, for the manifest."""
     images: str = ""
@@ -85,7 +95,7 @@ class EvalConfig:
     model: str = ""
     """Checkpoint folder or ORG/NAME on the Hub, to write answers."""
     answers: str = ""
-    """File of answers to score instead, in the benchmark's own format."""
+    """File or folder of answers to score instead, in the benchmark's own format."""
     out: str = "runs/eval"
     """Folder of the run."""
     limit: int = 0
@@ -99,6 +109,7 @@ class EvalConfig:
     judge: EvalJudge = field(default_factory=EvalJudge)
     mmie: MMIEConfig = field(default_factory=MMIEConfig)
     interleavedbench: InterleavedBenchConfig = field(default_factory=InterleavedBenchConfig)
+    geneval: GenEvalConfig = field(default_factory=GenEvalConfig)
     samples: int = 24
     """Items shown in the report."""
     export: str = ""
@@ -114,8 +125,10 @@ class EvalConfig:
         for name, least in {"limit": 0, "batch_size": 1, "seed": 0, "samples": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name}: {getattr(self, name)}; at least {least}")
-        if self.benchmark == "picture_stories" and (self.answers or self.export):
-            raise InputError("answers, export: picture_stories has no format of its own for answers")
+        if self.benchmark == "picture_stories" and self.answers:
+            raise InputError("answers: picture_stories has no format of its own for answers")
+        if self.export and self.benchmark not in EXPORTS:
+            raise InputError(f"export: only answers to {' and '.join(EXPORTS)} have a format to be written in")
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +216,10 @@ def make_benchmark(config: EvalConfig, items: Sequence[Item]) -> Benchmark:
         return MMIE(config.mmie, items)
     if config.benchmark == "interleavedbench":
         return InterleavedBench(config.interleavedbench, items)
+    if config.benchmark == "geneval":
+        return GenEval(config.geneval, items)
+    if config.benchmark in vqa.READERS:
+        return VisualQuestions(config.benchmark, items)
     return embedded.PictureStories(items)
 
 
@@ -234,6 +251,11 @@ def manifest(
 
 
 def sha256(path: Path) -> str:
+    """Of a file; of a folder that of the names and digests of its files."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = (f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files)
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -37,15 +37,23 @@ def eval_dataclasses():
     return (EvalConfig,)
 
 
+def guard_dataclasses():
+    from limner.eval.capabilities import GuardConfig
+
+    return (GuardConfig,)
+
+
 SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {
     "warmup": warmup_dataclasses,
     "grpo": grpo_dataclasses,
     "study": study_dataclasses,
     "eval": eval_dataclasses,
+    "guard": guard_dataclasses,
 }
 """Folder of configs/ -> the dataclasses its files fill, imported when asked for: `"warmup": warmup_dataclasses`."""
 FLAGS: dict[str, list[str]] = {
     "eval": ["--model", "DIR", "--data", "FILE"],
+    "guard": ["--before", "DIR", "--after", "DIR"],
     "grpo": ["--use_cpu", "true", "--bf16", "false"],
 }
 """Folder -> flags that let its files load where there is no GPU: `["--use_cpu", "--bf16", "false"]`."""

@@ -75,6 +75,7 @@ def hub(monkeypatch, tmp_path):
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # CI is; this Hub is here
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -289,6 +290,7 @@ def test_three_lines_by_name(release, tmp_path):
             "HF_HOME": str(tmp_path / "home"),
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
         }
         publish = [sys.executable, "-m", "limner.cli", "publish", str(release), "--repo", "me/tiny", "--samples", "0"]
         for command in (publish, [sys.executable, "-c", THREE_LINES, str(tmp_path / "crane.html")]):
