@@ -22,8 +22,12 @@ from .errors import InputError
 from .policy import UnifiedPolicy, tempered
 from .sequence import CODE, TokenSequence, taken_away
 
-TEXT = -1
-"""Value of a row's place while it writes text; else its place in the pattern of an image."""
+TEXT = 0
+"""A row's place while it writes text; 1 and on are those of an image's pattern, the one behind it a finished row's."""
+ANY_TEXT = -2
+"""What is due in a text; else `CODE`, or the id that the grammar forces."""
+BLOCK = 128
+"""Choices that are summed up together before one is drawn."""
 COMPACT_BELOW = 0.8
 """Finished rows leave the batch when the running share falls below this."""
 
@@ -105,7 +109,7 @@ class _GrowingLayer(DynamicLayer):
         self.values = self._reserve(self.values[:, :, used].index_select(0, rows_R))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     policy: UnifiedPolicy,
     prompts: Sequence[TokenSequence],
@@ -128,7 +132,7 @@ def generate(
         return run.samples()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(policy: UnifiedPolicy, prompt: TokenSequence, sampling: Sampling) -> Iterator[int]:
     """The joint ids of one completion as they are drawn; the same that `generate` gives."""
     with _evaluating(policy):
@@ -161,11 +165,16 @@ class _Run:
         self.uniforms = _uniforms(sampling.seed, rows, sampling.max_new_tokens).to(device)
         self.ids = torch.full((total, sampling.max_new_tokens), self.vocabulary.controls.pad, device=device)
         self.logp = torch.zeros(total, sampling.max_new_tokens, device=device)
-        self.length = torch.full((total,), sampling.max_new_tokens, device=device)
         self.rows = torch.arange(total, device=device)
-        self.done = torch.zeros(total, dtype=torch.bool, device=device)
         self.place = torch.full((total,), TEXT, device=device)
         self.pattern = torch.tensor(self.vocabulary.image, device=device)
+        self.finished, control = len(self.pattern) + 1, self.vocabulary.controls
+        self.due = torch.tensor([ANY_TEXT, *self.vocabulary.image, control.pad], device=device)
+        self.after = torch.tensor([TEXT, *range(2, self.finished), TEXT, self.finished], device=device)
+        self.led_to = torch.full((self.vocabulary.text_size,), TEXT, device=device)
+        """The place behind a text id."""
+        self.led_to[control.boi], self.led_to[control.eos] = 1, self.finished
+        self.running = total
         self.sees_again = self.vocabulary.controls.image in self.vocabulary.image
         self.seen: Tensor | None = None
         self.images = torch.zeros(total, dtype=torch.long, device=device)
@@ -199,8 +208,8 @@ class _Run:
         for layer in self.cache.layers:
             layer.select(repeat)  # type: ignore[union-attr]
         pad = torch.ones(len(repeat), sampling.max_new_tokens, dtype=torch.bool, device=device)
-        self.attend = torch.cat([attend.index_select(0, repeat), pad], dim=1)
-        self.prompt_length = attend.sum(1).index_select(0, repeat)
+        self.attend = torch.cat([attend.index_select(0, repeat), pad], dim=1)[:, None, None]
+        self.prompt_length = attend.sum(1, keepdim=True).index_select(0, repeat)
         self.width = width
 
     def steps(self) -> Iterator[int]:
@@ -209,63 +218,65 @@ class _Run:
         for step in range(self.sampling.max_new_tokens):
             next_R = self._choose(step)
             yield step
-            ended = (next_R == self.vocabulary.controls.eos) & ~self.done
-            self.length[self.rows[ended]] = step + 1
-            self.done |= ended
-            if step == last or self.done.all():
+            if step == last or not self.running:
                 break
-            next_R = self._compact(next_R)
-            ids = next_R.repeat(2 if self.guided else 1)[:, None]
-            end = self.width + step + 1
-            positions = (self.prompt_length + step)[:, None]
-            mask = self.attend[:, None, None, :end]
-            self.hidden = self.policy.hidden(ids, positions, mask, self.cache, self._features_of(next_R))[:, -1]
+            if self.running < COMPACT_BELOW * len(self.rows):
+                next_R = self._compact(next_R)
+            ids = (next_R.repeat(2) if self.guided else next_R)[:, None]
+            mask = self.attend[..., : self.width + step + 1]
+            features = self._features_of(next_R)
+            self.hidden = self.policy.hidden(ids, self.prompt_length + step, mask, self.cache, features)[:, -1]
 
     def samples(self) -> list[Sample]:
-        lengths = self.length.tolist()
         ids, logp = self.ids.cpu(), self.logp.cpu()
-        return [Sample(ids[row, :length].clone(), logp[row, :length].clone()) for row, length in enumerate(lengths)]
+        ended = ids == self.vocabulary.controls.eos
+        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
+        with torch.inference_mode(False):  # copies that a loss may hold
+            return [Sample(ids[row, :length].clone(), logp[row, :length].clone()) for row, length in enumerate(lengths)]
 
     def _choose(self, step: int) -> Tensor:
         """Draws the next id of every running row and moves its state on."""
-        control, size = self.vocabulary.controls, self.vocabulary.text_size
-        next_R = self.pattern[self.place]  # a row in a text takes the last one, and loses it below
-        logp_R = torch.zeros(len(self.rows), device=next_R.device)
-        text, image = self.place == TEXT, next_R == CODE
-        uniform_R = self.uniforms[self.rows, step]
+        next_R = self.due.index_select(0, self.place)
+        text, image = ((next_R == kind).nonzero()[:, 0] for kind in (ANY_TEXT, CODE))
+        place = self.after.index_select(0, self.place)
+        logp_R = torch.zeros(len(next_R), device=next_R.device)
+        uniform_R = self.uniforms[:, step]
         hidden, *without = self.hidden.split(len(self.rows))
         if step == 0 and self.sampling.begin_with_image:
-            next_R = torch.full_like(next_R, control.boi)
-        elif text.any():
-            scores = self.policy.allowed_text_logits(hidden[text], self.images[text], self.sampling.max_images)
-            next_R[text], logp_R[text] = _draw(scores, uniform_R[text], self.sampling)
-        if image.any():
-            scores = self.policy.guided_image_logits(
-                hidden[image], *(states[image] for states in without), guidance=self.sampling.guidance
+            next_R.fill_(self.vocabulary.controls.boi)
+            place.fill_(1)
+        elif len(text):
+            scores = self.policy.allowed_text_logits(
+                hidden.index_select(0, text), self.images.index_select(0, text), self.sampling.max_images
             )
-            codes, logp_R[image] = _draw(scores, uniform_R[image], self.sampling)
-            next_R[image] = codes + size
-        begun = text & (next_R == control.boi)
-        self.place = torch.where(text, TEXT, self.place + 1)
-        self.place = self.place.masked_fill(self.place == len(self.pattern), TEXT).masked_fill(begun, 0)
-        self.images += begun
+            ids, logp = _draw(scores, uniform_R.index_select(0, text), self.sampling)
+            next_R.index_copy_(0, text, ids)
+            logp_R.index_copy_(0, text, logp)
+            place.index_copy_(0, text, self.led_to.index_select(0, ids))
+            self.running = int((place != self.finished).sum())
+        if len(image):
+            states = (states.index_select(0, image) for states in (hidden, *without))
+            scores = self.policy.guided_image_logits(*states, guidance=self.sampling.guidance)
+            codes, logp = _draw(scores, uniform_R.index_select(0, image), self.sampling)
+            next_R.index_copy_(0, image, codes + self.vocabulary.text_size)
+            logp_R.index_copy_(0, image, logp)
+        self.place = place
+        self.images += place == 1
         self.ids[self.rows, step] = next_R
         self.logp[self.rows, step] = logp_R
-        if self.sees_again and (painted := image & (self.place == self.vocabulary.last_code + 1)).any():
+        if self.sees_again and len(image) and (painted := place == self.vocabulary.last_code + 2).any():
             self._see_again(painted, step)
         return next_R
 
     def _compact(self, next_R: Tensor) -> Tensor:
-        """Drops finished rows once they are many; until then they run on, unread."""
-        if (~self.done).sum() >= COMPACT_BELOW * len(self.done):
-            return next_R
-        keep = (~self.done).nonzero()[:, 0]
+        """Drops finished rows; until they are many they run on, unread."""
+        keep = (self.place != self.finished).nonzero()[:, 0]
         both = torch.cat([keep, keep + len(self.rows)]) if self.guided else keep
         self.attend, self.prompt_length = self.attend[both], self.prompt_length[both]
         for layer in self.cache.layers:
             layer.select(both)  # type: ignore[union-attr]
         self.rows, self.place, self.images = self.rows[keep], self.place[keep], self.images[keep]
-        self.done = self.done[keep]
+        self.uniforms = self.uniforms[keep]
         return next_R[keep]
 
     # ---- a model with a picture encoder of its own ----
@@ -295,7 +306,7 @@ class _Run:
             return None
         at = next_R == self.vocabulary.controls.image
         number = (self.pattern == self.vocabulary.controls.image).cumsum(0) - 1
-        features = self.seen[self.rows[at], number[self.place[at] - 1]]
+        features = self.seen[self.rows[at], number[self.place[at] - 2]]
         return features.repeat(2, 1) if self.guided else features
 
 
@@ -310,12 +321,36 @@ def _draw(scores: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor
         ordered, order = scores.softmax(-1).sort(-1, descending=True)
         beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
         scores = scores.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
-    log_p = scores.log_softmax(-1)
-    cumulative = log_p.double().exp().cumsum(-1)
-    # Scaled by the last sum, so that rounding can never leave the last choice behind.
-    choice = torch.searchsorted(cumulative, (uniform_R.double() * cumulative[:, -1])[:, None], right=True)[:, 0]
-    choice = choice.clamp(max=scores.shape[-1] - 1)
-    return choice, log_p.gather(-1, choice[:, None])[:, 0]
+    p = scores.softmax(-1)
+    choice = _invert(p, uniform_R[:, None])
+    return choice[:, 0], p.gather(1, choice).log_()[:, 0]
+
+
+def _invert(p: Tensor, uniform_R1: Tensor) -> Tensor:
+    """The choice in whose share of [0, 1) the uniform falls, [n, 1], for probabilities [n, choices].
+
+    In a large vocabulary first a block is found, then the choice in it: running sums of all cost more than the scores.
+    """
+    choices = p.shape[1]
+    if choices < 64 * BLOCK:
+        return _find(p, uniform_R1)[0]
+    whole = choices // BLOCK * BLOCK
+    sums = p[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+    if whole < choices:
+        sums = torch.cat([sums, p[:, whole:].sum(1, keepdim=True)], 1)
+    block, rest = _find(sums, uniform_R1)
+    inside = block * BLOCK + torch.arange(BLOCK, device=p.device)
+    part = p.gather(1, inside.clamp(max=choices - 1)).masked_fill_(inside >= choices, 0)
+    return block * BLOCK + _find(part, rest / sums.gather(1, block))[0]
+
+
+def _find(p: Tensor, uniform_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """The choice, and what of it lies below the uniform."""
+    cumulative = p.cumsum(1, dtype=torch.float64)
+    # Scaled by the last sum, and kept inside it: what is chosen has a share, however sums were rounded.
+    target = uniform_R1.clamp(0, 1 - 1e-12) * cumulative[:, -1:]
+    choice = torch.searchsorted(cumulative, target, right=True).clamp_(max=p.shape[1] - 1)
+    return choice, target - cumulative.gather(1, choice) + p.gather(1, choice)
 
 
 def _uniforms(seed: int, rows: Sequence[int], length: int) -> Tensor:
