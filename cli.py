@@ -28,6 +28,7 @@ USAGE = """usage: limner COMMAND [...]
   generate              write an illustrated answer to a prompt
   eval                  score a model, or answers, on benchmarks or the embedded world
   guard                 compare evaluations before and after training, and stop at a loss
+  qualify-judge         can a judge or a reward tell better from worse: human preferences, damaged documents
   convert               bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM
   serve-rewards         score completions for training runs on other machines
   publish               write a release with its model card, and upload it to the Hub
@@ -60,6 +61,7 @@ def run(argv: Sequence[str]) -> None:
         "generate": _generate,
         "eval": _eval,
         "guard": _guard,
+        "qualify-judge": _qualify_judge,
         "convert": _convert,
         "serve-rewards": _serve_rewards,
         "publish": _publish,
@@ -138,7 +140,7 @@ def _eval(argv: Sequence[str]) -> None:
     from .eval.run import main
     from .report.eval_report import write_report
 
-    if folder := main(argv):
+    for folder in main(argv):
         print(write_report(folder))
 
 
@@ -147,6 +149,12 @@ def _guard(argv: Sequence[str]) -> None:
 
     if code := main(argv):
         raise SystemExit(code)
+
+
+def _qualify_judge(argv: Sequence[str]) -> None:
+    from .eval.qualify import main
+
+    main(argv)
 
 
 def _serve_rewards(argv: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..configs import parse, save_resolved
+from ..configs import build, parse, save_resolved
 from ..models.checkpoint import whole_directory
 from ..models.endpoint import EndpointConfig
 from ..models.errors import InputError
@@ -112,13 +112,17 @@ class EvalConfig:
     geneval: GenEvalConfig = field(default_factory=GenEvalConfig)
     samples: int = 24
     """Items shown in the report."""
+    suite: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Several evaluations of one model, by name: settings of each, over those here. Each is in OUT/NAME."""
     export: str = ""
     """Write the answers there as well, in the benchmark's own format, with all pictures."""
 
     def __post_init__(self) -> None:
-        if bool(self.model) == bool(self.answers):
+        if self.suite and (self.data or self.answers or self.export):
+            raise InputError("suite: data, answers and export are given to each of its evaluations, suite.NAME.data")
+        if not self.suite and bool(self.model) == bool(self.answers):
             raise InputError("model, answers: give one of them, --model DIR to write or --answers FILE to score")
-        if not self.data and not self.answers:
+        if not self.suite and not self.data and not self.answers:
             raise InputError("data: missing; name the benchmark's file (--data FILE)")
         if self.prompt.count("{question}") != 1:
             raise InputError("prompt: the question's place {question} stands in it exactly once")
@@ -139,11 +143,21 @@ class Shard:
     world: int = 1
 
 
-def main(argv: Sequence[str] | None = None) -> Path | None:
-    """The run's folder, once it holds results; None where another process is still at work."""
+def main(argv: Sequence[str] | None = None) -> list[Path]:
+    """The folders of runs that hold results now; where another process is still at work they do not yet."""
     (config,) = parse((EvalConfig,), argv, prog="limner eval")
     shard = Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))  # torchrun's
-    return Path(config.out) if evaluate(config, shard) else None
+    return [Path(run.out) for run in evaluations(config) if evaluate(run, shard)]
+
+
+def evaluations(config: EvalConfig) -> list[EvalConfig]:
+    """The suite's, or the configuration itself. Raises InputError for a fault in any, before one begins."""
+    if not config.suite:
+        return [config]
+    return [
+        build(EvalConfig, {"suite": {}, "out": f"{config.out}/{name}", **settings}, f"suite.{name}", config)
+        for name, settings in config.suite.items()
+    ]
 
 
 def evaluate(config: EvalConfig, shard: Shard = Shard()) -> bool:

@@ -53,10 +53,11 @@ SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {
 """Folder of configs/ -> the dataclasses its files fill, imported when asked for: `"warmup": warmup_dataclasses`."""
 FLAGS: dict[str, list[str]] = {
     "eval": ["--model", "DIR", "--data", "FILE"],
+    "eval/capabilities": ["--model", "DIR"],
     "guard": ["--before", "DIR", "--after", "DIR"],
     "grpo": ["--use_cpu", "true", "--bf16", "false"],
 }
-"""Folder -> flags that let its files load where there is no GPU: `["--use_cpu", "--bf16", "false"]`."""
+"""Folder, or file, -> flags that let it load where there is no GPU: `["--use_cpu", "--bf16", "false"]`."""
 FOREIGN = ("accelerate",)
 """Folders whose files other tools read."""
 LABELS = ("Command:", "Time:", "Metric:")
@@ -76,7 +77,8 @@ def test_shipped_configuration(name):
         assert not missing, f"{name}: the opening comment lacks {', '.join(missing)}"
         assert folder in SCHEMAS or folder == "model", f"{name}: nothing reads {folder}/"
         if folder != "model":
-            assert parse(SCHEMAS[folder](), ["--config", name, *FLAGS.get(folder, [])])
+            flags = FLAGS.get(name, FLAGS.get(folder, []))
+            assert parse(SCHEMAS[folder](), ["--config", name, *flags])
 
 
 @pytest.mark.parametrize("name", [name for name in packaged_names() if name.startswith("model/")])
