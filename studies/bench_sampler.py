@@ -53,8 +53,8 @@ class BenchConfig:
     models: list[str] = field(default_factory=lambda: list(MODELS))
     groups: list[int] = field(default_factory=lambda: [8, 32])
     """Completions of the one prompt."""
-    turns: int = 3
-    """Timed runs of each contender."""
+    turns: int | None = None
+    """Timed runs of each contender; by default those of the model."""
     text_tokens: int = 16
     """Mean length of a text; a text may be twice as long."""
     seed: int = 0
@@ -65,7 +65,8 @@ class BenchConfig:
         """Raises InputError for an unknown model or a size below 1."""
         if unknown := [name for name in self.models if name not in MODELS]:
             raise InputError(f"models: {unknown[0]!r} is not known; known: {', '.join(MODELS)}")
-        sizes = {"groups": min(self.groups, default=0), "turns": self.turns, "text_tokens": self.text_tokens}
+        turns = 1 if self.turns is None else self.turns
+        sizes = {"groups": min(self.groups, default=0), "turns": turns, "text_tokens": self.text_tokens}
         if wrong := [name for name, size in sizes.items() if size < 1]:
             raise InputError(f"{wrong[0]}: {sizes[wrong[0]]}; at least 1")
 
@@ -86,15 +87,16 @@ def run(config: BenchConfig) -> dict[str, Any]:
     disable_progress_bar()
     rows = []
     for name in config.models:
-        policy = MODELS[name].make()
+        model = MODELS[name]
+        policy = model.make()
         policy.model.to(_device()).eval()  # type: ignore[arg-type]
-        baseline = MODELS[name].baseline(policy)
+        baseline = model.baseline(policy)
         prompt = policy.processor.encode(story_prompt(outlines(config.seed, 1)[0]))
-        steps = Steps(policy, prompt, config.text_tokens)
+        sampling = Sampling(Steps(policy, prompt, config.text_tokens).limit, max_images=STEPS, seed=config.seed)
         for group in config.groups:
             say(f"{name}, group of {group}")
             row = {"model": name, "group": group, "parameters": policy.model.num_parameters()}
-            rows.append(row | measure(policy, baseline, prompt, steps.limit, group, config))
+            rows.append(row | measure(policy, baseline, prompt, sampling, group, config.turns or model.turns))
     return {
         "rows": rows,
         "settings": {
@@ -114,7 +116,6 @@ class Steps:
 
     def __init__(self, policy: UnifiedPolicy, prompt: TokenSequence, text_tokens: int):
         self.stock_hidden, self.stock_logits = policy.hidden, policy.allowed_text_logits
-        self.controls = policy.vocabulary.controls
         device, period = policy.model.device, text_tokens + 1 + len(policy.vocabulary.image)
         self.limit = STEPS * period + text_tokens // 2
         """No document is longer, `<eos>` included."""
@@ -123,14 +124,15 @@ class Steps:
             mask = (order[:, None] >= order)[None, None]
             hidden = policy.hidden(prompt.ids_T[None].to(device), order[None], mask, None)[:, -1]
             level = policy.allowed_text_logits(hidden, order[:1], STEPS).logsumexp(-1).item()
-        opening = torch.full((STEPS + 1, self.limit), -math.inf)
+        scores = torch.full((self.limit, STEPS + 1, 2), -math.inf)  # step, images before, `<boi>` and `<eos>`
+        scores[:, STEPS, 1] = CERTAIN
         for picture in range(STEPS):
-            start = text_tokens // 2 + picture * period
+            end = text_tokens // 2 + picture * period + text_tokens
             for left in range(1, text_tokens + 1):  # a chance of one in `left`, against all other ids together
                 odds = -math.log(left - 1) if left > 1 else CERTAIN
-                opening[picture, start + text_tokens - left] = level + odds
-        self.opening = opening.to(device)
-        self.ending = torch.tensor([-math.inf] * STEPS + [CERTAIN], device=device)
+                scores[end - left, picture, 0] = level + odds
+        self.scores = scores.to(device)
+        self.ends = torch.tensor([policy.vocabulary.controls.boi, policy.vocabulary.controls.eos], device=device)
         self.step = 0
         policy.hidden, policy.allowed_text_logits = self.hidden, self.allowed_text_logits  # type: ignore[method-assign]
 
@@ -140,16 +142,13 @@ class Steps:
 
     def allowed_text_logits(self, hidden: Tensor, images_before: Tensor, max_images: int | None) -> Tensor:
         scores = self.stock_logits(hidden, images_before, max_images)
-        scores[:, self.controls.boi] = self.opening[images_before, self.step]
-        scores[:, self.controls.eos] = self.ending[images_before]
-        return scores
+        return scores.index_copy_(1, self.ends, self.scores[self.step].index_select(0, images_before))
 
 
 def measure(
-    policy: UnifiedPolicy, baseline: Baseline, prompt: TokenSequence, limit: int, group: int, config: BenchConfig
+    policy: UnifiedPolicy, baseline: Baseline, prompt: TokenSequence, sampling: Sampling, group: int, turns: int
 ) -> dict[str, Any]:
     """One row: rates, their ratios turn by turn, peaks of memory."""
-    sampling = Sampling(max_new_tokens=limit, max_images=STEPS, seed=config.seed)
     documents: list[Tensor] = []
 
     def write(rows: Sequence[Tensor]) -> None:
@@ -161,7 +160,7 @@ def measure(
     # The first run of each contender shows its peak, and is its warm-up.
     peaks = {"limner": peak_bytes(lambda: write([]))}
     if any(ids_C[-1] != policy.vocabulary.controls.eos for ids_C in documents):
-        raise RuntimeError(f"a document did not end within {limit} tokens")
+        raise RuntimeError(f"a document did not end within {sampling.max_new_tokens} tokens")
     fed, prompt_T = columns(documents, policy.vocabulary), prompt.ids_T.to(baseline.device)
     contenders: dict[str, Callable[[Sequence[Tensor]], None]] = {
         "limner": write,
@@ -173,7 +172,7 @@ def measure(
         peaks[name] = peak_bytes(partial(contenders[name], shown))
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(config.turns):
+    for turn in range(turns):
         names = list(contenders)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             # Taken one by one, one document shows the rate; it is another in each turn.
@@ -191,6 +190,7 @@ def measure(
         "limner_over_cpu": {name: paired_ratio(cpu["limner"], cpu[name]) for name in GOALS},
         "peak_bytes": peaks,
         "turns": rates,
+        "cpu_turns": cpu,
     }
 
 
@@ -298,7 +298,7 @@ def table(figures: Mapping[str, Any]) -> str:
     lines += [
         f"{'goal':24}" + "".join(f"{f'>= {goal:.2f}':>24}" for goal in GOALS.values()),
         f"missed: {', '.join(missed) or 'none'}",
-        f"median [lowest, highest] of {settings['turns']} turns, each contender once a turn, in rotating order",
+        "median [lowest, highest] of the turns, in each of which all contenders run once, in rotating order",
         "",
         f"{'peak memory, MB':18}{'group':>6}" + "".join(f"{name:>11}" for name in names),
     ]

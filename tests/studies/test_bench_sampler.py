@@ -145,6 +145,6 @@ def test_a_goal_that_is_missed_is_named():
     over = {name: ratio for name in bench_sampler.GOALS}
     rates = dict.fromkeys(("limner", *over), 1.0)
     row = {"model": "m", "group": 8, "tokens_per_second": rates, "limner_over": over, "limner_over_cpu": over}
-    settings = {"device": "cpu", "threads": 1, "torch": "", "transformers": "", "steps": STEPS, "turns": 1}
+    settings = {"device": "cpu", "threads": 1, "torch": "", "transformers": "", "steps": STEPS}
     printed = bench_sampler.table({"rows": [{**row, "peak_bytes": rates}], "settings": settings})
     assert "missed: m 8 unbatched, m 8 batched\n" in printed
