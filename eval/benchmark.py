@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from PIL import Image
 
-from ..models.chat import Answer, FailureKind, Reply, Request
+from ..models.chat import Answer, ChatModel, FailureKind, Reply, Request
 from ..models.document import InterleavedDocument, encode_png
 from ..models.errors import InputError
 from ..models.generation import Sampling
@@ -32,8 +32,6 @@ from .entries import Entry, PictureFault, decoded, entries_json, entries_of, rea
 from .folder import Journal, read_journals
 from .statistics import Estimate
 
-WINDOW = 256
-"""Requests that are held in memory, with their pictures, at a time."""
 TRIED_AGAIN = {*get_args(FailureKind), "missing image", "unreadable image"}
 """Failures that are no property of the answer."""
 IMAGES = "images"
@@ -133,14 +131,6 @@ class Benchmark(Protocol):
     def caveats(self, outcomes: Sequence[Outcome]) -> list[str]:
         """What a reader must know before he compares the figures; plain sentences."""
         ...
-
-
-class Judge(Protocol):
-    """`models.endpoint.Endpoint` and `models.local_vlm.LocalVLM`."""
-
-    def as_completed(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]: ...
-    def manifest(self) -> dict[str, Any]: ...
-    def close(self) -> None: ...
 
 
 def judge_template(name_or_path: str, scale: tuple[float, float]) -> Template:
@@ -251,28 +241,40 @@ def read_answers(folder: Path) -> dict[str, Given]:
 
 
 def score_answers(
-    benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Given], judge: Judge | None, journal: Journal
+    benchmark: Benchmark, items: Sequence[Item], answers: Mapping[str, Given], judge: ChatModel | None, journal: Journal
 ) -> Iterator[int]:
     """One record an item and aspect that has none yet. Yields how many of the items are done."""
     settled = {key for key, record in read_verdicts(journal.path.parent).items() if is_settled(record)}
-    waiting: list[tuple[Item, Task]] = []
-    for number, item in enumerate(items):
-        given = answers.get(item.id)
-        wanted = [aspect for aspect in benchmark.aspects(item) if (item.id, aspect) not in settled]
-        if not wanted or given is None or given.failure:
-            continue
-        for task in _tasks(benchmark, item, given):
-            if task.aspect not in wanted:
+    asked: dict[int, tuple[Item, Task]] = {}
+    numbers = count()
+    done = 0
+
+    def questions() -> Iterator[Request]:
+        """What only the judge can settle; the rest goes into the journal on the way."""
+        nonlocal done
+        for item in items:
+            done += 1
+            given = answers.get(item.id)
+            wanted = [aspect for aspect in benchmark.aspects(item) if (item.id, aspect) not in settled]
+            if not wanted or given is None or given.failure:
                 continue
-            if isinstance(task.ask, Verdict):
-                journal.append(_verdict_record(item, task, task.ask))
-            else:
-                waiting.append((item, task))
-        if len(waiting) >= WINDOW:
-            _ask(benchmark, waiting, judge, journal)
-            waiting.clear()
-            yield number + 1
-    _ask(benchmark, waiting, judge, journal)
+            for task in _tasks(benchmark, item, given):
+                if task.aspect not in wanted:
+                    continue
+                if isinstance(task.ask, Verdict):
+                    journal.append(_verdict_record(item, task, task.ask))
+                else:
+                    asked[next(numbers)] = item, task
+                    yield task.ask
+
+    if judge is None:
+        for _ in questions():
+            raise InputError(f"judge: missing; {benchmark.name} needs judge.endpoint or judge.local")
+    else:
+        for number, answer in judge.as_completed(questions()):  # each reply is on the disk before the next is taken
+            item, task = asked.pop(number)
+            journal.append(_verdict_record(item, task, benchmark.read(item, task.aspect, answer), answer))
+            yield done
     yield len(items)
 
 
@@ -281,18 +283,6 @@ def _tasks(benchmark: Benchmark, item: Item, given: Given) -> list[Task]:
         return benchmark.tasks(item, given)
     except PictureFault as fault:
         return [Task(aspect, Verdict(None, fault.kind, str(fault))) for aspect in benchmark.aspects(item)]
-
-
-def _ask(benchmark: Benchmark, waiting: Sequence[tuple[Item, Task]], judge: Judge | None, journal: Journal) -> None:
-    """Each reply is on the disk before the next is waited for."""
-    if not waiting:
-        return
-    if judge is None:
-        raise InputError(f"judge: missing; {benchmark.name} needs judge.endpoint or judge.local")
-    requests = [task.ask for _, task in waiting if isinstance(task.ask, Request)]
-    for index, answer in judge.as_completed(requests):
-        item, task = waiting[index]
-        journal.append(_verdict_record(item, task, benchmark.read(item, task.aspect, answer), answer))
 
 
 def _verdict_record(item: Item, task: Task, verdict: Verdict, answer: Answer | None = None) -> dict[str, Any]:

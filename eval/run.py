@@ -25,6 +25,7 @@ from typing import Any, Literal
 import torch
 
 from ..configs import build, parse, save_resolved
+from ..models.chat import ChatModel
 from ..models.checkpoint import whole_directory
 from ..models.endpoint import EndpointConfig
 from ..models.errors import InputError
@@ -34,7 +35,7 @@ from ..models.local_vlm import LocalVLMConfig
 from ..models.rendering import write_atomically
 from ..rewards.judge import JudgeConfig, chat_model
 from . import embedded, geneval, interleavedbench, mmie, vqa
-from .benchmark import Benchmark, Given, Item, Judge, Writing, read_answers, score_answers, write_answers
+from .benchmark import Benchmark, Given, Item, Writing, read_answers, score_answers, write_answers
 from .entries import Copies
 from .folder import Journal, keep_manifest
 from .geneval import GenEval, GenEvalConfig
@@ -237,14 +238,14 @@ def make_benchmark(config: EvalConfig, items: Sequence[Item]) -> Benchmark:
     return embedded.PictureStories(items)
 
 
-def make_judge(config: EvalConfig, benchmark: Benchmark) -> Judge | None:
+def make_judge(config: EvalConfig, benchmark: Benchmark) -> ChatModel | None:
     if not benchmark.needs_judge:
         return None
     return chat_model(JudgeConfig(endpoint=config.judge.endpoint, local=config.judge.local))
 
 
 def manifest(
-    config: EvalConfig, benchmark: Benchmark, judge: Judge | None, sources: Mapping[str, Any]
+    config: EvalConfig, benchmark: Benchmark, judge: ChatModel | None, sources: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All that the results depend on, and the day they were begun."""
     writing: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -68,6 +68,10 @@ class ChatModel(Protocol):
     counts: Counter[str]
 
     def complete(self, requests: Sequence[Request]) -> list[Answer]: ...
+
+    def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
+        """(index, answer) in the order in which they are answered."""
+        ...
 
     def manifest(self) -> dict[str, Any]:
         """A JSON value: the model, its revision, and every setting that its replies depend on."""

@@ -18,7 +18,7 @@ import queue
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -36,6 +36,8 @@ from .reply_cache import ReplyCache
 T = TypeVar("T")
 LONGEST_WAIT = 120.0
 """Seconds between two attempts, at most; a server that asks for more is not asked again."""
+AHEAD = 2
+"""Requests handed over at a time, in `concurrency`: the next ones are ready when a slot falls free."""
 LONGEST_REASON = 300
 """Characters."""
 SHORTEST_KEY = 8
@@ -117,23 +119,31 @@ class Endpoint:
         answers = dict(self.as_completed(requests))
         return [answers[index] for index in range(len(requests))]
 
-    def as_completed(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """(index, answer) as they come in, for progress and for results that are written one by one."""
-        answers: queue.SimpleQueue[tuple[int, Answer] | None] = queue.SimpleQueue()
-        future = self._start(requests, answers.put)
-        future.add_done_callback(lambda _: answers.put(None))
-        try:
-            while (answer := answers.get()) is not None:
-                yield answer
-            future.result()
-        finally:
-            future.cancel()
+    def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
+        """(index, answer) as they come in, for progress and for results that are written one by one.
 
-    async def complete_async(self, requests: Sequence[Request]) -> list[Answer]:
-        """`complete` for a caller that has an event loop of its own."""
-        answers: dict[int, Answer] = {}
-        await asyncio.wrap_future(self._start(requests, lambda answer: answers.update([answer])))
-        return [answers[index] for index in range(len(requests))]
+        Requests are taken, in the caller's thread, as there is room for them: few are in memory at a time.
+        """
+        self._fault, self._failed_in_a_row = "", 0
+        ended: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
+        under_way: dict[int, Future[Answer]] = {}
+
+        def next_ended() -> tuple[int, Answer]:
+            index, future = ended.get()
+            del under_way[index]
+            return index, future.result()
+
+        try:
+            for index, request in enumerate(requests):
+                future = under_way[index] = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
+                future.add_done_callback(lambda future, index=index: ended.put((index, future)))
+                while len(under_way) >= AHEAD * self.config.concurrency or not ended.empty():
+                    yield next_ended()
+            while under_way:
+                yield next_ended()
+        finally:
+            for future in list(under_way.values()):
+                future.cancel()
 
     def manifest(self) -> dict[str, Any]:
         return {"base_url": self.config.base_url, **_settings(self.config), "image_side": self.config.image_side}
@@ -155,21 +165,6 @@ class Endpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _start(self, requests: Sequence[Request], put: Callable[[tuple[int, Answer]], object]) -> Future[None]:
-        return asyncio.run_coroutine_threadsafe(self._answer_all(requests, put), self._loop)
-
-    async def _answer_all(self, requests: Sequence[Request], put: Callable[[tuple[int, Answer]], object]) -> None:
-        async def one(index: int, request: Request) -> None:
-            put((index, await self._answer(request)))
-
-        self._fault, self._failed_in_a_row = "", 0
-        tasks = [asyncio.create_task(one(index, request)) for index, request in enumerate(requests)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
 
     async def _answer(self, request: Request) -> Answer:
         """Requests with the same question that are under way at the same time share one answer."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -81,12 +82,13 @@ class LocalVLM:
         answers = dict(self.as_completed(requests))
         return [answers[index] for index in range(len(requests))]
 
-    def as_completed(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+    def as_completed(self, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
         """(index, answer), some batches at a time: pictures of all requests together may not fit into memory."""
-        window = 16 * self.config.batch_size
-        for start in range(0, len(requests), window):
-            for index, answer in self._answers(requests[start : start + window]):
+        waiting, start = iter(requests), 0
+        while window := list(islice(waiting, 16 * self.config.batch_size)):
+            for index, answer in self._answers(window):
                 yield start + index, answer
+            start += len(window)
 
     def manifest(self) -> dict[str, Any]:
         """`keeps_order` is false where the model's chat template puts all pictures first, as some of LLaVA do."""

@@ -13,8 +13,10 @@ with ScriptedServer(answer) as server:
 import base64
 import io
 import json
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Lock, Thread
@@ -120,6 +122,26 @@ class ScriptedServer:
         http.end_headers()
         http.wfile.write(body)
         http.close_connection = http.close_connection or fault.cut
+
+
+@contextmanager
+def server_process(script: Script, delay_s: float) -> Iterator[str]:
+    """The URL of a server in a process of its own, as a real one is: in ours, both wait for one interpreter lock."""
+
+    def serve() -> None:
+        with ScriptedServer(script, delay_s) as server:
+            theirs.send(server.url)
+            theirs.recv()
+
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        ours.send("end")
+        process.join()
 
 
 def completion(text: str | None, finish: str = "stop", **message: Any) -> dict[str, Any]:

@@ -21,7 +21,16 @@ from limner.models.errors import InputError
 from limner.models.generation import Sampling
 from limner.studies.demo import score_checkpoint
 
-from ..scripted_server import BROKEN, HANGING, MALFORMED, TOO_MANY, TRUNCATED, ScriptedServer, completion
+from ..scripted_server import (
+    BROKEN,
+    HANGING,
+    MALFORMED,
+    TOO_MANY,
+    TRUNCATED,
+    ScriptedServer,
+    completion,
+    server_process,
+)
 from .benchmark_data import MMIE_IDS, asked, asked_about, eval_config, judge_config, results, write_mmie
 
 
@@ -187,8 +196,8 @@ def test_a_thousand_items_are_judged_in_nearly_the_ideal_time(tmp_path):
     ids = [f"SA-{number}" for number in range(1000)]
     records = [{"id": name, "question": f"Question {name}.", "answer": "Text.", "gt_answer": None} for name in ids]
     (tmp_path / "data.json").write_text(json.dumps(records))
-    with ScriptedServer(by_length, delay_s=0.2) as server:
-        config = eval_config(tmp_path / "data.json", tmp_path / "out", server.url)
+    with server_process(by_length, delay_s=0.2) as url:
+        config = eval_config(tmp_path / "data.json", tmp_path / "out", url)
         config.judge.endpoint.concurrency = 32
         started = time.monotonic()
         assert evaluate(config)

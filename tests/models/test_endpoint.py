@@ -1,6 +1,5 @@
 """The client of OpenAI-compatible servers, against a scripted one over real HTTP: every request ends and is counted."""
 
-import asyncio
 import logging
 import os
 import signal
@@ -303,7 +302,7 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch, caplog):
     assert SECRET not in str(refused.value)
 
 
-def test_threads_and_event_loops_may_ask_at_once():
+def test_threads_may_ask_at_once():
     with ScriptedServer(echo, delay_s=0.05) as server, Endpoint(settings(server)) as model:
         found = {}
         threads = [
@@ -312,13 +311,28 @@ def test_threads_and_event_loops_may_ask_at_once():
         ]
         for thread in threads:
             thread.start()
-        awaited = asyncio.run(model.complete_async(ask("d")))
         for thread in threads:
             thread.join()
-    assert awaited[0].text == "you said d"
     assert {name: [a.text for a in answers] for name, answers in found.items()} == {
         name: [f"you said {name}", f"you said {name}2"] for name in "abc"
     }
+
+
+def test_requests_are_taken_as_there_is_room_for_them():
+    """A whole benchmark's pictures would not fit into memory."""
+    taken = []
+
+    def requests():
+        for request in ask(*map(str, range(40))):
+            taken.append(request)
+            yield request
+
+    with ScriptedServer(echo, delay_s=0.01) as server, Endpoint(settings(server, concurrency=4)) as model:
+        answers = {}
+        for index, answer in model.as_completed(requests()):
+            answers[index] = answer.text
+            assert len(taken) <= len(answers) + 8
+    assert answers == {index: f"you said {index}" for index in range(40)}
 
 
 def test_closing_ends_a_call_that_waits():
