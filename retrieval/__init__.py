@@ -1,0 +1,1 @@
+"""Retrieval: documents with pictures to an index, and questions to illustrated answers."""
