@@ -93,20 +93,23 @@ class _GrowingLayer(DynamicLayer):
             self.keys, self.values = self._reserve(key_states), self._reserve(value_states)
             self.length = key_states.shape[2]
         else:
-            end = self.length + key_states.shape[2]
-            self.keys[:, :, self.length : end] = key_states
-            self.values[:, :, self.length : end] = value_states
-            self.length = end
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+            new = key_states.shape[2]
+            self.keys.narrow(2, self.length, new).copy_(key_states)
+            self.values.narrow(2, self.length, new).copy_(value_states)
+            self.length += new
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
     def get_seq_length(self) -> int:
         return self.length
 
     def select(self, rows_R: Tensor) -> None:
         """Keeps these rows, repeated where asked."""
-        used = slice(0, self.length)
-        self.keys = self._reserve(self.keys[:, :, used].index_select(0, rows_R))
-        self.values = self._reserve(self.values[:, :, used].index_select(0, rows_R))
+        self.keys, self.values = self._selected(self.keys, rows_R), self._selected(self.values, rows_R)
+
+    def _selected(self, source: Tensor, rows_R: Tensor) -> Tensor:
+        buffer = source.new_empty(len(rows_R), *source.shape[1:])
+        torch.index_select(source.narrow(2, 0, self.length), 0, rows_R, out=buffer.narrow(2, 0, self.length))
+        return buffer
 
 
 @torch.inference_mode()
@@ -125,7 +128,7 @@ def generate(
     if not prompts:
         return []
     sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
-    with _evaluating(policy):
+    with _evaluating(policy, sampling):
         run = _Run(policy, prompts, sampling, sizes, range(sum(sizes)) if rows is None else rows)
         for _ in run.steps():
             pass
@@ -135,18 +138,19 @@ def generate(
 @torch.inference_mode()
 def stream(policy: UnifiedPolicy, prompt: TokenSequence, sampling: Sampling) -> Iterator[int]:
     """The joint ids of one completion as they are drawn; the same that `generate` gives."""
-    with _evaluating(policy):
+    with _evaluating(policy, sampling):
         run = _Run(policy, [prompt], sampling, [1], [0])
         for step in run.steps():
             yield int(run.ids[0, step])
 
 
 @contextmanager
-def _evaluating(policy: UnifiedPolicy) -> Iterator[None]:
+def _evaluating(policy: UnifiedPolicy, sampling: Sampling) -> Iterator[None]:
     was_training = policy.model.training
     policy.model.eval()
     try:
-        yield
+        with policy.standing_still(images=sampling.max_images != 0):
+            yield
     finally:
         policy.model.train(was_training)
 
@@ -186,7 +190,7 @@ class _Run:
             starts += [prompt.ids_T.masked_fill(taken_away(prompt, self.vocabulary), pad_id) for prompt in prompts]
             repeat = torch.cat([repeat, repeat + len(prompts)])
         elif self.guided:
-            starts.append(torch.tensor([*self.vocabulary.start, *self.vocabulary.answer]))
+            starts.append(torch.tensor(self.vocabulary.unconditional))
             repeat = torch.cat([repeat, torch.full_like(repeat, len(prompts))])
         width = max(map(len, starts))
         ids = torch.full((len(starts), width), self.vocabulary.controls.pad)
@@ -237,11 +241,11 @@ class _Run:
     def _choose(self, step: int) -> Tensor:
         """Draws the next id of every running row and moves its state on."""
         next_R = self.due.index_select(0, self.place)
-        text, image = ((next_R == kind).nonzero()[:, 0] for kind in (ANY_TEXT, CODE))
+        text, image = ((next_R == kind).nonzero().flatten() for kind in (ANY_TEXT, CODE))
         place = self.after.index_select(0, self.place)
         logp_R = torch.zeros(len(next_R), device=next_R.device)
         uniform_R = self.uniforms[:, step]
-        hidden, *without = self.hidden.split(len(self.rows))
+        hidden, *without = self.hidden.split(len(self.rows)) if self.guided else (self.hidden,)
         if step == 0 and self.sampling.begin_with_image:
             next_R.fill_(self.vocabulary.controls.boi)
             place.fill_(1)
@@ -323,7 +327,7 @@ def _draw(scores: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor
         scores = scores.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), float("-inf"))
     p = scores.softmax(-1)
     choice = _invert(p, uniform_R[:, None])
-    return choice[:, 0], p.gather(1, choice).log_()[:, 0]
+    return choice.squeeze(1), p.gather(1, choice).log_().squeeze(1)
 
 
 def _invert(p: Tensor, uniform_R1: Tensor) -> Tensor:
@@ -338,19 +342,20 @@ def _invert(p: Tensor, uniform_R1: Tensor) -> Tensor:
     sums = p[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
     if whole < choices:
         sums = torch.cat([sums, p[:, whole:].sum(1, keepdim=True)], 1)
-    block, rest = _find(sums, uniform_R1)
+    block, cumulative, target = _find(sums, uniform_R1)
+    rest = target - cumulative.gather(1, block) + sums.gather(1, block)
     inside = block * BLOCK + torch.arange(BLOCK, device=p.device)
     part = p.gather(1, inside.clamp(max=choices - 1)).masked_fill_(inside >= choices, 0)
     return block * BLOCK + _find(part, rest / sums.gather(1, block))[0]
 
 
-def _find(p: Tensor, uniform_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """The choice, and what of it lies below the uniform."""
+def _find(p: Tensor, uniform_R1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The choice, the running sums, and where among them the uniform falls."""
     cumulative = p.cumsum(1, dtype=torch.float64)
     # Scaled by the last sum, and kept inside it: what is chosen has a share, however sums were rounded.
     target = uniform_R1.clamp(0, 1 - 1e-12) * cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, target, right=True).clamp_(max=p.shape[1] - 1)
-    return choice, target - cumulative.gather(1, choice) + p.gather(1, choice)
+    return choice, cumulative, target
 
 
 def _uniforms(seed: int, rows: Sequence[int], length: int) -> Tensor:

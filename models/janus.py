@@ -7,6 +7,8 @@ says what else); here its modules are put together for documents of both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from math import isqrt
@@ -15,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding, normalize
 from transformers import (
     AutoImageProcessor,
     GenerationConfig,
@@ -57,6 +59,8 @@ class JanusPolicy(UnifiedPolicy):
     def __init__(self, model: PreTrainedModel, processor: Processor):
         super().__init__(model, processor)
         self.tower: Any = model.model
+        self._code_table: Tensor | None = None
+        """The embeddings of all codes, while they stay as they are."""
         self.tower.vqmodel.requires_grad_(False)  # the processor's image tokenizer is what makes and reads codes
         embedded, rows = self.tower.generation_embeddings.num_embeddings, model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
         if embedded != self.vocabulary.image_codes:
@@ -161,12 +165,28 @@ class JanusPolicy(UnifiedPolicy):
             use_cache=cache is not None,
         ).last_hidden_state
 
+    @contextmanager
+    def standing_still(self, images: bool) -> Iterator[None]:
+        """A code is embedded by an MLP, so a sampler looks it up in a table of all."""
+        if images:
+            codes = torch.arange(self.vocabulary.image_codes, device=self.model.device)
+            self._code_table = self.model.prepare_embeddings_for_image_generation(codes)  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self._code_table = None
+
+    def _embedded_codes(self, codes_BT: Tensor) -> Tensor:
+        if self._code_table is None or torch.is_grad_enabled():
+            return self.model.prepare_embeddings_for_image_generation(codes_BT)  # type: ignore[operator]
+        return embedding(codes_BT, self._code_table)
+
     def _embedded(self, ids_BT: Tensor, features: Tensor | None) -> Tensor:
         """Every id by both embeddings: so both are in the graph of any batch, and no step waits for a count."""
         size = self.vocabulary.text_size
         code_BT = ids_BT >= size
-        text = self.model.get_input_embeddings()(ids_BT.masked_fill(code_BT, self.vocabulary.controls.pad))
-        codes: Tensor = self.model.prepare_embeddings_for_image_generation((ids_BT - size).clamp(min=0))  # type: ignore[operator]
+        text = self.tower.get_input_embeddings()(ids_BT.masked_fill(code_BT, self.vocabulary.controls.pad))
+        codes = self._embedded_codes((ids_BT - size).clamp(min=0))
         embedded = torch.where(code_BT[..., None], codes.to(text.dtype), text)
         if features is None:
             return embedded

@@ -6,8 +6,10 @@ A family is passed the module to call (`model`) where gradients flow, because un
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,6 +108,14 @@ class UnifiedPolicy(ABC):
     def image_features(self, pixels: Tensor) -> Tensor:
         """Pictures [n, 3, S, S] as the model's own encoder sees them, [n, features, H]; n may be 0 (`pixels` [0])."""
         raise NotImplementedError(f"{self.family}: this model sees given pictures as codes")
+
+    @contextmanager
+    def standing_still(self, images: bool) -> Iterator[None]:
+        """Around many calls of `hidden` between which no weight changes: what each would compute anew may be kept.
+
+        `images` says whether codes are to be expected.
+        """
+        yield
 
     def features_of(self, batch: TokenBatch) -> Tensor | None:
         """What stands at the placeholders of a batch, [n, H]; None for a model that sees pictures as codes."""
@@ -249,7 +259,7 @@ class UnifiedPolicy(ABC):
         scores.index_fill_(1, self._never_sampled, float("-inf"))
         if max_images is not None:
             boi = self.vocabulary.controls.boi
-            scores[:, boi] = scores[:, boi].masked_fill(images_before >= max_images, float("-inf"))
+            scores[:, boi].masked_fill_(images_before >= max_images, float("-inf"))
         return scores
 
 
@@ -269,11 +279,16 @@ def _without_dropout(model: nn.Module) -> None:
 
 
 def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor:
-    """A boolean mask as the attention of this module takes it: sdpa as it is, the others added to the scores."""
-    if module.config._attn_implementation == "sdpa":
+    """A boolean mask as the attention of this module takes it: sdpa as it is, the others added to the scores.
+
+    For one query sdpa gets numbers, too: of a boolean mask it would make them anew in every layer. For many queries
+    they would be large.
+    """
+    takes_boolean = module.config._attn_implementation == "sdpa"
+    if takes_boolean and mask.shape[2] > 1:
         return mask
-    forbidden = torch.finfo(module.dtype).min
-    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill(~mask, forbidden)
+    forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
+    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, forbidden)
 
 
 def tempered(scores: Tensor, temperature: float) -> Tensor:

@@ -59,6 +59,8 @@ class Vocabulary:
     """What follows `<boi>` in a given image: the same, or one `controls.image` a feature."""
     never_sampled: tuple[int, ...]
     """Text ids the model may not choose: the grammar or the processor writes them, or they are codes."""
+    unconditional: tuple[int, ...]
+    """Ids before the completion where guidance takes the prompt away; no more of them than in `start` and `answer`."""
     pads_prompt: bool = False
     """How guidance takes a prompt away: it is padded over, all but `<bos>` and `<boi>` (Janus); else it is empty."""
 
@@ -137,8 +139,8 @@ class TokenBatch:
     def without_prompt(self, vocabulary: Vocabulary) -> tuple[Tensor, Tensor, Tensor]:
         """Ids [B, T], positions [B, T] and mask [B, 1, T, T] of the same tokens had their prompts been taken away.
 
-        What classifier-free guidance calls unconditional. An empty prompt's tokens attend only themselves, and what
-        they give is not to be read.
+        What classifier-free guidance calls unconditional. What stands before the completion then, stands in the last
+        places of the prompt; the tokens before attend only themselves, and what they give is not to be read.
         """
         ids_BT = self.ids_BT.masked_fill(self.prompt_BT, vocabulary.controls.pad)
         if vocabulary.pads_prompt:
@@ -148,6 +150,9 @@ class TokenBatch:
             own_BT = self.sequence_BT == index
             skipped_BT += own_BT * (self.prompt_BT & own_BT).cumsum(1)
         positions_BT = (self.positions_BT - skipped_BT).clamp(min=0)
+        instead_T = torch.tensor(vocabulary.unconditional, device=ids_BT.device)
+        instead_BT = (positions_BT < len(instead_T)) & ~self.prompt_BT & (self.sequence_BT >= 0)
+        ids_BT[instead_BT] = instead_T[positions_BT[instead_BT]]
         itself = torch.eye(ids_BT.shape[1], dtype=torch.bool, device=ids_BT.device)
         return ids_BT, positions_BT, self.mask_BTT() & ~self.prompt_BT[:, None, None, :] | itself
 
@@ -223,8 +228,7 @@ def taken_away(sequence: TokenSequence, vocabulary: Vocabulary) -> Tensor:
     if vocabulary.pads_prompt:
         kept_T = (sequence.ids_T == vocabulary.controls.bos) | (sequence.ids_T == vocabulary.controls.boi)
         return (order_T < sequence.prompt_length) & ~kept_T
-    end = sequence.prompt_length - len(vocabulary.answer)
-    return (order_T >= len(vocabulary.start)) & (order_T < end)
+    return order_T < sequence.prompt_length - len(vocabulary.unconditional)
 
 
 def _pixels(rows: Sequence[Sequence[TokenSequence]]) -> Tensor:

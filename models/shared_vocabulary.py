@@ -26,11 +26,13 @@ from .vqgan import open_image_tokenizer
 LIQUID = Template(
     start="<bos><start_of_turn>user\n",
     answer="<end_of_turn>\n<start_of_turn>model\n",
+    unconditional="<bos><unconditional>",
 )
 """Of Liquid (FoundationVision/Liquid), whose tokenizer is Gemma's with <boi>, <eoi> and <unconditional> in places that
 Gemma leaves unused. Its chats have Gemma's turns; its text-to-image prompts are `<bos>TEXT Generate an image based on
 this description.<boi>`, and `<bos><unconditional><boi>` without the text. Read from public forks of its scripts (2025),
 not from a released checkpoint."""
+LIQUID_CONTROLS = (LIQUID.boi, LIQUID.eoi, "<unconditional>")
 PLACE = "PROMPT"
 """Marks where a prompt stands in a rendered chat template."""
 
@@ -72,16 +74,16 @@ class SharedVocabularyPolicy(UnifiedPolicy):
     def from_upstream(cls, directory: Path, *, image_tokenizer: Path | None = None) -> SharedVocabularyPolicy:
         """Liquid, or any causal language model that is to become one, and the image tokenizer it goes with.
 
-        A tokenizer that knows `<boi>` and `<eoi>` is taken as Liquid's: codes begin behind it. Any other model is
-        extended. Raises InputError where a part is missing.
+        A tokenizer that knows `<boi>`, `<eoi>` and `<unconditional>` is taken as Liquid's: codes begin behind it. Any
+        other model is extended. Raises InputError where a part is missing.
         """
         if image_tokenizer is None:
             raise InputError(f"{directory}: a language model alone; name its image tokenizer (--image-tokenizer)")
         model, pictures = read_model(cls.model_class, directory), open_image_tokenizer(image_tokenizer)
         tokenizer = read_tokenizer(directory)
-        if not {LIQUID.boi, LIQUID.eoi} <= tokenizer.get_vocab().keys():
+        if not {*LIQUID_CONTROLS} <= tokenizer.get_vocab().keys():
             return cls.extend(model, tokenizer, pictures)
-        tokenizer = read_tokenizer(directory, (LIQUID.boi, LIQUID.eoi, "<start_of_turn>", "<end_of_turn>"))
+        tokenizer = read_tokenizer(directory, (*LIQUID_CONTROLS, "<start_of_turn>", "<end_of_turn>"))
         return cls(model, Processor(tokenizer, pictures, LIQUID))
 
     @classmethod

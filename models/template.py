@@ -13,7 +13,10 @@ from .sequence import CODE, ControlIds, Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Each field but the last two is a text; control tokens are spelled as the tokenizer does. Kept in limner.json."""
+    """Each field is a text but `guidance` and `reencode`; control tokens are spelled as the tokenizer does.
+
+    Kept in limner.json.
+    """
 
     pad: str = "<pad>"
     bos: str = "<bos>"
@@ -34,6 +37,8 @@ class Template:
     """Between the last row and `eoi` (Emu3: end of frame)."""
     guidance: Literal["empty", "padded"] = "empty"
     """What the prompt is without itself: an empty one, or padding in its place (Janus)."""
+    unconditional: str = ""
+    """What stands before the completion where guidance takes the prompt away (Liquid); else `start` and `answer`."""
     reencode: bool = False
     """After a generated picture the model sees it once more, by its own encoder (BAGEL's way); else as codes only."""
 
@@ -90,6 +95,9 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast, template: Template, imag
         given = (*[controls.image] * images.features, controls.eoi)
         if template.reencode:
             image += (controls.boi, *given)
+    before, without = (*ids(template.start.rstrip(" ")), *ids(template.answer)), ids(template.unconditional)
+    if len(without) > len(before) or (without and template.guidance == "padded"):
+        raise InputError("template.unconditional: longer than `start` and `answer`, or beside guidance by padding")
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     held = {*(known[getattr(template, name)] for name in names), *special, *tokenizer.all_special_ids, *images.code_ids}
     return Vocabulary(
@@ -102,5 +110,6 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast, template: Template, imag
         image=image,
         given=given,
         never_sampled=tuple(sorted(held - {controls.eos, controls.boi})),
+        unconditional=without or before,
         pads_prompt=template.guidance == "padded",
     )

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -48,6 +49,15 @@ class LoraConfig:
             exclude_modules=fixed or None,
             task_type="CAUSAL_LM",
         )
+
+
+def adapted(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
+    """The model inside a peft model of which only the adapter is trained. The model itself is changed."""
+    peft_config = config.adapter(model)
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)  # the adapter starts at random
+    return get_peft_model(model, peft_config)
 
 
 def _frozen(model: nn.Module) -> str:

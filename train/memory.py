@@ -66,6 +66,7 @@ class Run:
     rows: int
     """per_device_train_batch_size"""
     steps_per_generation: int
+    """0 for a warm-up, which samples nothing; its rows are all completion."""
     accumulation: int
     num_generations: int
     prompt: int
@@ -192,7 +193,7 @@ def reference(model: ModelShape, run: Run) -> int:
 
 def gathered_rollout(model: ModelShape, run: Run) -> int:
     """Psi x dtype: ZeRO-3 and FSDP gather the weights once a rollout, not once a token."""
-    return model.parameters * compute(model, run) if _shards(run, "zero3", "fsdp") > 1 else 0
+    return model.parameters * compute(model, run) if run.rollouts and _shards(run, "zero3", "fsdp") > 1 else 0
 
 
 def gathered_update(model: ModelShape, run: Run) -> int:
@@ -346,6 +347,7 @@ ITEMS: tuple[tuple[str, Rule, tuple[Phase, ...]], ...] = (
 class Plan:
     rows: tuple[tuple[str, int, tuple[Phase, ...]], ...]
     """Name, bytes, and the moments at which they are there."""
+    phases: tuple[Phase, ...] = PHASES
 
     def total(self, phase: Phase) -> int:
         return sum(size for _, size, phases in self.rows if phase in phases)
@@ -353,8 +355,9 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes at the worst moment."""
-        return max(map(self.total, PHASES))
+        return max(map(self.total, self.phases))
 
 
 def predict(model: ModelShape, run: Run) -> Plan:
-    return Plan(tuple((name, rule(model, run), phases) for name, rule, phases in ITEMS))
+    rows = tuple((name, rule(model, run), phases) for name, rule, phases in ITEMS)
+    return Plan(rows, PHASES if run.rollouts else PHASES[1:])

@@ -1,28 +1,32 @@
-"""Will an extended-GRPO run fit on its GPUs, and which setting to change if not. No weights are read, no GPU is needed.
+"""Will a run fit on its GPUs, and which setting to change if not. No weights are read, no GPU is needed.
 
 limner plan --config grpo/tiny --model DIR --gpus 8 --memory 80
+limner plan --stage warmup --config warmup/documents --model DIR --gpus 8 --memory 80
 
 `model` is a checkpoint, or any folder with a transformers `config.json`. The prediction is `memory.predict`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, TrainingArguments
 
 from ..configs import parse
 from ..models.checkpoint import IMAGE_TOKENIZER
 from ..models.convert import family_of_type
 from ..models.errors import InputError, reading, run_or_exit
 from .grpo import GRPOConfig, RunConfig
-from .memory import PHASES, ModelShape, Plan, Run, Strategy, predict
+from .memory import ModelShape, Plan, Run, Strategy, predict
+from .warmup import WarmupConfig
 
 GB = 2**30
 """As nvidia-smi counts."""
@@ -35,8 +39,8 @@ CHUNK, RANK = 1024, 16
 
 
 @dataclass
-class PlannedArguments(GRPOConfig):
-    """The run's own arguments, read as if `gpus` processes ran: this machine may have none of the GPUs."""
+class _AsIfThere:
+    """A run's own arguments, read as if `gpus` processes ran: this machine may have none of the GPUs."""
 
     gpus: int = 1
     """GPUs of the run, all nodes together."""
@@ -45,7 +49,7 @@ class PlannedArguments(GRPOConfig):
         if self.gpus < 1:
             raise ValueError(f"gpus: {self.gpus} is no number of GPUs")
         self.use_cpu = True  # else transformers refuses bf16 where there is no GPU
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[misc]
 
     @property
     def world_size(self) -> int:
@@ -53,7 +57,19 @@ class PlannedArguments(GRPOConfig):
 
 
 @dataclass
+class PlannedArguments(_AsIfThere, GRPOConfig):
+    pass
+
+
+@dataclass
+class PlannedWarmup(_AsIfThere, TrainingArguments):
+    pass
+
+
+@dataclass
 class PlanConfig:
+    stage: Literal["grpo", "warmup"] = "grpo"
+    """Which command's run, and section of a file of configs/model/."""
     memory: float = 80.0
     """GB of one GPU."""
     strategy: Strategy = "ddp"
@@ -158,6 +174,24 @@ def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run
     )
 
 
+def warmup_settings(config: WarmupConfig, args: PlannedWarmup, plan: PlanConfig) -> Run:
+    return Run(
+        rows=args.per_device_train_batch_size,
+        steps_per_generation=0,
+        accumulation=args.gradient_accumulation_steps,
+        num_generations=1,
+        prompt=0,
+        completion=config.pack_length,
+        gpus=args.gpus,
+        strategy=plan.strategy,
+        half=bool(args.bf16 or args.fp16),
+        checkpointing=bool(args.activation_checkpointing),
+        lora_rank=config.lora.rank if config.lora else None,
+        score_chunk=config.score_chunk,
+        image_share=plan.image_share,
+    )
+
+
 # ---- advice: each change gives its options, the mildest first ----
 
 Option = tuple[str, Run]
@@ -167,7 +201,8 @@ Change = Callable[[Run], list[Option]]
 def _score_chunk(run: Run) -> list[Option]:
     if run.score_chunk is not None and run.score_chunk <= CHUNK:
         return []
-    return [(f"algorithm.score_chunk {CHUNK}", replace(run, score_chunk=CHUNK))]
+    section = "algorithm." if run.rollouts else ""
+    return [(f"{section}score_chunk {CHUNK}", replace(run, score_chunk=CHUNK))]
 
 
 def _checkpointing(run: Run) -> list[Option]:
@@ -180,16 +215,14 @@ def _micro_batch(run: Run) -> list[Option]:
     for rows in (n for n in range(run.rows - 1, 0, -1) if run.rows % n == 0):
         times = run.rows // rows
         steps, accumulation = run.steps_per_generation * times, run.accumulation * times
-        text = (
-            f"per_device_train_batch_size {rows}, gradient_accumulation_steps {accumulation}, "
-            f"steps_per_generation {steps}"
-        )
+        text = f"per_device_train_batch_size {rows}, gradient_accumulation_steps {accumulation}"
+        text += f", steps_per_generation {steps}" if run.rollouts else ""
         options.append((text, replace(run, rows=rows, steps_per_generation=steps, accumulation=accumulation)))
     return options
 
 
 def _micro_batch_tokens(run: Run) -> list[Option]:
-    if run.part_rows == 1:
+    if run.part_rows == 1 or not run.rollouts:
         return []
     text = f"algorithm.micro_batch_tokens {run.length} (a long row at a time)"
     return [(text, replace(run, micro_batch_tokens=run.length))]
@@ -295,6 +328,9 @@ def advise(model: ModelShape, run: Run, limit: float) -> tuple[list[tuple[str, i
 
 def tokens_text(run: Run) -> str:
     """Sequences, groups and tokens of a generation batch and of an optimizer step, all GPUs together."""
+    if not run.rollouts:
+        rows = run.gpus * run.rows * run.accumulation
+        return f"optimizer step: {rows:,} rows, at most {rows * run.length:,} tokens forward and backward"
     batch, update = run.gpus * run.rollouts, run.gpus * run.rows * run.accumulation
     every, groups = run.steps_per_generation // run.accumulation * run.iterations, batch // run.num_generations
     replayed = run.gpus * run.accumulation * run.replay_rows * run.replay_length
@@ -311,18 +347,18 @@ def tokens_text(run: Run) -> str:
 
 def table(plan: Plan) -> str:
     """GB of each row at each moment."""
-    lines = [f"{'GB on each GPU':<28}" + "".join(f"{phase:>11}" for phase in PHASES)]
+    lines = [f"{'GB on each GPU':<28}" + "".join(f"{phase:>11}" for phase in plan.phases)]
     for name, size, phases in plan.rows:
         if size:
-            cells = (f"{size / GB:>11.2f}" if phase in phases else f"{'':>11}" for phase in PHASES)
+            cells = (f"{size / GB:>11.2f}" if phase in phases else f"{'':>11}" for phase in plan.phases)
             lines.append(f"{name:<28}{''.join(cells)}".rstrip())
-    return "\n".join([*lines, f"{'total':<28}" + "".join(f"{plan.total(phase) / GB:>11.2f}" for phase in PHASES)])
+    return "\n".join([*lines, f"{'total':<28}" + "".join(f"{plan.total(phase) / GB:>11.2f}" for phase in plan.phases)])
 
 
 def report(model: ModelShape, run: Run, memory: float) -> tuple[str, bool]:
     """The whole answer, and whether the run fits into `memory` GB."""
     plan, limit = predict(model, run), memory * GB
-    worst = max(PHASES, key=plan.total)
+    worst = max(plan.phases, key=plan.total)
     fits = plan.peak <= limit
     head = f"{model.head:,}" if model.head else "tied"
     lines = [
@@ -339,21 +375,32 @@ def report(model: ModelShape, run: Run, memory: float) -> tuple[str, bool]:
     for text, saved, left in path:
         lines.append(f"  {text}: saves {saved / GB:.2f} GB, leaves {left / GB:.2f}")
     if not path or path[-1][2] > limit:
-        lines.append("Even so it does not fit: shorten max_completion_length, or take more or larger GPUs")
+        length = "max_completion_length" if run.rollouts else "pack_length"
+        lines.append(f"Even so it does not fit: shorten {length}, or take more or larger GPUs")
     lines += ["Others, each alone:"] if others else []
     lines += [f"  {text}: saves {saved / GB:.2f} GB" for text, saved in others]
     return "\n".join(lines), False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config, args, plan = parse((RunConfig, PlannedArguments, PlanConfig), argv, prog="limner plan", section="grpo")
+    words = sys.argv[1:] if argv is None else list(argv)
+    stage = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    stage.add_argument("--stage", nargs="?")
+    warmup = stage.parse_known_args(words)[0].stage == "warmup"  # a wrong word is refused below
+    kinds = (WarmupConfig, PlannedWarmup) if warmup else (RunConfig, PlannedArguments)
+    section = "warmup" if warmup else "grpo"
+    config, args, plan = parse((*kinds, PlanConfig), words, prog="limner plan", section=section)
+    if plan.stage != section:
+        raise InputError(f"stage: say it as a flag (--stage {plan.stage})")
     if not config.model:
         raise InputError("model: missing; name a checkpoint or a folder with a config.json (--model DIR)")
-    config.algorithm.check(args)
+    if not warmup:
+        config.algorithm.check(args)
     shape = model_shape(config.model, plan.image_codes)
     if plan.image_share and not shape.image_codes:
         raise InputError(f"image_share: {config.model} has no image tokenizer; give its codes (--image_codes N)")
-    text, fits = report(shape, settings(config, args, plan), plan.memory)
+    run = warmup_settings(config, args, plan) if warmup else settings(config, args, plan)
+    text, fits = report(shape, run, plan.memory)
     print(text)
     if not fits:
         raise SystemExit(1)

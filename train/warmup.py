@@ -29,9 +29,11 @@ from ..models.errors import InputError, run_or_exit
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
 from .checkpointing import WholeCheckpoints, resume_point
+from .lora import LoraConfig, adapted
 from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .new_model import NewModelConfig, new_policy, new_processor
 from .progress import show_progress
+from .sharding import check_setup, gathered_copy, is_sharded, merged_copy
 
 TOKENIZER_DOCUMENTS = 2000
 """Documents whose pictures train a new image tokenizer."""
@@ -49,8 +51,12 @@ class WarmupConfig:
     pack_length: int = 256
     """Tokens of a row; a longer document is cut between segments."""
     normalisation: Normalisation = "token"
+    score_chunk: int | None = None
+    """Score so many tokens at a time against the vocabulary, and again in the backward pass; saves memory."""
+    lora: LoraConfig | None = None
+    """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
     freeze: list[str] = field(default_factory=list)
-    """Submodules that stay as they are, by name, such as `model.vision_model`."""
+    """Submodules that stay as they are, by name, such as `model.vision_model`; an adapter leaves them alone, too."""
     heldout_batches: int = 8
     """Rows of the held-out split to report the loss on, by modality; 0 for none."""
 
@@ -64,13 +70,16 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         self.policy, self.config = policy, config
         self._counts: Counts | None = None
         self._sums: dict[str, torch.Tensor] = {}
+        model: Any = adapted(policy.model, config.lora, args.seed) if config.lora else policy.model
+        self.adapter: Any = model.peft_config["default"] if config.lora else None
         super().__init__(
-            model=policy.model,
+            model=model,
             args=args,
             data_collator=self._collate,
             processing_class=policy.processor.tokenizer,
             **kwargs,
         )
+        check_setup(self.accelerator)
 
     def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
         return {"token_batch": collate(rows, self.policy.vocabulary)}
@@ -92,7 +101,7 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
     def compute_loss(self, model, inputs: dict[str, Any], return_outputs=False, num_items_in_batch=None):
         batch: TokenBatch = inputs["token_batch"].to(self.args.device)
         tokens = tokens_of(batch, self.policy.vocabulary.text_size)
-        logp_BT, _ = self.policy.log_probs(model, batch)
+        logp_BT, _ = self.policy.log_probs(model, batch, chunk=self.config.score_chunk)
         assert self._counts is not None
         weights_BT = token_weights(tokens, self._counts, self.config.normalisation)
         for name, at in (("text", ~tokens.image_BT), ("image", tokens.image_BT)):
@@ -160,6 +169,10 @@ def run(
         raise InputError("data: missing; name a folder of shards (--data DIR)")
     if args.max_steps <= 0:
         raise InputError("max_steps: missing; the stream of rows has no end, so say how many steps to train")
+    if config.score_chunk is not None and config.score_chunk < 1:
+        raise InputError(f"score_chunk: {config.score_chunk}; at least 1")
+    if config.lora and policy is None and not config.model:
+        raise InputError("lora: an adapter needs a trained model under it; name it (--model DIR)")
     assert args.output_dir is not None
     resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
     if policy is None:
@@ -184,8 +197,10 @@ def run(
     before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
     trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
+    if is_sharded(trainer.accelerator):
+        policy = gathered_copy(policy, trainer.accelerator, trainer.adapter)
     if main:
-        save(policy, Path(args.output_dir) / "model")
+        save(merged_copy(policy, trainer.adapter) if trainer.adapter else policy, Path(args.output_dir) / "model")
     if report:
         after = heldout_loss(policy, folders, config.pack_length, config.heldout_batches)
         for name in before:

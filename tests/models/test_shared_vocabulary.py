@@ -49,6 +49,26 @@ def test_liquids_codes_begin_behind_its_tokenizer(liquid):
         assert liquid.processor.tokenizer.convert_tokens_to_ids(typed) not in liquid.processor.text_ids(typed)
 
 
+def test_liquids_guidance_is_by_its_unconditional_prompt(liquid):
+    """Scored as by hand: the second forward reads `<bos><unconditional>` and then the completion, nothing else."""
+    sequence = liquid.processor.encode(story(SCENES[:2]))
+    without = [liquid.processor.tokenizer.convert_tokens_to_ids(name) for name in ("<bos>", "<unconditional>")]
+    completion = sequence.ids_T[sequence.prompt_length :]
+    states = []
+    for ids_T in (sequence.ids_T, torch.cat([torch.tensor(without), completion])):
+        order = torch.arange(len(ids_T))
+        mask = (order[:, None] >= order)[None, None]
+        states.append(liquid.hidden(ids_T[None], order[None], mask, None)[0, -len(completion) - 1 : -1])
+    image = completion >= liquid.vocabulary.text_size
+    scores = liquid.guided_image_logits(*(state[image] for state in states), guidance=7.0).log_softmax(-1)
+    expected = scores.gather(1, completion[image, None] - liquid.vocabulary.text_size)[:, 0]
+    rows = [[liquid.processor.encode(story(SCENES[:1])), sequence]]  # packed, so that places differ
+    found, _ = liquid.log_probs(liquid.model, collate(rows, liquid.vocabulary), guidance=7.0)
+    assert torch.allclose(found[0, -len(completion) :][image], expected, atol=1e-4)
+    plain, _ = liquid.log_probs(liquid.model, collate(rows, liquid.vocabulary))
+    assert not torch.allclose(plain[0, -len(completion) :][image], expected, atol=3e-3)
+
+
 def test_liquids_greedy_text_is_the_stock_generate(liquid):
     ours, theirs = greedy_text(liquid)
     assert ours == theirs

@@ -15,6 +15,7 @@ from limner.models.processing import Processor
 from limner.models.sequence import TokenBatch, TokenSequence
 from limner.models.shared_vocabulary import SharedVocabularyPolicy
 from limner.train import memory
+from limner.train.lora import LoraConfig, adapted
 from limner.train.memory import ModelShape, Run, predict
 from limner.train.plan import GB, advise, main, model_shape, report
 
@@ -145,6 +146,28 @@ def test_lora_has_peft_s_number_of_parameters(policy, tmp_path):
     adapted = peft.get_peft_model(policy.model, peft.LoraConfig(r=4, target_modules="all-linear"))
     real = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     assert memory.trained(shape, replace(RUN, lora_rank=4)) == real
+
+
+def test_a_warm_up_by_lora_is_planned(policy, tmp_path, capsys):
+    pytest.importorskip("peft")
+    shape, run = shape_of(policy, tmp_path), replace(RUN, steps_per_generation=0, prompt=0, lora_rank=4)
+    argv = ["--stage", "warmup", "--model", str(tmp_path), "--output_dir", str(tmp_path), "--pack_length", "512"]
+    main([*argv, "--lora.rank", "4"])
+    answer = capsys.readouterr().out
+    assert "fits: " in answer and "optimizer step: 8 rows, at most 4,096 tokens" in answer
+    assert "rollout" not in answer and "KV cache" not in answer
+    with pytest.raises(SystemExit):
+        main([*argv, "--memory", "1.01", "--per_device_train_batch_size", "64"])
+    advice = capsys.readouterr().out
+    assert "\n  score_chunk 1024: saves" in advice and "algorithm" not in advice and "_generation" not in advice
+
+    model = adapted(policy.model, LoraConfig(rank=4), seed=0)
+    optimizer = torch.optim.AdamW(weight for weight in model.parameters() if weight.requires_grad)
+    policy.log_probs(model, batch_of(policy, RUN))[0].sum().backward()
+    optimizer.step()
+    state = [value for group in optimizer.state.values() for name, value in group.items() if name != "step"]
+    assert memory.optimizer_state(shape, run) == sum(value.nbytes for value in state)
+    assert memory.weights(shape, run) == sum(weight.nbytes for weight in model.parameters())
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])

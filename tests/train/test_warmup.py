@@ -10,8 +10,10 @@ from transformers import TrainerCallback, TrainingArguments
 from limner.data.mixture import PackedRows, SourceConfig
 from limner.data.picture_stories import CLEAN, warmup_documents
 from limner.data.shards import ShardWriter
-from limner.models.checkpoint import load
+from limner.models.checkpoint import load, save
 from limner.models.errors import InputError
+from limner.models.sequence import collate
+from limner.train.lora import LoraConfig
 from limner.train.losses import NORMALISATIONS
 from limner.train.warmup import WarmupConfig, WarmupTrainer, heldout_loss, run
 
@@ -186,3 +188,53 @@ def test_progress_is_in_the_checkpoint(data, make_policy, tmp_path):
     folders = sorted(path.name for path in tmp_path.iterdir())
     assert folders == ["checkpoint-2", "checkpoint-3", "config.yaml", "model"]
     assert json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
+
+
+def lora_config(folder, start, **changes):
+    pytest.importorskip("peft", reason="pip install 'limner[peft]'")
+    return config(folder, model=str(start), lora=LoraConfig(rank=4), **changes)
+
+
+def test_only_the_adapter_is_trained_and_the_merged_model_is_written(data, make_policy, tmp_path):
+    save(make_policy(0), tmp_path / "start")
+    args = settings(tmp_path / "run", max_steps=6, learning_rate=0.05, activation_checkpointing=True)
+    said: list[str] = []
+    trainer = run(lora_config(data, tmp_path / "start", heldout_batches=4), args, say=said.append)
+    policy, start = trainer.policy, dict(make_policy(0).model.named_parameters())
+    trained = [name for name, weight in policy.model.named_parameters() if weight.requires_grad]
+    assert trained and all(".lora_" in name for name in trained)
+    now = {name.replace(".base_layer", ""): weight for name, weight in policy.model.named_parameters()}
+    assert all(torch.equal(now[name], weight) for name, weight in start.items())
+    for line in said:  # both modalities are learned
+        before, after = (float(word) for word in line.split() if word[0].isdigit())
+        assert after < before
+
+    merged = load(tmp_path / "run" / "model")
+    assert {name for name, _ in merged.model.named_parameters()} == set(start)
+    batch = collate([next(iter(trainer.train_dataset))], policy.vocabulary)
+    with torch.no_grad():
+        found, expected, before = (
+            p.log_probs(p.model.eval(), batch)[0] for p in (merged, policy, load(tmp_path / "start"))
+        )
+    assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, before, atol=1e-2)
+
+
+def test_resuming_an_adapter_equals_never_having_stopped(data, make_policy, tmp_path):
+    save(make_policy(0), tmp_path / "start")
+
+    def four_steps(directory, **changes):
+        return settings(directory, max_steps=4, save_strategy="steps", save_steps=2, **changes)
+
+    lora = lora_config(data, tmp_path / "start")
+    straight = run(lora, four_steps(tmp_path / "straight"))
+    stopped = run(lora, four_steps(tmp_path / "halves"), callbacks=[StopAfter(2)])
+    assert not torch.equal(parameters(stopped.policy), parameters(straight.policy))
+    resumed = run(lora, four_steps(tmp_path / "halves", resume_from_checkpoint="last"))
+    assert torch.equal(parameters(resumed.policy), parameters(straight.policy))
+    written = [parameters(load(tmp_path / name / "model")) for name in ("straight", "halves")]
+    assert torch.equal(*written)
+
+
+def test_an_adapter_needs_a_model(data, tmp_path):
+    with pytest.raises(InputError, match=r"lora: an adapter needs a trained model under it; name it \(--model DIR\)"):
+        run(config(data, lora=LoraConfig()), settings(tmp_path))
