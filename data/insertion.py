@@ -20,11 +20,11 @@ from typing import Any
 
 from PIL import Image
 
+from ..models.candidates import MARKER
+from ..models.candidates import escape_markers as escape_markers
 from ..models.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from .sentences import sentences
 
-MARKER = re.compile(r"<img([1-9][0-9]{0,3})>")
-"""Candidate K, as a model writes it."""
 MARKER_LIKE = re.compile(
     r"<\s*/?\s*(?:img|image)[\s_:#-]*\d*\s*/?\s*>|\[\s*(?:img|image)[\s_:#-]*\d+\s*\]", re.IGNORECASE
 )
@@ -171,8 +171,3 @@ def read_markers(text: str, candidates: int) -> Marked:
     placements = [Placement(sum(begin < offset for begin in begins), number) for offset, number in marks]
     kept, others = settled(placements, len(pieces), candidates)
     return Marked(clean, kept, faults + others)
-
-
-def escape_markers(text: str) -> str:
-    """Text of somebody else for a prompt with candidates: `<img3>` typed in it is no marker any more."""
-    return MARKER.sub(r"<img \1>", text)

@@ -171,26 +171,26 @@ class Noise:
 CLEAN = Noise(0, 0, 0, 0)
 
 
-def _another(rng: random.Random, scene: Scene) -> Scene:
+def another(rng: random.Random, scene: Scene) -> Scene:
     """The scene with one attribute changed."""
     name = rng.choice(list(ATTRIBUTES))
     return replace(scene, **{name: rng.choice([value for value in ATTRIBUTES[name] if value != getattr(scene, name)])})
 
 
-def _scraped(rng: random.Random, plan: Scene, noise: Noise) -> tuple[Scene, Scene | None]:
+def scraped(rng: random.Random, plan: Scene, noise: Noise) -> tuple[Scene, Scene | None]:
     """What a scraped page says of a planned scene: (sentence, picture or None)."""
     said = plan
     if said.size == "small" and said.colour == "yellow" and rng.random() < noise.biased:
         said = replace(said, size="big")
     if rng.random() < noise.sentence:
-        said = _another(rng, said)
+        said = another(rng, said)
     shown = said
     if shown.colour == "purple" and rng.random() < noise.biased:
         shown = replace(shown, colour="blue")
     if shown.shape == "diamond" and rng.random() < noise.biased:
         shown = replace(shown, shape="square")
     if rng.random() < noise.picture:
-        shown = _another(rng, shown)
+        shown = another(rng, shown)
     return said, None if rng.random() < noise.missing else shown
 
 
@@ -207,7 +207,7 @@ def story(
     document = story_prompt(outline, identifier)
     segments: list[Segment] = list(document.segments)
     for plan in outline:
-        said, shown = (plan, plan) if rng is None else _scraped(rng, plan, noise)
+        said, shown = (plan, plan) if rng is None else scraped(rng, plan, noise)
         segments.append(TextSegment(said.sentence, trainable=True))
         if shown is not None:
             segments.append(ImageSegment(draw_scene(shown), trainable=True, origin="generated"))

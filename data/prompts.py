@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..models.document import InterleavedDocument, TextSegment
 from ..models.errors import InputError, reading
+from .insertion_stories import insertion_prompt, read_plan
 from .picture_stories import Outline, read_outline, story_prompt
 
 
@@ -47,14 +48,16 @@ def read_outlines(path: Path) -> list[Outline]:
 def read_prompts(path: Path, least: int = 1) -> list[InterleavedDocument]:
     """Prompts of a JSONL file, one a line; raises InputError where there are fewer than `least`.
 
-    `{"outline": [...]}`, `{"prompt": "text"}`, or a whole document `{"segments": [...]}`. A prompt without an id gets
-    its file and line, by which later messages name it.
+    `{"outline": [...]}`, `{"steps": [...], "candidates": [...]}`, `{"prompt": "text"}`, or a whole document
+    `{"segments": [...]}`. A prompt without an id gets its file and line, by which later messages name it.
     """
     prompts = []
     for place, value in read_lines(path):
         identifier = Path(place).name
         if isinstance(value, dict) and "outline" in value:
             prompts.append(story_prompt(read_outline(value, place), identifier))
+        elif isinstance(value, dict) and "steps" in value:
+            prompts.append(insertion_prompt(read_plan(value, place), identifier))
         elif isinstance(value, dict) and isinstance(value.get("prompt"), str):
             prompts.append(InterleavedDocument((TextSegment(value["prompt"]),), identifier))
         else:

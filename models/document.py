@@ -28,6 +28,9 @@ MAX_IMAGE_PIXELS = 64 * 10**6
 """An image with more pixels than this is refused before it is decoded (decompression bombs)."""
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
+MOST_CANDIDATES = 9999
+"""A marker has at most four digits."""
+
 TEXT_FIELDS = {"type", "text", "trainable"}
 IMAGE_FIELDS = {"type", "image", "codes", "origin", "candidate", "alt", "trainable"}
 """Of a segment as JSON."""
@@ -47,7 +50,7 @@ class ImageSegment:
     trainable: bool = False
     origin: Origin = "given"
     candidate: int | None = None
-    """Number of the candidate, if inserted."""
+    """Number, from 1, of the candidate that a given image is, or that was inserted."""
     codes_N: np.ndarray | None = None
     """Image codes [N], if known: cached in a shard, or as the model sampled them."""
     alt: str = ""
@@ -56,8 +59,12 @@ class ImageSegment:
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:
             raise ValueError(f"image segment: origin {self.origin!r} is none of {', '.join(ORIGINS)}")
-        if (self.origin == "inserted") != (self.candidate is not None):
-            raise ValueError("image segment: an inserted image, and only it, names its candidate")
+        if self.origin == "inserted" and self.candidate is None:
+            raise ValueError("image segment: an inserted image names its candidate")
+        if self.origin == "generated" and self.candidate is not None:
+            raise ValueError("image segment: a generated image is no candidate")
+        if self.candidate is not None and not 1 <= self.candidate <= MOST_CANDIDATES:
+            raise ValueError(f"image segment: candidate {self.candidate}; numbers go from 1 to {MOST_CANDIDATES}")
         if self.image is None and self.codes_N is None:
             raise ValueError("image segment: neither an image nor codes")
 
@@ -91,6 +98,15 @@ class InterleavedDocument:
     @property
     def images(self) -> tuple[ImageSegment, ...]:
         return tuple(segment for segment in self.segments if isinstance(segment, ImageSegment))
+
+    @property
+    def candidates(self) -> dict[int, ImageSegment]:
+        """The pictures that are offered, by number, each as an answer that inserts it holds it."""
+        return {
+            image.candidate: replace(image, trainable=True, origin="inserted")
+            for image in self.images
+            if image.origin == "given" and image.candidate is not None
+        }
 
     @property
     def text(self) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from os.path import commonprefix
 from typing import Literal, cast
 
 import numpy as np
@@ -11,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from .candidates import cut_at_markers, marker
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from .errors import InputError
 from .image_tokenizer import ImageTokenizer
@@ -35,6 +40,8 @@ class Reading:
     """False where the length limit came before `<eos>`."""
     cut_image: bool
     """True where the limit fell inside an image; the image is dropped, never decoded from half its codes."""
+    faults: Counter[str]
+    """Markers that place nothing, by kind (`candidates.cut_at_markers`); they stay in the text."""
 
 
 class Processor:
@@ -75,6 +82,7 @@ class Processor:
         """Like `encode`; all pictures without cached codes go through the image tokenizer together."""
         images = [image for document in documents for image in document.images]
         coded = [i for i in images if i.codes_N is None and (self.vision is None or i.trainable)]
+        coded = [i for i in coded if i.origin != "inserted"]
         codes = iter(self.image_tokenizer.encode([image.pixels() for image in coded]) if coded else ())
         return [self._layout(document, codes) for document in documents]
 
@@ -82,7 +90,7 @@ class Processor:
         vocabulary = self.vocabulary
         layout = _Layout()
         layout.put(vocabulary.start)
-        prompt_length = 0
+        prompt_length, insertable = 0, set(_offered(document))
         for index, segment in enumerate(document.segments):
             if segment.trainable and not prompt_length:
                 layout.put(vocabulary.answer)
@@ -92,7 +100,10 @@ class Processor:
                 if isinstance(segment, TextSegment):
                     layout.put(self.text_ids(lead + segment.text), index, segment.trainable)
                 elif segment.origin == "inserted":
-                    raise InputError("this model has no markers for inserted images")
+                    if segment.candidate not in insertable:
+                        raise InputError(f"candidate {segment.candidate} is not offered, or stands already")
+                    insertable.remove(segment.candidate)
+                    layout.put(self.text_ids(marker(segment.candidate)), index, segment.trainable)
                 else:
                     layout.put(self.text_ids(lead), index)
                     self._put_image(layout, segment, index, codes)
@@ -131,8 +142,11 @@ class Processor:
         assert self.vision is not None
         return self.vision(self.image_tokenizer.decode(codes_N[None]))[0]
 
-    def read(self, ids_C: Sequence[int]) -> Reading:
-        """The document that a completion's joint ids say; the sampler's, so they obey the grammar up to a cut."""
+    def read(self, ids_C: Sequence[int], candidates: Mapping[int, ImageSegment] | None = None) -> Reading:
+        """The document that a completion's joint ids say; the sampler's, so they obey the grammar up to a cut.
+
+        candidates: those of the prompt (`InterleavedDocument.candidates`); where it offers none, `<img1>` is text.
+        """
         control, vocabulary = self.vocabulary.controls, self.vocabulary
         ids = [int(i) for i in ids_C]
         at_codes = [place for place, forced in enumerate(vocabulary.image) if forced == CODE]
@@ -141,13 +155,16 @@ class Processor:
         chosen: list[bool] = []
         slots: list[ImageSlot] = []
         text: list[int] = []
+        placed: set[int] = set()
+        faults: Counter[str] = Counter()
         ended, cut, at = False, False, 0
 
         def close_text() -> None:
-            if text:
-                words = cast(str, self.tokenizer.decode(text, skip_special_tokens=False))
-                parts.append(TextSegment(words, trainable=True))
-                text.clear()
+            for segment, tokens in self.read_text(text, candidates or {}, placed, faults):
+                owner.extend([len(parts)] * tokens)
+                chosen.extend([True] * tokens)
+                parts.append(segment)
+            text.clear()
 
         while at < len(ids):
             taken = 1
@@ -164,19 +181,52 @@ class Processor:
                     seen = self.seen_again(values) if vocabulary.controls.image in image else None
                     slots.append(ImageSlot(at + 1, at + len(image), len(parts), "generated", seen))
                     parts.append(ImageSegment(None, trainable=True, origin="generated", codes_N=values))
-            else:
-                ended = ids[at] == control.eos
-                if ended:
-                    close_text()
-                else:
-                    text.append(ids[at])
+            elif ids[at] == control.eos:
+                close_text()
+                ended = True
                 owner.append(len(parts))
                 chosen.append(True)
+            else:
+                text.append(ids[at])
             at = len(ids) if ended else at + taken
         close_text()
         document = InterleavedDocument(tuple(parts))
         owner_C, chosen_C = torch.tensor(owner, dtype=torch.long), torch.tensor(chosen, dtype=torch.bool)
-        return Reading(document, owner_C, chosen_C, tuple(slots), ended, cut)
+        return Reading(document, owner_C, chosen_C, tuple(slots), ended, cut, faults)
+
+    def read_text(
+        self, ids: Sequence[int], candidates: Mapping[int, ImageSegment], placed: set[int], faults: Counter[str]
+    ) -> list[tuple[Segment, int]]:
+        """The segments that a run of text ids says, and the number of ids of each.
+
+        A marker of a candidate that is not `placed` yet is its picture, and `placed` takes it in; markers that place
+        nothing are counted in `faults`. An id that reaches over a marker's edge belongs to the segment it begins in.
+        """
+        if not ids:
+            return []
+        words = self._decode(ids)
+        if not candidates:
+            return [(TextSegment(words, trainable=True), len(ids))]
+
+        def said_before(number: int) -> int:
+            return len(commonprefix([self._decode(ids[:number]), words]))
+
+        def first_id(start: int, number: int | None) -> int:
+            """The first id that begins at this character or later; bytes that are no character stay before a marker."""
+            every = range(len(ids))
+            found = bisect_left(every, start, key=said_before)
+            return found if number is None else max(found, bisect_right(every, start, key=said_before) - 1)
+
+        parts = cut_at_markers(words, candidates, placed, faults)
+        first = [first_id(start, number) if start else 0 for start, _, number in parts]
+        segments: list[Segment] = [
+            TextSegment(words[start:stop], trainable=True) if number is None else candidates[number]
+            for start, stop, number in parts
+        ]
+        return list(zip(segments, (b - a for a, b in pairwise([*first, len(ids)])), strict=True))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def join(self, prompt: TokenSequence, ids_C: Tensor, reading: Reading) -> TokenSequence:
         """A prompt and its sampled completion as one sequence: `segment_T` counts the completion's own segments."""
@@ -204,6 +254,14 @@ class Processor:
             return []
         pictures = self.image_tokenizer.decode(np.stack([image.codes_N for image in images]))  # type: ignore[arg-type]
         return [replace(image, image=picture) for image, picture in zip(images, pictures, strict=True)]
+
+
+def _offered(document: InterleavedDocument) -> list[int]:
+    """Numbers of the candidates. Raises InputError for one that two pictures have."""
+    numbers = [i.candidate for i in document.images if i.origin == "given" and i.candidate is not None]
+    if twice := [number for number, count in Counter(numbers).items() if count > 1]:
+        raise InputError(f"document {document.id!r}: two pictures are candidate {twice[0]}")
+    return numbers
 
 
 @dataclass(slots=True)

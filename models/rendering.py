@@ -194,5 +194,8 @@ def _origin(segment: ImageSegment) -> str:
 
 
 def _markdown_alt(segment: ImageSegment, number: int) -> str:
-    alt = " ".join((segment.alt or f"Picture {number}, {_origin(segment)}").split())
+    alt = segment.alt or f"Picture {number}, {_origin(segment)}"
+    if segment.alt and segment.candidate is not None:
+        alt += f" (candidate {segment.candidate})"
+    alt = " ".join(alt.split())
     return re.sub(r"[\\\[\]<>&`*_!]", r"\\\g<0>", alt)

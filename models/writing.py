@@ -8,14 +8,16 @@ for part in model.stream("How do I fold a crane?"):         # text as it comes, 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image
 
+from .candidates import BEGUN, marker
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, open_image
 from .errors import InputError
 from .generation import Sampling, generate, stream
@@ -49,6 +51,8 @@ class Answer:
     cut_image: bool
     """True where the limit fell inside a picture, which is left out."""
     prompt: InterleavedDocument = InterleavedDocument(())
+    faults: Counter[str] = field(default_factory=Counter)
+    """Markers that place no candidate, by kind (`candidates.cut_at_markers`); they stand in the text."""
 
     @property
     def text(self) -> str:
@@ -117,10 +121,13 @@ def write(
     for start in range(0, len(prompts), batch_size):
         asked = [prompt.prompt for prompt in prompts[start : start + batch_size]]
         samples = generate(policy, processor.encode_all(asked), sampling, rows=numbers[start : start + batch_size])
-        readings = [processor.read(sample.ids_C.tolist()) for sample in samples]
+        readings = [
+            processor.read(sample.ids_C.tolist(), prompt.candidates)
+            for prompt, sample in zip(asked, samples, strict=True)
+        ]
         documents = processor.paint([reading.document for reading in readings])
         for prompt, document, reading in zip(asked, documents, readings, strict=True):
-            answers.append(Answer(document, reading.ended, reading.cut_image, prompt))
+            answers.append(Answer(document, reading.ended, reading.cut_image, prompt, reading.faults))
     return answers
 
 
@@ -162,6 +169,10 @@ def _stream(
 ) -> Generator[str | ImageSegment, None, Answer]:
     processor, vocabulary, control = policy.processor, policy.vocabulary, policy.vocabulary.controls
     painted, closed = vocabulary.last_code + 2, len(vocabulary.image) + 1  # tokens of a picture, `<boi>` among them
+    (offered,) = processor.paint([InterleavedDocument(tuple(prompt.candidates.values()))])
+    candidates = {cast(int, image.candidate): image for image in offered.images}
+    placed: set[int] = set()
+    faults: Counter[str] = Counter()
     segments: list[Segment] = []
     text: list[int] = []  # tokens of the text that is being written, and of the picture
     picture: list[int] = []
@@ -176,25 +187,47 @@ def _stream(
             if len(picture) == closed:
                 picture = []
         elif token in (control.boi, control.eos, None):
-            if text:
-                segments.append(_written(policy, text))
-                if rest := _written(policy, text).text[said:]:
-                    yield rest
+            written = [segment for segment, _ in processor.read_text(text, candidates, placed, faults)]
+            segments += written
+            yield from _between(written, said, sum(map(_length, written)))
             text, said = [], 0
             picture = [control.boi] if token == control.boi else picture
             ended = ended or token == control.eos
         else:
             text.append(token)
-            whole = _written(policy, text).text.rstrip(REPLACEMENT)
-            if len(whole) > said:
-                yield whole[said:]
-                said = len(whole)
-    return Answer(InterleavedDocument(tuple(segments)), ended, 0 < len(picture) < painted, prompt)
+            written = [segment for segment, _ in processor.read_text(text, candidates, {*placed}, Counter())]
+            sure = _sure(written, bool(candidates))
+            yield from _between(written, said, sure)
+            said = max(said, sure)
+    return Answer(InterleavedDocument(tuple(segments)), ended, 0 < len(picture) < painted, prompt, faults)
 
 
-def _written(policy: UnifiedPolicy, tokens: Sequence[int]) -> TextSegment:
-    (segment,) = policy.processor.read(tokens).document.segments
-    return cast(TextSegment, segment)
+def _length(segment: Segment) -> int:
+    """Characters of a text, or of the marker of an inserted picture."""
+    return len(segment.text if isinstance(segment, TextSegment) else marker(cast(int, segment.candidate)))
+
+
+def _sure(written: Sequence[Segment], markers: bool) -> int:
+    """Characters that no later token changes: neither half a character nor what may become a marker."""
+    length, last = sum(map(_length, written)), written[-1]
+    if not isinstance(last, TextSegment):
+        return length
+    whole = last.text.rstrip(REPLACEMENT)
+    if markers and (begun := BEGUN.search(whole)):
+        whole = whole[: begun.start()]
+    return length - len(last.text) + len(whole)
+
+
+def _between(written: Sequence[Segment], said: int, sure: int) -> Iterator[str | ImageSegment]:
+    """The pieces of a text from one character to another, and the pictures whose markers are there."""
+    at = 0
+    for segment in written:
+        start, at = at, at + _length(segment)
+        if isinstance(segment, TextSegment):
+            if piece := segment.text[max(said - start, 0) : max(sure - start, 0)]:
+                yield piece
+        elif said <= start and at <= sure:
+            yield segment
 
 
 def _document(prompt: Prompt, pictures: Sequence[Picture] = ()) -> InterleavedDocument:

@@ -166,7 +166,8 @@
     }
     const pair = make("div", "pair", picture(segment, name));
     if (segment.codes.length) pair.append(codeGrid(segment.codes, segment.size ?? [1, 1]));
-    const begun = segment.words.slice(0, 1).map(word); // what chose to begin the picture; its end is forced
+    // What chose to begin the picture, whose end is forced; of an inserted one the whole marker.
+    const begun = segment.words.slice(0, segment.codes.length ? 1 : undefined).map(word);
     chips.prepend(...begun);
     return make("div", "segment", pair, chips);
   }

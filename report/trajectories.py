@@ -170,10 +170,11 @@ def _segment_json(segment: Segment) -> dict[str, Any]:
     except ValueError:
         return {"kind": "image", "src": None, "alt": segment.alt}
     small = max(picture.size) <= SMALL_PICTURE
+    number = f"candidate {segment.candidate}" if segment.candidate is not None else ""
     return {
         "kind": "image",
         "src": data_uri(picture) if small else _webp(segment),
-        "alt": segment.alt,
+        "alt": ": ".join(filter(None, (number, segment.alt))),
         "size": picture.size,
         "small": small,
     }

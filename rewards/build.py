@@ -13,6 +13,7 @@ from .format import FormatReward, Pattern
 from .guard import GuardedReward
 from .hybrid import HybridReward
 from .image import image_rewards
+from .insertion_stories import InsertionStoriesConfig, insertion_story_rewards
 from .judge import JudgeConfig, judge_rewards
 from .picture_stories import PictureReward, SentenceReward
 from .pretrained import EncodersConfig
@@ -37,6 +38,8 @@ class RewardsConfig:
     """Pictures against the model's own sentences."""
     structure: StructureConfig | None = None
     """Order of texts and pictures against what was asked for, graded; none by default, like all that follow."""
+    insertion_stories: InsertionStoriesConfig | None = None
+    """Choices, sentences and pictures of the embedded world with candidates."""
     judge: JudgeConfig | None = None
     """A vision-language model that scores by prompt templates, each with a weight."""
     questions: QuestionsConfig | None = None
@@ -71,6 +74,7 @@ def reward_parts(config: RewardsConfig) -> Sequence[tuple[Reward, float]]:
     ]
     if config.structure:
         parts.append((StructureReward(config.structure), config.structure.weight))
+    parts += insertion_story_rewards(config.insertion_stories) if config.insertion_stories else []
     parts += judge_rewards(config.judge) if config.judge else []
     if config.questions and config.questions.weight:
         parts.append((questions_reward(config.questions), config.questions.weight))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,16 +76,24 @@ def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict]
 
 def write_shards(directory: Path, processor: Processor, config: WorldConfig, heldout: list[Outline], seed: int) -> dict:
     """A shard folder a kind, image codes cached; returns the report of tokens by kind and modality."""
+    streams = {
+        kind: itertools.islice(warmup_documents(kind, seed, Noise(), frozenset(heldout)), getattr(config, kind))
+        for kind in ("interleaved", "understanding", "text_to_image")
+    }
+    return write_streams(directory, processor, streams)
+
+
+def write_streams(directory: Path, processor: Processor, streams: Mapping[str, Iterator[InterleavedDocument]]) -> dict:
+    """A shard folder for each stream of documents, whose pictures are `draw_scene`'s; the report of `write_shards`."""
     tokenizer = processor.image_tokenizer
     fingerprint = tokenizer.fingerprint()
     pictures = [draw_scene(scene) for scene in SCENES]
     codes = {id(picture): code for picture, code in zip(pictures, tokenizer.encode(pictures), strict=True)}
     encoded = {id(picture): encode_png(picture) for picture in pictures}
     report: dict[str, Counter] = {}
-    for kind in ("interleaved", "understanding", "text_to_image"):
-        stream = warmup_documents(kind, seed, Noise(), frozenset(heldout))
+    for kind, stream in streams.items():
         with ShardWriter(directory / kind, overwrite=True, fingerprint=fingerprint) as writer:
-            for chunk in _chunks(itertools.islice(stream, getattr(config, kind)), 256, desc=f"data: {kind}"):
+            for chunk in _chunks(stream, 256, desc=f"data: {kind}"):
                 chunk = [_with_codes(document, codes) for document in chunk]
                 for document in chunk:
                     writer.write(document, encoded=[encoded[id(image.image)] for image in document.images])

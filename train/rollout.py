@@ -55,7 +55,10 @@ def rollout(
     sequences = policy.processor.encode_all([rows[0].prompt for rows in groups])
     numbers = range(first_row, first_row + len(prompts))
     samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], numbers)
-    readings = [policy.processor.read(sample.ids_C.tolist()) for sample in samples]
+    readings = [
+        policy.processor.read(sample.ids_C.tolist(), prompt.candidates)
+        for prompt, sample in zip(prompts, samples, strict=True)
+    ]
     documents = policy.processor.paint([reading.document for reading in readings])
     prompt_rows = [sequence for sequence, rows in zip(sequences, groups, strict=True) for _ in rows]
     rollouts = []

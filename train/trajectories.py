@@ -125,7 +125,7 @@ def build(batch: RolloutBatch, group_size: int, processor: Processor) -> list[Tr
         owners = item.sequence.segment_T[start:].tolist()
         pieces = [alone(token) for token in ids]
         for index, segment in enumerate(answer.segments):
-            if isinstance(segment, TextSegment):
+            if isinstance(segment, TextSegment) and index in owners:  # a sign between two markers may own no token
                 at = slice(owners.index(index), owners.index(index) + owners.count(index))
                 if "".join(pieces[at]) != segment.text:
                     pieces[at] = text_pieces(ids[at], decode)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from limner.data.picture_stories import SCENES, draw_scene
+from limner.models.candidates import offer
 from limner.models.checkpoint import load, save
 from limner.models.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from limner.models.errors import InputError
 from limner.models.generation import Sample, Sampling, generate
 from limner.models.policy import UnifiedPolicy
-from limner.models.sequence import CODE, TokenBatch, TokenSequence, collate
+from limner.models.sequence import CODE, TokenBatch, TokenSequence, collate, images_before
 
 TOLERANCE = 1e-4
 ROOM = 90
@@ -107,7 +108,7 @@ def check_documents(policy: UnifiedPolicy) -> None:
 
 
 def check_images_stand(policy: UnifiedPolicy) -> None:
-    """Given and generated pictures stand at their slots, as codes or as features; inserted ones are refused."""
+    """Given and generated pictures stand at their slots, as codes or as features."""
     processor, vocabulary = policy.processor, policy.vocabulary
     length, controls = prod(processor.image_tokenizer.shape), vocabulary.controls
     assert vocabulary.image_length == length == vocabulary.image.count(CODE)
@@ -130,13 +131,63 @@ def check_images_stand(policy: UnifiedPolicy) -> None:
                 assert slot.pixels is not None and torch.equal(slot.pixels, processor.vision([shown])[0])  # type: ignore[misc]
             else:
                 assert slot.pixels is None
-    inserted = ImageSegment(draw_scene(SCENES[0]), True, "inserted", candidate=1)
-    try:
-        processor.encode(InterleavedDocument((TextSegment("a"), text("b"), inserted), "d"))
-    except InputError as error:
-        assert "document 'd', segment 2" in str(error)
-    else:
-        raise AssertionError("an inserted picture was taken for another")
+
+
+def check_candidates(policy: UnifiedPolicy) -> None:
+    """Given, generated and inserted pictures stand where they should: an inserted one is its marker, never pixels."""
+    processor, size = policy.processor, policy.vocabulary.text_size
+    prompt = offer("Tell the story. <img1>", [(draw_scene(SCENES[n]), "") for n in (3, 9, 40)])
+    chosen = prompt.candidates
+    parts: list[Segment] = [text("A circle."), chosen[3], chosen[1], text(" Then <img9> a "), drawn(5), chosen[2]]
+    document = replace(prompt, segments=(*prompt.segments, *parts), id="d")
+    sequence, before = processor.encode(document), len(prompt.segments)
+    assert [slot.role for slot in sequence.slots] == ["given"] * 3 + ["generated"]
+    assert [slot.segment for slot in sequence.slots] == [1, 3, 5, before + 4]
+    for index, part in enumerate(parts):
+        own = sequence.segment_T == before + index
+        if isinstance(part, ImageSegment) and part.origin == "generated":
+            continue
+        assert own.any() and sequence.trainable_T[own].all()
+        if isinstance(part, ImageSegment):
+            ids = sequence.ids_T[own].tolist()
+            assert max(ids) < size and processor.tokenizer.decode(ids).strip() == f"<img{part.candidate}>"
+    begun = images_before(sequence)[sequence.segment_T == before + 5]
+    assert begun.tolist() == [1] * len(begun), "an inserted picture counts as a drawn one"
+
+    ids_C = sequence.ids_T[sequence.prompt_length :]
+    reading = processor.read(ids_C.tolist(), chosen)
+    assert reading.ended and reading.faults == {"out of range": 1}
+    found = processor.paint([reading.document])[0].segments
+    assert [s.text if isinstance(s, TextSegment) else (s.origin, s.candidate) for s in found] == [
+        s.text if isinstance(s, TextSegment) else (s.origin, s.candidate) for s in parts
+    ]
+    assert all(a is b for a, b in zip(found, parts, strict=True) if isinstance(b, ImageSegment) and b.candidate)
+    joined = processor.join(processor.encode(prompt), ids_C, reading)
+    for name in ("ids_T", "trainable_T"):
+        assert torch.equal(getattr(joined, name), getattr(sequence, name))
+    assert torch.equal(joined.segment_T[joined.prompt_length :] + before, sequence.segment_T[sequence.prompt_length :])
+    close(of_row(policy, joined), of_row(policy, sequence))
+    # Without candidates in the prompt the same ids are text.
+    assert not any(image.origin == "inserted" for image in processor.read(ids_C.tolist()).document.images)
+    for wrong in ((*parts, chosen[3]), (replace(chosen[3], candidate=4),)):
+        try:
+            processor.encode(replace(document, segments=(*prompt.segments, *wrong)))
+        except InputError as error:
+            assert "document 'd', segment" in str(error)
+        else:
+            raise AssertionError("a picture was inserted that is not there to be inserted")
+
+
+def check_candidates_are_scored(policy: UnifiedPolicy) -> None:
+    """Behind a prompt with candidates, samples are scored as they were drawn, whatever they are read as."""
+    prompt = offer("Go on.", [(draw_scene(SCENES[n]), "a word") for n in (3, 9)])
+    (start,) = policy.processor.encode_all([prompt])
+    samples = generate(policy, [start], Sampling(ROOM, max_images=1, seed=9), 4)
+    for sample in samples:
+        reading = policy.processor.read(sample.ids_C.tolist(), prompt.candidates)
+        sequence = policy.processor.join(start, sample.ids_C, reading)
+        assert torch.equal(sequence.ids_T[len(start) :], sample.ids_C)
+        close(of_row(policy, sequence, max_images=1)[len(start) :], sample.logp_C)
 
 
 def check_pictures_are_seen(policy: UnifiedPolicy) -> None:
@@ -381,6 +432,8 @@ def check_adapter(policy: UnifiedPolicy) -> None:
 CHECKS: Sequence[Callable[[UnifiedPolicy], None]] = (
     check_documents,
     check_images_stand,
+    check_candidates,
+    check_candidates_are_scored,
     check_pictures_are_seen,
     check_replay,
     check_guidance,

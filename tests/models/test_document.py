@@ -55,6 +55,7 @@ GIVEN = ImageSegment(picture(8), alt='a "red" <b>wall</b>\nof \u00e9t\u00e9')
         (ASK, text("One.")),
         (ASK, drawn(1), text("last")),
         (ASK, INSERTED, text(""), INSERTED),
+        (ImageSegment(picture(9), candidate=9999, alt="a wall"), ASK, INSERTED),
         (ASK, text("a"), CODES, CODES),
         (ASK, ImageSegment(picture(3), True, "generated", codes_N=np.array([1, 2]))),
         (ASK,),
@@ -98,6 +99,8 @@ def test_an_image_segment_must_make_sense():
         {"origin": "stolen"},
         {"origin": "inserted"},
         {"origin": "generated", "candidate": 1},
+        {"origin": "given", "candidate": 0},
+        {"origin": "inserted", "candidate": 10_000},
         {"image": None},
     ):
         with pytest.raises(ValueError, match="image segment: "):

@@ -1,17 +1,18 @@
 """Documents to tokens and back: what text can never say, who owns a token, what is trained."""
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from limner.data.markdown import convert
 from limner.data.picture_stories import SCENES, draw_scene, story, story_prompt
 from limner.data.shards import read_documents
+from limner.models.candidates import MARKER, offer
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.errors import InputError
 from limner.models.processing import Processor
@@ -196,10 +197,88 @@ def test_codes_of_another_image_tokenizer_are_refused(processor, codes):
     assert "\n" not in str(error.value)
 
 
-def test_an_inserted_picture_is_refused_by_name(processor):
-    picture = ImageSegment(Image.new("RGB", (32, 32)), True, "inserted", candidate=1)
-    with pytest.raises(InputError, match="document 'd', segment 1"):
-        processor.encode(InterleavedDocument((text("a"), picture), "d"))
+def offering(*numbers):
+    given = [ImageSegment(draw_scene(SCENES[number]), candidate=number) for number in numbers]
+    return InterleavedDocument((*given, TextSegment("Go.")), "d")
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_picture_that_is_not_offered_or_stands_already_is_refused_by_name(processor, number):
+    prompt = offering(1, 2)
+    twice = [replace(prompt.candidates[1], candidate=number)] * 2
+    with pytest.raises(InputError, match=f"document 'd', segment [34]: candidate {number} is not offered"):
+        processor.encode(replace(prompt, segments=(*prompt.segments, *twice)))
+    with pytest.raises(InputError, match="'d': two pictures are candidate 2"):
+        processor.encode(offering(1, 2, 2))
+
+
+def read_back(processor, prompt, *segments):
+    sequence = processor.encode(replace(prompt, segments=(*prompt.segments, *segments)))
+    return processor.read(completion_ids(sequence).tolist(), prompt.candidates), sequence
+
+
+def shown(segments):
+    return [s.text if isinstance(s, TextSegment) else s.candidate or "drawn" for s in segments]
+
+
+def test_markers_are_read_as_candidates_and_every_token_keeps_its_owner(processor):
+    prompt, random = offering(1, 2, 3, 12), Random(3)
+    pieces = ["A dog. ", "\n", "<img", "1>", ">", "<", "\U0001f373", "\ufffd", "e\u0301", "<img4>", "<im<img2", "."]
+    for _ in range(200):
+        numbers = random.sample(list(prompt.candidates), random.randint(1, 4))
+        parts = []
+        for number in numbers:
+            parts += [text("".join(random.choices(pieces, k=random.randint(1, 3))))] * random.randint(0, 1)
+            parts += [coded(number)] * (random.random() < 0.2)
+            parts.append(prompt.candidates[number])
+        spelled = "".join(f"<img{part}>" if isinstance(part, int) else part for part in shown(parts))
+        if len(MARKER.findall(spelled)) != len(numbers) + spelled.count("<img4>"):
+            continue  # texts and markers side by side spell other markers
+        reading, sequence = read_back(processor, prompt, *parts)
+        assert shown(reading.document.segments) == shown(parts)
+        expected = sequence.segment_T[sequence.prompt_length :] - len(prompt.segments)
+        assert reading.segment_C.tolist() == expected.tolist()
+        assert reading.faults["out of range"] == spelled.count("<img4>") and reading.chosen_C.sum() >= len(numbers)
+
+
+def test_a_token_over_a_markers_edge_belongs_to_the_segment_it_begins_in(processor):
+    prompt = offering(1, 2)
+    words = "One.<img1><img2>. Two"
+    processor = Processor(train_text_tokenizer([words] * 50, 320), processor.image_tokenizer)
+    ids = processor.text_ids(words)
+    words = [processor.tokenizer.decode([token]) for token in ids]
+    assert "><" in words and ">." in words
+    reading = processor.read(ids, prompt.candidates)
+    assert shown(reading.document.segments) == ["One.", 1, 2, ". Two"]
+    begins = np.cumsum([0, *map(len, words)])[:-1]
+    expected = [int(np.searchsorted([0, 4, 10, 16], at, side="right")) - 1 for at in begins]
+    assert reading.segment_C.tolist() == expected
+
+    words = "<img1>.<img2>"
+    processor = Processor(train_text_tokenizer([words] * 50, 320), processor.image_tokenizer)
+    reading = processor.read(processor.text_ids(words), prompt.candidates)
+    assert shown(reading.document.segments) == [1, ".", 2] and set(reading.segment_C.tolist()) == {0, 2}
+
+
+def test_markers_that_place_nothing_stay_text_and_are_counted(processor):
+    prompt = offering(1, 2)
+    words = "A<img1>B<img1>C<img3>D<img0>E<IMG2>"
+    reading = processor.read(processor.text_ids(words), prompt.candidates)
+    assert shown(reading.document.segments) == ["A", 1, "B<img1>C<img3>D<img0>E<IMG2>"]
+    assert reading.faults == {"repeated": 1, "out of range": 1}
+    later = [*processor.text_ids("<img2>"), *completion_ids(processor.encode(InterleavedDocument((coded(1),))))[:-1]]
+    reading = processor.read([*later, *processor.text_ids("<img2>")], prompt.candidates)
+    assert shown(reading.document.segments) == [2, "drawn", "<img2>"] and reading.faults == {"repeated": 1}
+
+
+def test_a_typed_marker_is_text_where_nothing_is_offered_and_escaped_where_something_is(processor):
+    prompt = InterleavedDocument((TextSegment("<img1>"), ImageSegment(draw_scene(SCENES[0]))))
+    assert not prompt.candidates and not processor.encode(prompt).trainable_T.any()
+    reading = processor.read(processor.text_ids("<img1> <img2>"), prompt.candidates)
+    assert shown(reading.document.segments) == ["<img1> <img2>"] and not reading.faults
+    offered = offer("See <img1>.", [(draw_scene(SCENES[0]), "of <img1>")])
+    assert MARKER.search(offered.text) is None and "Candidate 1" in offered.text
+    assert offer("See <img1>.", []).text == "See <img1>."
 
 
 def test_a_cut_image_is_dropped_and_reported(processor):

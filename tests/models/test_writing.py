@@ -1,16 +1,19 @@
 """Model: answers, streams, the sampling settings it carries; and models by name."""
 
 import pytest
+import torch
 from PIL import Image
 
 import limner
 from limner.data.picture_stories import SCENES, draw_scene
 from limner.models import writing
+from limner.models.candidates import offer
 from limner.models.checkpoint import load, save
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.errors import InputError
-from limner.models.generation import Sampling
+from limner.models.generation import Sample, Sampling
 from limner.models.hub import load_model
+from limner.models.rendering import to_html, to_markdown
 from limner.models.writing import DEFAULTS, Model, default_sampling, set_default_sampling
 
 
@@ -69,6 +72,33 @@ def test_a_picture_comes_with_its_last_code(monkeypatch, model):
     assert len(played(monkeypatch, model, codes)[0]) == 1
     parts, answer = played(monkeypatch, model, codes[:-1])
     assert not parts and answer.cut_image and not answer.ended
+
+
+def test_a_stream_inserts_candidates_and_never_says_half_a_marker(monkeypatch, model):
+    processor, control = model.policy.processor, model.policy.vocabulary.controls
+    prompt = offer("Go.", [(draw_scene(SCENES[n]), f"scene {n}") for n in (0, 5)])
+    drawn = [control.boi, *[model.policy.vocabulary.text_size] * model.policy.vocabulary.image_length, control.eoi]
+    words = ["One.<img2> Two<imgs <img7>", " <img2><img1>. 1 < 2 <im"]
+    tokens = [*processor.text_ids(words[0]), *drawn, *processor.text_ids(words[1]), control.eos]
+    monkeypatch.setattr(writing, "stream", lambda *_: iter(tokens))
+    parts, answer = drained(model.stream(prompt))
+    told = []
+    for part in parts:
+        told.append(part if isinstance(part, str) else f"|{part.origin} {part.candidate}|")
+    expected = "One.|inserted 2| Two<imgs <img7>|generated None| <img2>|inserted 1|. 1 < 2 <im"
+    assert "".join(told) == expected and answer.faults == {"out of range": 1, "repeated": 1} and answer.ended
+    assert [part for part in parts if not isinstance(part, str)] == list(answer.document.images)
+    assert answer.images[0].tobytes() == draw_scene(SCENES[5]).tobytes()
+    assert len(parts) > 10, "text comes as it is written"
+
+    # What `write` reads from the same ids.
+    ids = torch.tensor(tokens)
+    monkeypatch.setattr(writing, "generate", lambda *_, **__: [Sample(ids, torch.zeros(len(ids)))])
+    written = model.write(prompt)
+    assert written.document.to_json() == answer.document.to_json() and written.faults == answer.faults
+    page = to_html(written.prompt + written.document)
+    assert page.count("given, candidate") == 2 and page.count("inserted, candidate 2") == 1
+    assert "scene 5 (candidate 2)" in to_markdown(written.document)
 
 
 def test_answers_do_not_depend_on_the_batch(model):

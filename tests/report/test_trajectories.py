@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_pictures_are_sharp_where_small_and_light_where_large(tmp_path):
     seen = Image.open(io.BytesIO(base64.b64decode(small["src"].partition(",")[2])))
     assert np.array_equal(np.asarray(seen), np.asarray(draw_scene(SCENES[0])))
     assert not other["small"] and other["size"] == [150, 200] and other["src"].startswith("data:image/webp")
+
+
+def test_an_inserted_picture_shows_its_number_and_its_marker(tmp_path):
+    item, pieces = make(), ("A red dot.", "", "", "<img", "2", ">", "<eos>")
+    inserted = ImageSegment(draw_scene(SCENES[0]), True, "inserted", candidate=2, alt="a dot")
+    answer = InterleavedDocument((item.answer.segments[0], inserted))
+    tokens = {"ids": (10, 11, 12, 13, 14, 15, 2), "token_segments": (0, 0, 0, 1, 1, 1, 2), "logp": (-0.5,) * 7}
+    write_trajectories(tmp_path / "run", 0, 0, [replace(item, answer=answer, pieces=pieces, **tokens)])
+    write_viewer(tmp_path / "page.html", [tmp_path / "run"], ["run"])
+    (rollout,) = Scripts((tmp_path / "page.html").read_text()).data["group-0"]["rollouts"]
+    picture = rollout["segments"][1]
+    assert picture["alt"] == "candidate 2: a dot" and picture["src"] and not picture["codes"]
+    assert [piece for piece, _ in picture["words"]] == ["<img", "2", ">"]
 
 
 def test_hostile_text_stays_text_and_only_our_script_may_run(tmp_path):
