@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
-from ..models.checkpoint import save_beside_model
+from ..models.checkpoint import open_to_umask, save_beside_model
 from ..models.errors import InputError
 from ..models.policy import UnifiedPolicy
 
 STAGING = ".staging"
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+SEEN_WITHIN = 60.0
+"""Seconds that a new file may take to be seen on other nodes: network file systems keep what they know of a folder."""
 
 
 class WholeCheckpoints:
@@ -31,6 +36,21 @@ class WholeCheckpoints:
     state: Any
     accelerator: Any
     _staging: bool = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises InputError where checkpoints could not be written whole: see `check_shared`."""
+        check_shared(self.args, self.accelerator)
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Raises InputError where there is no optimizer state, and transformers would start with a fresh one."""
+        is_deepspeed: bool = self.is_deepspeed_enabled  # type: ignore[attr-defined]  # DeepSpeed raises itself
+        if checkpoint and not is_deepspeed and not any(Path(checkpoint).glob("optimizer*")):
+            raise InputError(
+                f"{checkpoint}: no optimizer state to go on from (saved under DeepSpeed or save_only_model?); "
+                "launch the run as before, or start a new one with it as --model"
+            )
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         output_dir = super()._get_output_dir(trial)  # type: ignore[misc]
@@ -51,6 +71,7 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             name = f"checkpoint-{self.state.global_step}"
+            open_to_umask(staging / name)
             if (output_dir / name).exists():
                 (output_dir / name).rename(staging / "replaced")
             (staging / name).rename(output_dir / name)
@@ -77,10 +98,39 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def check_shared(args: Any, accelerator: Any) -> None:
+    """Raises InputError, on every process, where one does not see what the first one writes to `output_dir`.
+
+    Each process writes its own part of a checkpoint, and the first one makes them a checkpoint.
+    """
+    if args.save_on_each_node:
+        raise InputError("save_on_each_node: not supported; nodes share one output_dir, and its checkpoints")
+    if accelerator.num_processes == 1:
+        return
+    names = [f".seen-{uuid4().hex}"]
+    broadcast_object_list(names)  # a name that nobody has looked up before
+    probe = Path(args.output_dir) / names[0]
+    if accelerator.is_main_process:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    accelerator.wait_for_everyone()
+    deadline = time.monotonic() + SEEN_WITHIN
+    while not probe.exists() and time.monotonic() < deadline:
+        time.sleep(1)
+    seen = gather_object([probe.exists()])
+    if accelerator.is_main_process:
+        probe.unlink()
+    if not all(seen):
+        raise InputError(
+            f"{args.output_dir}: {seen.count(False)} of {len(seen)} processes do not see what the first writes there; "
+            "name a folder that all nodes share (--output_dir)"
+        )
+
+
 def resume_point(output_dir: Path, resume: str | None) -> str | None:
     """The checkpoint to resume from: a folder, `last` for the newest complete one, or None to start anew.
 
-    Raises InputError where there is none, and where a fresh run would mix with an older one's checkpoints.
+    Raises InputError where there is none, and where the run would mix with later checkpoints of an older one.
     """
     existing = checkpoints(output_dir)
     if resume is None:
@@ -96,4 +146,9 @@ def resume_point(output_dir: Path, resume: str | None) -> str | None:
         return str(existing[-1])
     if not (Path(resume) / "trainer_state.json").is_file():
         raise InputError(f"--resume_from_checkpoint {resume}: no such checkpoint; give a checkpoint folder, or `last`")
+    if existing and existing[-1].resolve() != Path(resume).resolve():
+        raise InputError(
+            f"--resume_from_checkpoint {resume}: {output_dir} holds {existing[-1].name} of an earlier run; move what "
+            "comes after it away, or give another --output_dir"
+        )
     return resume

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -32,6 +33,8 @@ from ..rewards.build import RewardsConfig, build_reward
 from .alarms import Alarms, AlarmsConfig
 from .algorithm import AlgorithmConfig
 from .checkpointing import resume_point
+from .insertion import InserterTrainer, InsertionConfig, train_inserter
+from .insertion import make_trainer as make_inserter
 from .lora import LoraConfig
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .preflight import Preflight, PreflightDone
@@ -45,6 +48,10 @@ class RunConfig:
     """Checkpoint to start from: the warm-up's."""
     prompts: str = ""
     """JSONL file of prompts; `docs/data.md` says its forms."""
+    task: Literal["documents", "insertion"] = "documents"
+    """What is learnt: to write documents, or to place pictures in finished ones (`docs/insertion.md`)."""
+    insertion: InsertionConfig = field(default_factory=InsertionConfig)
+    """Of the task insertion alone; it reads `model`, `prompts` and `lora` as well, and no other section."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rewards: RewardsConfig = field(default_factory=RewardsConfig)
     lora: LoraConfig | None = None
@@ -89,6 +96,10 @@ def make_trainer(
     prompts: Sequence[InterleavedDocument] | None = None,
 ) -> InterleavedGRPOTrainer:
     """The trainer of a run, with all that watches it."""
+    if config.task != "documents":
+        raise InputError(f"task: {config.task} has a trainer of its own; start it by `limner grpo`")
+    if config.insertion != InsertionConfig():
+        raise InputError("insertion: only the task insertion reads this section; give --task insertion")
     if policy is None and not config.model:
         raise InputError("model: missing; name the checkpoint to start from (--model DIR)")
     if prompts is None:
@@ -115,10 +126,28 @@ def make_trainer(
     return trainer
 
 
+def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
+    """Trains an inserter (`train.insertion`). Raises InputError for sections that only the other task reads."""
+    kept = ("model", "prompts", "task", "insertion", "lora")
+    default = RunConfig()
+    for name in (item.name for item in fields(config) if item.name not in kept):
+        if getattr(config, name) != getattr(default, name):
+            raise InputError(f"{name}: the task insertion does not read it; see docs/insertion.md")
+    if missing := [name for name in ("model", "prompts") if not getattr(config, name)]:
+        raise InputError(f"{missing[0]}: missing; give --{missing[0]}")
+    resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
+    trainer = make_inserter(config.insertion, args, config.model, config.prompts, config.lora)
+    if trainer.accelerator.is_main_process:
+        save_resolved(Path(args.output_dir or "") / "config.yaml", config, args)
+    train_inserter(trainer, resume)
+    return trainer
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
-    trainer = run(config, args)
-    trainer.accelerator.print(f"wrote {Path(args.output_dir or '') / 'model'}")
+    trainer = place(config, args) if config.task == "insertion" else run(config, args)
+    if trainer.accelerator.is_main_process:
+        print(f"wrote {Path(args.output_dir or '') / 'model'}")
     trainer.accelerator.end_training()
 
 

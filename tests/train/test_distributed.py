@@ -1,5 +1,6 @@
 """Two processes, and processes that are killed. This file is also the program that those processes run."""
 
+import json
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from limner.train.warmup import WarmupConfig, WarmupTrainer
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = 24
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm_grpo.sh"
 
 
 class Illustrated:
@@ -298,6 +300,44 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(kind, pr
         assert torch.equal(resumed, straight) and not torch.equal(straight, parameters_of(root / "start"))
     assert not (killed / ".staging").exists()
     assert len(checkpoints(killed)) == (3 if kind == "warmup" else 4)
+
+
+SLURM = {
+    "scontrol": "echo localhost; echo another",
+    "srun": """
+while [[ $1 == --* ]]; do shift; done
+for node in 0 1; do "$@" > "node-$node.log" 2>&1 & nodes[node]=$!; done
+wait "${nodes[0]}" && wait "${nodes[1]}" """,
+    "torchrun": f'exec {sys.executable} -m torch.distributed.run "$@"',
+}
+"""Stand-ins: two nodes are two torchruns on this machine, each with a process that is the first of its node."""
+
+
+def test_the_slurm_script_trains_on_two_nodes(root):
+    """A group of rollouts over both; what is written, is written once."""
+    (root / "bin").mkdir()
+    for name, script in SLURM.items():
+        (root / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (root / "bin" / name).chmod(0o755)
+    outlines = [json.dumps({"outline": [scene.words for scene in SCENES[i : i + 2]]}) + "\n" for i in range(0, 16, 2)]
+    (root / "prompts.jsonl").write_text("".join(outlines))
+    values = common(Path("run"), **BUFFERED, **SAVING, max_completion_length=48, num_generations=8, learning_rate=1e-2)
+    values |= {"model": "start", "prompts": "prompts.jsonl", "preflight": False}
+    bonus = {"text": 0.1, "image": 0.1}  # what moves a model whose stories all score 0
+    (root / "run.yaml").write_text(json.dumps(values | {"algorithm": {"entropy_bonus": bonus}}))
+    job = {"SUBMIT_DIR": root, "JOB_ID": os.getpid(), "JOB_NODELIST": "nodes", "JOB_NUM_NODES": 2, "GPUS_ON_NODE": 1}
+    settings = {f"SLURM_{name}": str(value) for name, value in job.items()}
+    settings |= {"PATH": f"{root / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(SCRIPT), "--config", "run.yaml", "--max_steps", "2"]
+    found = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=400)
+    logs = [(root / f"node-{node}.log").read_text() for node in (0, 1)]
+    assert found.returncode == 0, found.stderr + "".join(log[-2000:] for log in logs)
+    assert sum(log.count("wrote run/model") for log in logs) == 1
+    assert [path.name for path in checkpoints(root / "run")] == ["checkpoint-1", "checkpoint-2"]
+    assert not list(root.glob("run/.*"))
+    for rank in (0, 1):
+        assert torch.load(root / "run" / "checkpoint-1" / f"rollouts_{rank}.pth")["ranks"] == 2
+    assert (parameters_of(root / "run" / "model") - parameters_of(root / "start")).abs().max() > 1e-3
 
 
 if __name__ == "__main__":

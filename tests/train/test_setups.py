@@ -5,8 +5,10 @@ This file is also the program that `accelerate launch --config_file configs/acce
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -17,17 +19,21 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainingArguments
 
 from limner.data.picture_stories import SCENES, story, story_prompt
 from limner.data.prompts import pack_prompt
+from limner.data.shards import ShardWriter
 from limner.models.checkpoint import load, save
 from limner.models.sequence import collate
 from limner.rewards.base import RewardOutput
+from limner.train import checkpointing, warmup
 from limner.train.algorithm import AlgorithmConfig, PerModality
 from limner.train.checkpointing import checkpoints, resume_point
 from limner.train.lora import LoraConfig
 from limner.train.preflight import Preflight
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
+from limner.train.warmup import WarmupConfig
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +50,13 @@ VARIANTS = {
 UNTIED = ("segment", "modality-balanced")
 """Normalisations that are tried on a model whose head is a weight of its own, with guidance."""
 LORA = LoraConfig(rank=4, alpha=8)
+STALLS = {
+    "zero3": (0, checkpointing, "open_to_umask", set()),
+    "fsdp2": (1, InterleavedGRPOTrainer, "_save_rng_state", {"rng_state_1.pth", "rollouts_1.pth"}),
+}
+"""Set-up -> where a save never ends (rank, function), and what is unwritten then: nothing, and the first process would
+rename; or a part of the other one, which the first waits for."""
+DOCUMENTS = [story(SCENES[i : i + 2]) for i in range(0, 16, 2)]
 
 
 class Illustrated:
@@ -72,20 +85,9 @@ class Gathers(TorchDispatchMode):
 # ---- what the processes do ----
 
 
-def trainer_of(root: Path, directory: str, normalisation="token", setting=None, adapted=False, **changes):
-    """Two steps on one group of eight rollouts, over however many processes there are."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    accumulation = 2 if setting and normalisation == "modality-balanced" else 1
-    values = {
-        "output_dir": str(root / directory),
-        "max_steps": 2,
-        "num_generations": 8,
-        "num_iterations": 2,
-        "per_device_train_batch_size": 8 // processes // accumulation,
-        "gradient_accumulation_steps": accumulation,
-        "steps_per_generation": accumulation,
-        "activation_checkpointing": accumulation > 1,
-        "max_completion_length": 160,
+def common(directory: Path, processes: int) -> dict:
+    return {
+        "output_dir": str(directory),
         "optim": "sgd",
         "learning_rate": 0.1,
         "lr_scheduler_type": "constant",
@@ -97,7 +99,38 @@ def trainer_of(root: Path, directory: str, normalisation="token", setting=None, 
         "ddp_backend": "gloo" if processes > 1 else None,
         "bf16": False,
     }
+
+
+def warmed_up(root: Path, directory: str) -> list[str]:
+    """What is said of one step on a whole epoch, a document a row, over however many processes there are."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    batch = len(DOCUMENTS) // processes
+    args = TrainingArguments(**common(root / directory, processes), max_steps=1, per_device_train_batch_size=batch)
+    policy, said = load(root / "start"), []
+    length = max(len(policy.processor.encode(document)) for document in DOCUMENTS)
+    config = WarmupConfig(data=str(root / "data"), pack_length=length)
+    warmup.run(config, args, policy, say=said.append)
+    return said
+
+
+def trainer_of(root: Path, directory: str, normalisation="token", setting=None, adapted=False, **changes):
+    """Two steps on one group of eight rollouts, over however many processes there are."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    accumulation = 2 if setting and normalisation == "modality-balanced" else 1
+    values = {
+        **common(root / directory, processes),
+        "max_steps": 2,
+        "num_generations": 8,
+        "num_iterations": 2,
+        "per_device_train_batch_size": 8 // processes // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "steps_per_generation": accumulation,
+        "activation_checkpointing": accumulation > 1,
+        "max_completion_length": 160,
+    }
     args = GRPOConfig(**{**values, **changes})
+    if args.deepspeed_plugin is not None:  # offloaded state: DeepSpeed's own Adam takes minutes to compile
+        args.deepspeed_plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
     beta = PerModality(0.1, 0.2)
     guidance = 1.5 if normalisation in UNTIED else 1.0
     algorithm = AlgorithmConfig(
@@ -145,7 +178,27 @@ def gathers_of_sampling(trainer, tokens: int) -> int:
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 1}
 
 
-def play(root: Path) -> None:
+def stall_in_second_save(root: Path, setup: str) -> None:
+    rank, owner, name, _ = STALLS[setup]
+    original, calls = getattr(owner, name), []
+
+    def stalling(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2 and os.environ["RANK"] == str(rank):
+            (root / "stalled").touch()
+            time.sleep(600)
+        return original(*arguments)
+
+    setattr(owner, name, stalling)
+
+
+def be_killed(root: Path, setup: str) -> None:
+    (root / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    stall_in_second_save(root, setup)
+    train(root, "killed", **ADAM)
+
+
+def play(root: Path, setup: str) -> None:
     results = {}
     for normalisation, setting in VARIANTS.items():
         trainer = train(root, "run", normalisation, setting, preflight=normalisation == "token")
@@ -158,7 +211,20 @@ def play(root: Path) -> None:
         drop_last_checkpoint(root / name)
         results[f"{name}-resumed"] = trained(root, name, adapted=adapted, resume="last", **ADAM)
     results["bf16"] = trained(root, "bf16", bf16=True)
+    results["warmup"] = warmed_up(root, "warmup")
+    if setup in STALLS:
+        results["left"] = files_in(root / "killed")
+        results["killed"] = trained(root, "killed", resume="last", **ADAM)
+    if setup.startswith("zero"):
+        os.environ["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = "cpu"
+        trainer = train(root, "offload", **{**ADAM, "save_strategy": "no"})
+        assert trainer.deepspeed.zero_offload_optimizer().device == "cpu"
+        results["offload"] = outcome(trainer)
     torch.save(results, root / f"results-{os.environ['RANK']}.pt")
+
+
+def files_in(directory: Path) -> set[str]:
+    return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
 
 
 def drop_last_checkpoint(directory: Path) -> None:
@@ -196,6 +262,10 @@ def root(make_policy, tmp_path_factory) -> Path:
     untied = type(policy).create(config, policy.processor)
     untied.model.load_state_dict(policy.model.state_dict())
     save(untied, root / "untied")
+    with ShardWriter(root / "data") as writer:
+        for split in ("train", "heldout"):
+            for document in DOCUMENTS:
+                writer.write(document, split)
     return root
 
 
@@ -205,7 +275,42 @@ def alone(root) -> dict:
     results = {name: trained(root, "alone", name) for name in VARIANTS}
     for name, adapted in (("whole", False), ("lora", True)):
         results[name] = trained(root, f"alone-{name}", adapted=adapted, **ADAM)
-    return results
+    return {**results, "warmup": warmed_up(root, "alone-warmup")}
+
+
+def start(part: str, name: str, directory: Path) -> subprocess.Popen:
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml")]
+    command = [
+        sys.executable,
+        *launcher,
+        "--num_processes=2",
+        "--main_process_port=0",
+        __file__,
+        part,
+        name,
+        str(directory),
+    ]
+    settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    settings |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
+    log = (directory / f"{part}.log").open("w")
+    return subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT)
+
+
+def kill_both_in_the_second_save(name: str, directory: Path) -> None:
+    process = start("be_killed", name, directory)
+    last_of_the_first = directory / "killed" / ".staging" / "checkpoint-2" / "trainer_state.json"
+    try:
+        deadline = time.monotonic() + 300
+        while not ((directory / "stalled").exists() and last_of_the_first.exists()):
+            waits = process.poll() is None and time.monotonic() < deadline
+            assert waits, (directory / "be_killed.log").read_text()[-6000:]
+            time.sleep(0.1)
+        time.sleep(0.5)  # long enough for a process that does not wait to go on
+        for rank in (0, 1):
+            os.kill(int((directory / f"pid-{rank}").read_text()), signal.SIGKILL)
+        assert process.wait(timeout=120) != 0
+    finally:
+        process.kill()
 
 
 @pytest.fixture(scope="module", params=SETUPS)
@@ -215,16 +320,15 @@ def setup(request, root, tmp_path_factory):
     if name.startswith("zero") and not importlib.util.find_spec("deepspeed"):
         pytest.skip("deepspeed is not installed: pip install 'limner[deepspeed]'")
     directory = tmp_path_factory.mktemp(name)
-    for start in ("start", "untied"):
-        (directory / start).symlink_to(root / start)
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{name}.yaml")]
-    command = [sys.executable, *launcher, "--num_processes=2", "--main_process_port=0", __file__, str(directory)]
-    settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    settings |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
-    log = directory / "log.txt"
-    with log.open("w") as file:
-        process = subprocess.run(command, env={**os.environ, **settings}, stdout=file, stderr=file, timeout=580)
-    assert process.returncode == 0, log.read_text()[-6000:]
+    for shared in ("start", "untied", "data"):
+        (directory / shared).symlink_to(root / shared)
+    if name in STALLS:
+        kill_both_in_the_second_save(name, directory)
+    process = start("play", name, directory)
+    try:
+        assert process.wait(timeout=580) == 0, (directory / "play.log").read_text()[-6000:]
+    finally:
+        process.kill()
     return name, torch.load(directory / "results-0.pt"), directory
 
 
@@ -265,6 +369,38 @@ def test_a_resumed_run_is_the_run(setup, kind):
     assert resumed["history"][-1]["loss"] == straight["history"][-1]["loss"]
 
 
+def test_a_run_killed_in_a_sharded_save_goes_on_from_the_checkpoint_before(setup):
+    name, results, directory = setup
+    if name not in STALLS:
+        pytest.skip("test_distributed.py kills one that is not sharded")
+    complete = files_in(directory / "whole" / "checkpoint-2")
+    staged = {path for path in complete if f".staging/checkpoint-2/{path}" in results["left"]}
+    assert complete - staged == STALLS[name][-1]  # it was killed inside
+    assert {path.split("/")[0] for path in results["left"]} == {".staging", "checkpoint-1"}
+    for parameter, weight in results["whole"]["weights"].items():
+        assert torch.equal(results["killed"]["weights"][parameter], weight), parameter
+    assert results["killed"]["history"][-1]["loss"] == results["whole"]["history"][-1]["loss"]
+    assert {path.name for path in (directory / "killed").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_an_optimizer_kept_in_host_memory_takes_the_same_steps(setup):
+    name, results, _ = setup
+    if not name.startswith("zero"):
+        pytest.skip("a setting of DeepSpeed")
+    for parameter, weight in results["whole"]["weights"].items():
+        assert torch.allclose(results["offload"]["weights"][parameter], weight, atol=1e-5), parameter
+
+
+def test_a_warmup_trains_as_in_one_process(setup, alone, root):
+    _, results, directory = setup
+    folders = directory / "warmup" / "model", root / "alone-warmup" / "model", root / "start"
+    found, expected, before = (dict(load(folder).model.named_parameters()) for folder in folders)
+    assert max((expected[name] - before[name]).abs().max() for name in expected) > 1e-3
+    for name, weight in expected.items():
+        assert torch.allclose(found[name], weight, atol=1e-5), name
+    assert results["warmup"] == alone["warmup"] and len(alone["warmup"]) == 2  # the held-out loss of both modalities
+
+
 def test_the_model_of_a_run_is_one_ordinary_checkpoint(setup):
     _, results, directory = setup
     policy = load(directory / "whole" / "model")
@@ -295,5 +431,5 @@ def test_in_bfloat16_the_sampled_policy_is_the_scored_one(setup):
 
 if __name__ == "__main__":
     make_do_without_gpus()
-    play(Path(sys.argv[1]))
+    {"play": play, "be_killed": be_killed}[sys.argv[1]](Path(sys.argv[3]), sys.argv[2])
     PartialState().destroy_process_group()  # its threads, met by the interpreter's own end, abort the process

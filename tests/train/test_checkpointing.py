@@ -1,0 +1,50 @@
+"""Runs that are refused before they lose or mix checkpoints; saving and resuming are in `test_grpo.py`."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from limner.models.errors import InputError
+from limner.train import checkpointing
+from limner.train.algorithm import AlgorithmConfig
+from limner.train.checkpointing import check_shared, resume_point
+from limner.train.trainer import InterleavedGRPOTrainer
+
+from .runs import Illustrated, dataset, settings, trained
+
+
+def test_a_run_that_goes_back_does_not_mix_with_what_came_later(tmp_path):
+    """`last` would be one of the later ones, and save_total_limit would take the new ones for old."""
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    first, last = (str(tmp_path / f"checkpoint-{step}") for step in (1, 3))
+    with pytest.raises(InputError, match="holds checkpoint-3 of an earlier run; move what comes after it away"):
+        resume_point(tmp_path, first)
+    assert resume_point(tmp_path, last) == last
+    assert resume_point(tmp_path / "another", first) == first
+
+
+def test_a_run_does_not_go_on_with_a_fresh_optimizer(make_policy, tmp_path):
+    """transformers would, without a word; so does a run under DDP from what ZeRO has saved."""
+    trained(make_policy(0), settings(tmp_path, save_strategy="steps", save_steps=1, save_only_model=True))
+    args = settings(tmp_path, max_steps=2)
+    trainer = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    with pytest.raises(InputError, match="checkpoint-1: no optimizer state to go on from"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
+    """Each node's disk would get a part of a checkpoint."""
+    monkeypatch.setattr(checkpointing, "SEEN_WITHIN", 0.0)
+    args = SimpleNamespace(output_dir=str(tmp_path / "run"), save_on_each_node=False)
+    first, other = (
+        SimpleNamespace(num_processes=2, is_main_process=is_main, wait_for_everyone=lambda: None)
+        for is_main in (True, False)
+    )
+    check_shared(args, first)
+    assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(InputError, match="1 of 1 processes do not see what the first writes there"):
+        check_shared(args, other)
+    with pytest.raises(InputError, match="save_on_each_node: not supported"):
+        check_shared(SimpleNamespace(save_on_each_node=True), first)
