@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 from ..models.errors import InputError
+from ..models.redaction import without_secrets
 from .schema import (
     Flag,
     Patch,
@@ -42,7 +43,6 @@ __all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "save
 SUFFIXES = (".yaml", ".yml")
 DERIVED = {"generation_batch_size": "steps_per_generation"}
 """TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
-SECRETS = ("hub_token", "api_key")
 SECTIONS = ("warmup", "grpo")
 """Of a file of configs/model/: a base model's settings for each command."""
 UNSET = object()
@@ -115,22 +115,25 @@ def parse(
 
 
 def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
-    """Write what a run really used, defaults included, as YAML that `--config` reads again; secrets are left out.
+    """Write what a run really used, defaults included, as YAML that `--config` reads again.
 
-    The file appears whole or not at all."""
+    Secrets are left out, at any depth, and named in its second line. The file appears whole or not at all."""
     values: dict[str, Any] = {}
     for instance in instances:
         values |= plain(instance)
     for derived, source in DERIVED.items():
         if values.get(source) is not None:
             values.pop(derived, None)
-    values = {key: value for key, value in values.items() if key not in SECRETS}
+    values, secrets = without_secrets(values)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write("# The configuration this run used.\n")
+            if secrets:
+                names = " ".join(", ".join(secrets).split())
+                file.write(f"# Keys and passwords are not saved; give them again: {names}\n")
             yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
         os.chmod(beside, 0o644)  # mkstemp's 0600 would hide it from everybody else
         os.replace(beside, path)

@@ -26,7 +26,7 @@ from .results import FIGURES, RESULTS
 
 COMPARED = ("benchmark", "data", "limit", "prompt", "sampling", "scoring", "judge")
 """Parts of a manifest that must be the same before and after."""
-MAY_DIFFER = ("file", "records", "base_url", "detections")
+MAY_DIFFER = ("file", "records", "base_url", "detections", "replies")
 """What may differ within them."""
 
 

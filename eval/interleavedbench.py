@@ -7,6 +7,7 @@ the mean of the five aspect means.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ from ..models.chat import Answer
 from ..models.document import ImageSegment, InterleavedDocument, TextSegment
 from ..models.errors import InputError
 from ..rewards.base import Completion
-from ..rewards.judge import Verdict, questions, read_verdict
+from ..rewards.judge import Template, Verdict, questions, read_verdict
 from .benchmark import Given, Item, Outcome, Table, Task, judge_template
 from .entries import Entry, decoded, inside, read_records, segments_of, spaced
+from .official_prompts import read_prompts
 from .results import by_category
 from .statistics import RESAMPLES, Estimate, estimate
 
@@ -38,6 +40,15 @@ ASPECTS = {
 TEXT_ASPECTS = ("text_quality", "text_image_coherence")
 SKIP_WORDS = {"editing": ("edit",), "subject_driven": ("subject", "concept", "compos")}
 """What the name of a task holds that belongs to a group; the names of all ten tasks are not published."""
+
+PROMPT_NAMES = {
+    "text_quality": r"text quality|\btq\b",
+    "perceptual_quality": r"percept|image quality|\bpq\b",
+    "image_coherence": r"(?<!text )image coherence|\bic\b",
+    "text_image_coherence": r"text image coherence|\btic\b",
+    "helpfulness": r"\bhelp",
+}
+"""What the names of an aspect's prompt hold in the official script, whose form is not published elsewhere."""
 
 SOURCE = "judge GPT-4o, 0 to 5: arXiv 2406.14643; the two U-GRPO rows are from arXiv 2603.09538"
 PUBLISHED = (
@@ -63,10 +74,24 @@ class InterleavedBenchConfig:
     """Further tasks to leave out there, by their `task_name`."""
     templates: dict[str, str] = field(default_factory=dict)
     """Judge prompts of your own, by aspect: `{helpfulness: my/helpfulness.yaml}`."""
+    prompts: str = ""
+    """`src/interleavedeval_gpt4o.py` of the download: the official judge prompts are read from it; it is never run."""
+    prompt_names: dict[str, str] = field(default_factory=dict)
+    """Names in that file of an aspect's prompt, where they do not tell: `{helpfulness: INSTRUCTION + HELP}`."""
+    prompt_score: str = (
+        r"(?i)(?:\bscore\b\W{0,20}(?:\d\s*(?:-|to)\s*\d\W{0,10})?|\A(?=\s*[\d.]+\s*\Z)\s*)"
+        r"(-?\d+(?:\.\d+)?)(?![\d.]*\s*(?:-|to)\s*\d)"
+    )
+    """Regular expression whose one group is the score in a reply to such a prompt."""
 
     def __post_init__(self) -> None:
-        if unknown := set(self.templates) - set(ASPECTS):
-            raise InputError(f"templates: {min(unknown)!r} is no aspect; there are {', '.join(ASPECTS)}")
+        for name in ("templates", "prompt_names"):
+            if unknown := set(getattr(self, name)) - set(ASPECTS):
+                raise InputError(f"{name}: {min(unknown)!r} is no aspect; there are {', '.join(ASPECTS)}")
+        if self.prompts and self.templates:
+            raise InputError("templates: with prompts the official ones are used; leave one of the two out")
+        if self.prompt_names and not self.prompts:
+            raise InputError("prompt_names: name the file they stand in with prompts")
 
 
 def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | None]]:
@@ -129,8 +154,12 @@ class InterleavedBench:
     def __init__(self, config: InterleavedBenchConfig, items: Sequence[Item]):
         self.config = config
         self.items = list(items)
-        named = {aspect: config.templates.get(aspect, f"interleavedbench_{aspect}") for aspect in ASPECTS}
-        self.templates = {aspect: judge_template(name, (0, HIGHEST)) for aspect, name in named.items()}
+        self.official: dict[str, Any] = {}
+        if config.prompts:
+            self.templates, self.official = official_templates(config)
+        else:
+            named = {aspect: config.templates.get(aspect, f"interleavedbench_{aspect}") for aspect in ASPECTS}
+            self.templates = {aspect: judge_template(name, (0, HIGHEST)) for aspect, name in named.items()}
         self.tasks_skipped = {item.category for item in self.items if self._skips(item.category)}
 
     def _skips(self, task: str) -> bool:
@@ -142,6 +171,7 @@ class InterleavedBench:
             "text_aspect_skip": sorted(self.config.text_aspect_skip),
             "skip_tasks": sorted(self.config.skip_tasks),
             "templates": {name: template.manifest() for name, template in self.templates.items()},
+            **({"prompts": self.official} if self.official else {}),
         }
 
     def aspects(self, item: Item) -> tuple[str, ...]:
@@ -193,7 +223,11 @@ class InterleavedBench:
         said = []
         if len(self.items) != TOTAL:
             said.append(f"{len(self.items)} items of {TOTAL}: the published rows are of the whole set.")
-        said.append("The judge's prompts are limner's own; the published rows have the official ones and GPT-4o.")
+        said.append(
+            "The judge's prompts are the official ones; what stands around them, and how a score is read, may not be."
+            if self.official
+            else "The judge's prompts are limner's own; the published rows have the official ones and GPT-4o."
+        )
         skipped = sum(item.category in self.tasks_skipped for item in self.items)
         groups = ", ".join(self.config.text_aspect_skip) or "none"
         tasks = f" ({', '.join(sorted(self.tasks_skipped))})" if skipped else ""
@@ -202,6 +236,23 @@ class InterleavedBench:
             if not any(word in task.lower() for task in self.tasks_skipped for word in SKIP_WORDS[group]):
                 said.append(f"No task is called like {group}; if the data have such items, name them in skip_tasks.")
         return said
+
+
+def official_templates(config: InterleavedBenchConfig) -> tuple[dict[str, Template], dict[str, Any]]:
+    """A template for each aspect from the official script, and what the manifest says of them."""
+    path = Path(config.prompts)
+    prompts, sha256 = read_prompts(path, PROMPT_NAMES, config.prompt_names)
+    templates = {}
+    for aspect, prompt in prompts.items():
+        try:
+            template = Template("document", (0, HIGHEST), prompt.text, score=config.prompt_score)
+        except InputError as fault:
+            raise InputError(f"{path}: {prompt.names}: {fault}") from None
+        template.name = f"interleavedbench_official_{aspect}"
+        template.sha256 = hashlib.sha256(f"{prompt.text}\n{config.prompt_score}".encode()).hexdigest()
+        templates[aspect] = template
+    names = {aspect: prompt.names for aspect, prompt in prompts.items()}
+    return templates, {"file": path.name, "sha256": sha256, "names": names}
 
 
 def average(outcomes: Sequence[Outcome]) -> Estimate:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -50,6 +51,7 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        open_to_umask(staging)
         old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
         replaced = directory.exists()
         if replaced:
@@ -63,6 +65,17 @@ def whole_directory(directory: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def open_to_umask(directory: Path) -> None:
+    """Files that only their owner may read get the mode of the folder, which is the umask's.
+
+    safetensors writes through temporary files, and those are made for their owner alone.
+    """
+    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
+    for path in directory.rglob("*"):
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) == 0o600 != mode:
+            path.chmod(mode)
 
 
 def save(policy: UnifiedPolicy, directory: Path) -> None:

@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 from .chat import Answer, Failure, Prepared, Reply, Request, prepare, recall, remember
 from .document import data_uri
 from .errors import InputError
+from .redaction import texts_in, without_secrets
 from .reply_cache import ReplyCache
 
 T = TypeVar("T")
@@ -72,7 +73,8 @@ class EndpointConfig:
     max_new_tokens: int = 1024
     seed: int = 0
     extra_body: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the request; null takes one of ours out (`{max_tokens: null, max_completion_tokens: 512}`)."""
+    """Further fields of the request; null takes one of ours out (`{max_tokens: null, max_completion_tokens: 512}`).
+    Of what is named like a secret (`api_key`, `token`) nothing is written, into no manifest, cache or configuration."""
     image_side: int = 1024
     """Pictures are shrunk to this many pixels on their longer side; 0 sends them as they are."""
     cache: str = ""
@@ -106,6 +108,8 @@ class Endpoint:
         self.counts: Counter[str] = Counter()
         self._client: Any = None if config.offline else _client(config)
         self._cache = ReplyCache(Path(config.cache)) if config.cache else None
+        _, secrets = without_secrets(config.extra_body)
+        self._hidden = [text for text in texts_in(secrets) if len(text) >= SHORTEST_KEY]
         self._slots = asyncio.Semaphore(config.concurrency)
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
         self._failed_in_a_row = 0
@@ -259,9 +263,11 @@ class Endpoint:
             return _Fault(Failure("malformed", self._redacted(str(error))))
 
     def _redacted(self, text: str) -> str:
-        """One line without the key, which servers like to repeat."""
+        """One line without the key and other secrets, which servers like to repeat."""
         key = os.environ.get(self.config.api_key_env, "")
-        text = " ".join((text.replace(key, "***") if len(key) >= SHORTEST_KEY else text).split())
+        for secret in (*self._hidden, *([key] if len(key) >= SHORTEST_KEY else [])):
+            text = text.replace(secret, "***")
+        text = " ".join(text.split())
         return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "..."
 
     async def _shut_down(self) -> None:
@@ -326,9 +332,10 @@ async def _aside(request: Request, function: Callable[..., T], *args: Any) -> T:
 
 
 def _settings(config: EndpointConfig) -> dict[str, Any]:
-    """What a reply depends on beside the messages; where the model is served is not part of it."""
-    names = ("model", "revision", "temperature", "max_new_tokens", "seed", "extra_body")
-    return {name: getattr(config, name) for name in names}
+    """What a reply depends on beside the messages; where the model is served, and by which key, is not part of it."""
+    names = ("model", "revision", "temperature", "max_new_tokens", "seed")
+    extra_body, _ = without_secrets(config.extra_body)
+    return {**{name: getattr(config, name) for name in names}, "extra_body": extra_body}
 
 
 def _body(prepared: Prepared, config: EndpointConfig) -> dict[str, Any]:

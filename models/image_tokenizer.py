@@ -151,6 +151,7 @@ class VQImageTokenizer(nn.Module):
     def save_pretrained(self, directory: Path) -> None:
         """A folder that plain diffusers opens, and one JSON of ours beside its files."""
         self.model.save_pretrained(directory, safe_serialization=True)
+        _forget_origin(directory / "config.json")
         settings = {"type": "VQModel", "image_size": self.image_size, "patch": self.patch, "tiled": self.tiled}
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
@@ -159,6 +160,13 @@ class VQImageTokenizer(nn.Module):
         loaded: Any = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
         model = complete(directory, loaded)
         return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()
+
+
+def _forget_origin(path: Path) -> None:
+    """diffusers notes in a configuration from which folder it was once read: a path of one machine."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def centred_squares(images: Sequence[Image.Image], side: int) -> Tensor:
@@ -184,7 +192,8 @@ def complete(directory: Path, loaded: tuple[Any, dict[str, Any]]) -> Any:
     """The model of a `from_pretrained` with its report. Raises InputError where weights are missing."""
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise InputError(f"{directory}: {len(missing)} weights are missing, {missing[0]} among them")
+        others = ", ..." if len(missing) > 3 else ""
+        raise InputError(f"{directory}: {len(missing)} weights are missing: {', '.join(missing[:3])}{others}")
     return model
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .chat import Answer, Failure, Prepared, Reply, Request, prepare, recall, remember
 from .errors import InputError, reading
+from .image_tokenizer import complete
 from .reply_cache import ReplyCache
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class LocalVLMConfig:
 class LocalVLM:
     """A `ChatModel`. `counts`: `replies`, `cached`, `shared`, `prompt_tokens`, `completion_tokens`, `failures/<kind>`.
 
-    Raises InputError for a model that cannot be loaded. Calls from several threads wait for each other.
+    Raises InputError for a model that cannot be loaded whole. Calls from several threads wait for each other.
     """
 
     def __init__(self, config: LocalVLMConfig):
@@ -64,10 +65,14 @@ class LocalVLM:
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         with reading(Path(config.model)):
             self.processor: Any = AutoProcessor.from_pretrained(config.model, revision=config.revision)
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                config.model, revision=config.revision, dtype=config.dtype, use_safetensors=True
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                config.model,
+                revision=config.revision,
+                dtype=config.dtype,
+                use_safetensors=True,
+                output_loading_info=True,  # without it transformers would judge with random numbers for what is missing
             )
-            self.model = model.to(device).eval()
+            self.model = complete(Path(config.model), loaded).to(device).eval()
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:

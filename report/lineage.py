@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..configs import SECRETS, read_yaml
+from ..configs import read_yaml
 from ..data.prompts import read_lines
 from ..data.shards import INDEX, read_index
 from ..models.errors import InputError
+from ..models.redaction import is_secret
 from .run_metrics import dig, mapping, records
 
 CONFIG = "config.yaml"
@@ -118,7 +119,7 @@ def summary(report: Mapping[str, Any]) -> str:
 def presentable(value: Any) -> Any:
     """Settings as strangers may see them: no secret, and of an absolute path only its last part."""
     if isinstance(value, Mapping):
-        return {key: presentable(item) for key, item in value.items() if key not in SECRETS}
+        return {key: presentable(item) for key, item in value.items() if not is_secret(key)}
     if isinstance(value, list):
         return [presentable(item) for item in value]
     return _shown(value) if isinstance(value, str) else value

@@ -12,7 +12,9 @@ from trl import GRPOConfig
 
 from limner import configs
 from limner.configs import build, find_config, packaged_names, parse, read_yaml, save_resolved
+from limner.models.endpoint import EndpointConfig
 from limner.models.errors import InputError
+from limner.rewards.judge import ChatConfig
 
 
 class Device(Enum):
@@ -220,6 +222,21 @@ def test_resolved_configuration_reads_back(read, tmp_path):
     assert again[0].steps_per_generation == first[0].steps_per_generation
     save_resolved(twice := tmp_path / "twice.yaml", *again)
     assert read_yaml(twice) == read_yaml(saved)
+
+
+def test_secrets_are_left_out_of_what_is_saved_and_named(tmp_path):
+    """At any depth, so that a folder of a run can be given away; `--config` reads the rest."""
+    body = {"headers": {"Authorization": "Bearer x", "accept": "a"}, "max_tokens": 5, "parts": [{"api_key": "x"}]}
+    endpoint = EndpointConfig(extra_body=body, api_key_env="MY_KEY")
+    save_resolved(path := tmp_path / "r.yaml", ChatConfig(endpoint))
+    text = path.read_text()
+    assert "Bearer" not in text and "endpoint.extra_body.headers.Authorization" in text.splitlines()[1]
+    assert "endpoint.extra_body.parts.0.api_key" in text.splitlines()[1]
+    (again,) = parse([ChatConfig], ["--config", str(path)])
+    assert again.endpoint is not None and again.endpoint.api_key_env == "MY_KEY"
+    assert again.endpoint.extra_body == {"headers": {"accept": "a"}, "max_tokens": 5, "parts": [{}]}
+    save_resolved(path, again)
+    assert "not saved" not in path.read_text()
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

@@ -59,10 +59,15 @@ def test_no_reply_is_no_score():
 
 
 def test_published_averages_are_reproduced():
+    """To a unit of the last digit. Rounding, of parts and average, explains 0.01; three rows are beyond that."""
     assert len(PUBLISHED) == 22 and sum(COUNTS.values()) == 20103
+    beyond = {}
     for name, (*scores, average) in PUBLISHED:
-        ours = round(weighted_average(dict(zip(COUNTS, scores, strict=True))), 2)
-        assert ours == pytest.approx(average, abs=0.0101), name  # a unit of the last digit
+        ours = weighted_average(dict(zip(COUNTS, scores, strict=True)))
+        assert round(abs(round(ours, 2) - average), 2) <= 0.01, name
+        if abs(ours - average) > 0.01:
+            beyond[name] = round(ours - average, 3)
+    assert beyond == {"EMU-2": 0.012, "LLaVA-34b + Openjourney": 0.012, "LLaVA-34b + Flux": 0.011}
     for scores, average in (((48.95, 59.05, 51.72), 55.22), ((56.87, 62.28, 54.31), 59.50)):
         assert round(weighted_average(dict(zip(COUNTS, scores, strict=True))), 2) == average
 

@@ -1,6 +1,7 @@
 """Checkpoints: what is saved is loaded, by us and by the stock libraries; whole or not at all; damage is named."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_stock_libraries_load_it(policy, saved):
     assert tokenizer.encode("A small circle.", add_special_tokens=False) == policy.processor.text_ids("A small circle.")
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<bos>", "<eos>", "<pad>")
     assert torch.equal(images.quantize.embedding.weight, policy.processor.image_tokenizer.codebook())
+
+
+def test_it_may_be_read_by_whom_the_umask_lets(policy, tmp_path):
+    """safetensors makes its files for their owner alone."""
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            save(policy, tmp_path / "model")
+        finally:
+            os.umask(before)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*") if path.is_file()}
+        assert set(modes.values()) == {mode}, modes
+
+
+def test_no_path_of_this_machine_is_in_it(saved, tmp_path):
+    """diffusers notes from which folder an image tokenizer was read."""
+    save(load(saved), tmp_path / "again")
+    name = Path("image_tokenizer/config.json")
+    assert files(tmp_path / "again")[name] == files(saved)[name]
+    assert all(str(saved.parent).encode() not in data for data in files(tmp_path / "again").values())
 
 
 def test_nothing_in_it_is_a_pickle_or_code(saved):

@@ -302,6 +302,26 @@ def test_the_key_stands_nowhere(tmp_path, monkeypatch, caplog):
     assert SECRET not in str(refused.value)
 
 
+def test_a_key_in_extra_body_is_sent_and_stands_nowhere(tmp_path):
+    hidden = {"auth": {"api_key": SECRET}, "top_p": 0.5}
+
+    def script(body):
+        assert body["auth"] == {"api_key": SECRET} and body["top_p"] == 0.5
+        return "fine" if texts(body) == "a" else Fault(401, f'{{"error": {{"message": "wrong key {SECRET}"}}}}')
+
+    with ScriptedServer(script) as server:
+        config = settings(server, extra_body=hidden, cache=str(tmp_path / "replies.sqlite"))
+        with Endpoint(config) as model:
+            answers = model.complete(ask("a", "b"))
+            assert model.manifest()["extra_body"] == {"auth": {}, "top_p": 0.5}
+        other = replace(config, extra_body={"auth": {"api_key": "another"}, "top_p": 0.5})
+        with Endpoint(other) as model:
+            (again,) = model.complete(ask("a"))
+            assert again.cached  # by whom a reply was paid changes nothing of it
+    assert "wrong key ***" in answers[1].reason
+    assert all(SECRET.encode() not in path.read_bytes() for path in tmp_path.iterdir())
+
+
 def test_threads_may_ask_at_once():
     with ScriptedServer(echo, delay_s=0.05) as server, Endpoint(settings(server)) as model:
         found = {}

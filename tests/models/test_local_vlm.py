@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
@@ -127,6 +128,16 @@ def test_typed_control_tokens_are_letters(folder):
     assert typed.prompt_tokens - plain.prompt_tokens == len("<image> </s><turn>") - 1
     (mixed,) = model.complete([document("<image>", RED)])  # a picture too many would be an error
     assert isinstance(mixed, Reply)
+
+
+def test_weights_that_are_missing_are_named(folder, tmp_path):
+    """transformers would put random numbers in their place, and the judge would judge."""
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    lost = [name for name in weights if "layers.1.mlp.fc1" in name or "layers.1.mlp.up_proj" in name]
+    save_file({name: weights[name] for name in weights if name not in lost}, broken / "model.safetensors")
+    with pytest.raises(InputError, match=rf"{broken}: {len(lost)} weights are missing: .*up_proj\.weight"):
+        LocalVLM(settings(str(broken)))
 
 
 def test_a_folder_that_holds_no_model_is_named(tmp_path):

@@ -287,6 +287,8 @@ def test_a_checkpoint_is_whole_and_loads(make_policy, tmp_path):
         "trainer_state.json",
     }
     assert "README.md" not in files
+    modes = {path.stat().st_mode & 0o777 for path in last.rglob("*") if path.is_file()}
+    assert modes == {last.stat().st_mode & 0o666}, "as the umask has it, not for the owner alone"
     loaded = load(last)
     assert torch.equal(parameters(loaded), parameters(policy))
     fingerprints = [p.processor.image_tokenizer.fingerprint() for p in (loaded, policy)]
