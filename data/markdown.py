@@ -113,26 +113,14 @@ def convert(source: Path, target: Path, *, heldout_share: float = 0.1, overwrite
     Which documents are held out depends on their paths alone, so that it survives additions; of two or more documents
     at least one is held out and one is not (unless the share is 0). Raises InputError where nothing can be converted.
     """
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder; name a folder of Markdown files")
     if not 0 <= heldout_share < 1:
         raise InputError(f"held-out share {heldout_share}: give a number from 0 up to, not including, 1")
-    source = source.resolve()
-    report, articles = Report(), []
-    for path in _markdown_files(source):
-        name = _name(path, source)
-        try:
-            articles.append(_read_article(path, source, report.problems))
-        except _Refused as error:
-            report.problems.append(Problem(name, 1, error.kind, "", error.reason))
-    if not articles:
-        reason = str(report.problems[0]) if report.problems else "no *.md file"
-        raise InputError(f"{source}: no document to convert ({reason})")
+    report = Report()
+    articles = list(_articles(source, report.problems))
     heldout = _heldout([article.file for article in articles], heldout_share)
     with ShardWriter(target, overwrite=overwrite) as writer:
         for article in articles:
-            document, originals, problems = _build(article, source)
-            report.problems += problems
+            document, originals = _build(article, source.resolve(), report.problems)
             try:
                 writer.write(document, "heldout" if article.file in heldout else "train", originals)
             except InputError as error:
@@ -145,11 +133,34 @@ def convert(source: Path, target: Path, *, heldout_share: float = 0.1, overwrite
     return report
 
 
-def _markdown_files(source: Path) -> list[Path]:
+def read_markdown(source: Path, problems: list[Problem]) -> Iterator[tuple[InterleavedDocument, list[bytes | None]]]:
+    """Every `*.md` under `source` as a document, by path, with the bytes of its pictures where those show them upright.
+
+    What gives no document or picture goes to `problems`. Raises InputError where nothing gives a document.
+    """
+    return (_build(article, source.resolve(), problems) for article in _articles(source, problems))
+
+
+def markdown_files(source: Path) -> list[Path]:
     """Sorted by path. Linked folders are not entered: they may leave the folder or lead back into it."""
     return sorted(
         Path(folder, name) for folder, _, names in os.walk(source) for name in names if name.lower().endswith(".md")
     )
+
+
+def _articles(source: Path, problems: list[Problem]) -> Iterator[Article]:
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; name a folder of Markdown files")
+    source, found, first = source.resolve(), False, len(problems)
+    for path in markdown_files(source):
+        try:
+            yield _read_article(path, source, problems)
+            found = True
+        except _Refused as error:
+            problems.append(Problem(_name(path, source), 1, error.kind, "", error.reason))
+    if not found:
+        reason = str(problems[first]) if problems[first:] else "no *.md file"
+        raise InputError(f"{source}: no document to convert ({reason})")
 
 
 def _name(path: Path, source: Path) -> str:
@@ -363,11 +374,10 @@ class _ImageTags(HTMLParser):
 # ---- the pictures themselves ----
 
 
-def _build(article: Article, source: Path) -> tuple[InterleavedDocument, list[bytes | None], list[Problem]]:
-    """The document, the encoded bytes of its pictures, and the references that gave none."""
+def _build(article: Article, source: Path, problems: list[Problem]) -> tuple[InterleavedDocument, list[bytes | None]]:
+    """The document and the encoded bytes of its pictures; the references that gave none go to `problems`."""
     segments: list[Segment] = [TextSegment(f"Write an illustrated article: {article.title}")]
     originals: list[bytes | None] = []
-    problems: list[Problem] = []
     lines: dict[Path, int] = {}
     for piece in article.pieces:
         if isinstance(piece, str):
@@ -385,7 +395,7 @@ def _build(article: Article, source: Path) -> tuple[InterleavedDocument, list[by
         segments.append(ImageSegment(picture, trainable=True, alt=piece.alt))
         originals.append(original)
     meta = {"kind": "interleaved", "file": article.file, "title": article.title}
-    return InterleavedDocument(tuple(segments), article.file, meta), originals, problems
+    return InterleavedDocument(tuple(segments), article.file, meta), originals
 
 
 def _resolve(target: str, file: Path, source: Path) -> Path:
