@@ -17,15 +17,22 @@ USAGE = """usage: limner COMMAND [...]
   data from-markdown    turn a folder of Markdown with pictures into shards
   data preview          an HTML page of samples of a shard folder
   data validate         check every record of a shard folder
+  data insertion        make tasks for an inserter from documents: pictures taken out, distractors added
   warmup                stage I: cross-entropy on interleaved, understanding and text-to-image data
   grpo                  stage II: extended GRPO
   preflight             check that a GRPO run can learn, and take no step
   plan                  predict whether a GRPO run fits the memory
   trajectories          an HTML page of the groups that a GRPO run sampled
+  insert-or-generate    warm-up, GRPO and a control where candidates are inserted, pictures drawn, or none
   study                 arms x seeds to one table and one figure
   bench grpo            time rollout, scoring and update, and stock TRL beside it
   bench sampler         time the sampler, and transformers' own `generate` beside it
+  bench insertion       train an embedded inserter, and time its two modes
+  bench retrieval       recall, latency and size of a vector index against exact search
   generate              write an illustrated answer to a prompt
+  index                 index documents with pictures: Markdown, shards, MRAMG-Bench files
+  search                find parts of them by words, by meaning and by picture
+  answer                answer a question from an index, with its pictures and sources
   eval                  score a model, or answers, on benchmarks or the embedded world
   guard                 compare evaluations before and after training, and stop at a loss
   qualify-judge         can a judge or a reward tell better from worse: human preferences, damaged documents
@@ -56,9 +63,13 @@ def run(argv: Sequence[str]) -> None:
         "preflight": _preflight,
         "plan": _plan,
         "trajectories": _trajectories,
+        "insert-or-generate": _insert_or_generate,
         "study": _study,
         "bench": _bench,
         "generate": _generate,
+        "index": _index,
+        "search": _search,
+        "answer": _answer,
         "eval": _eval,
         "guard": _guard,
         "qualify-judge": _qualify_judge,
@@ -110,6 +121,12 @@ def _trajectories(argv: Sequence[str]) -> None:
     main(argv)
 
 
+def _insert_or_generate(argv: Sequence[str]) -> None:
+    from .studies.insert_or_generate import main
+
+    main(argv)
+
+
 def _study(argv: Sequence[str]) -> None:
     from .studies.study import main
 
@@ -118,12 +135,16 @@ def _study(argv: Sequence[str]) -> None:
 
 def _bench(argv: Sequence[str]) -> None:
     if argv and argv[0] in ("-h", "--help"):
-        print("usage: limner bench {grpo,sampler} [--json FILE] [...]")
+        print("usage: limner bench {grpo,sampler,insertion,retrieval} [--json FILE] [...]")
         return
-    if not argv or argv[0] not in ("grpo", "sampler"):
-        raise InputError("limner bench: say what to time; known: grpo, sampler")
+    if not argv or argv[0] not in ("grpo", "sampler", "insertion", "retrieval"):
+        raise InputError("limner bench: say what to time; known: grpo, sampler, insertion, retrieval")
     if argv[0] == "grpo":
         from .studies.bench_grpo import main
+    elif argv[0] == "insertion":
+        from .studies.bench_insertion import main
+    elif argv[0] == "retrieval":
+        from .studies.bench_retrieval import main
     else:
         from .studies.bench_sampler import main
 
@@ -136,12 +157,30 @@ def _convert(argv: Sequence[str]) -> None:
     main(argv)
 
 
+def _index(argv: Sequence[str]) -> None:
+    from .retrieval.search import main
+
+    main(argv)
+
+
+def _search(argv: Sequence[str]) -> None:
+    from .report.search_page import main
+
+    main(argv)
+
+
 def _eval(argv: Sequence[str]) -> None:
     from .eval.run import main
     from .report.eval_report import write_report
 
     for folder in main(argv):
         print(write_report(folder))
+
+
+def _answer(argv: Sequence[str]) -> None:
+    from .retrieval.answer_command import main
+
+    main(argv)
 
 
 def _guard(argv: Sequence[str]) -> None:
@@ -171,7 +210,9 @@ def _publish(argv: Sequence[str]) -> None:
 
 def _data(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="limner data", description="Shards of documents.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{from-markdown,preview,validate}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{from-markdown,preview,validate,insertion}"
+    )
     command = commands.add_parser("from-markdown", help="turn a folder of Markdown with pictures into shards")
     command.add_argument("source", type=Path, metavar="SRC")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
@@ -184,8 +225,22 @@ def _data(argv: Sequence[str]) -> None:
     command.add_argument("--split", choices=("train", "heldout"), default="train")
     command = commands.add_parser("validate", help="check every record")
     command.add_argument("directory", type=Path, metavar="DIR")
+    command = commands.add_parser("insertion", help="make tasks for an inserter")
+    command.add_argument("source", type=Path, metavar="SRC", help="shards, MRAMG files, or a folder of Markdown")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tasks to write")
+    command.add_argument("--distractors", type=int, default=6, help="wrong candidates of a task (default 6)")
+    command.add_argument("--hard", type=Path, metavar="INDEX", help="index of `limner index` that finds half of them")
+    command.add_argument("--abstain-share", type=float, default=0.1, help="tasks without gold (default 0.1)")
+    command.add_argument("--heldout-share", type=float, default=0.1, help="documents held out (default 0.1)")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--overwrite", action="store_true", help="replace what DIR holds")
     arguments = parser.parse_args(argv)
-    {"from-markdown": _from_markdown, "preview": _preview, "validate": _validate}[arguments.command](arguments)
+    {
+        "from-markdown": _from_markdown,
+        "preview": _preview,
+        "validate": _validate,
+        "insertion": _insertion,
+    }[arguments.command](arguments)
 
 
 def _from_markdown(arguments: argparse.Namespace) -> None:
@@ -203,6 +258,32 @@ def _preview(arguments: argparse.Namespace) -> None:
     page = arguments.out or arguments.directory.with_name(f"{arguments.directory.absolute().name}-preview.html")
     shown = write_preview(arguments.directory, page, arguments.samples, arguments.split)
     print(f"{page}: {shown} documents")
+
+
+def _insertion(arguments: argparse.Namespace) -> None:
+    from .data.insertion_tasks import write_source
+
+    hard = None
+    if arguments.hard:
+        from .retrieval.answering import candidates_of
+        from .retrieval.index import Index
+
+        index = Index.open(arguments.hard)
+
+        def hard(text: str, limit: int):
+            return candidates_of(index.search(text, limit=limit))[0]
+
+    report = write_source(
+        arguments.source,
+        arguments.out,
+        distractors=arguments.distractors,
+        abstain_share=arguments.abstain_share,
+        heldout_share=arguments.heldout_share,
+        seed=arguments.seed,
+        hard=hard,
+        overwrite=arguments.overwrite,
+    )
+    print(report)
 
 
 def _validate(arguments: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ setup(
         f"{PACKAGE}.configs": ["**/*.yaml"],
         f"{PACKAGE}.data": ["*.txt"],
         f"{PACKAGE}.eval": ["templates/*.yaml"],
+        f"{PACKAGE}.retrieval": ["templates/*.yaml"],
         f"{PACKAGE}.rewards": ["templates/**/*.yaml"],
         f"{PACKAGE}.report": ["*.css", "*.js"],
     },

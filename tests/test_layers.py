@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "serve", "studies", "cli")
 """A file imports from its own folder or one further left."""
 FOLDERS = (*LAYERS, "configs")
-"""`configs` is below all of them: any file may import it, and of the others it imports `models.errors` alone."""
+"""`configs` is below all of them: any file may import it, and it imports `models.errors` and `models.redaction`."""
 HOMES = {
     "trl": ("train/trainer.py", "train/insertion.py", "configs/__init__.py"),
     "webdataset": ("data/shards.py",),
@@ -144,7 +144,7 @@ def allowed(folder: str, module: str) -> bool:
     if folder == target:
         return True
     if folder == "configs":
-        return module == "models.errors"
+        return module in ("models.errors", "models.redaction")
     if target == "configs":
         return folder in FOLDERS
     return folder in LAYERS and target in LAYERS and LAYERS.index(target) < LAYERS.index(folder)

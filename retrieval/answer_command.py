@@ -1,0 +1,132 @@
+"""`limner answer`: a question and an index to an illustrated answer with its sources.
+
+limner answer DIR "How is apple strudel made?" --out answer.html
+limner answer DIR "..." --out answer.html --strategy llm --endpoint.base_url URL --endpoint.model NAME
+limner answer DIR "..." --out answer.html --max_images 3 --sections Steps --min_relevance 0.4
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.utils.logging import disable_progress_bar
+
+from ..configs import parse
+from ..models.endpoint import Endpoint, EndpointConfig
+from ..models.errors import InputError, reading
+from ..models.local_vlm import LocalVLM, LocalVLMConfig
+from ..models.rendering import check_suffix
+from .answering import Illustrate, Strategy, answer, described, save
+from .asking import Asking, load_template
+from .index import Index
+from .placing import Encode, PlacementRules
+from .rule import RuleInserter
+
+USAGE = """%(prog)s DIR "QUESTION" --out answer.html [--config NAME] [--KEY VALUE ...]
+
+DIR is an index (limner index), NAME a YAML file; flags win over it, and dots reach into sections."""
+NEEDS = {
+    "llm": ("endpoint", "local"),
+    "vlm": ("endpoint", "local"),
+    "inserter": ("model",),
+    "unified": ("model",),
+}
+"""Settings of which a strategy takes exactly one."""
+
+
+@dataclass
+class AnswerConfig(PlacementRules):
+    out: str = ""
+    """File to write: answer.html, answer.md or answer.json."""
+    strategy: Literal["rule", "llm", "vlm", "inserter", "unified"] = "rule"
+    """Who answers and places: a rule, a language model by captions, a vision-language model, an inserter, the model."""
+    text: str = ""
+    """File of a finished answer that gets its pictures (rule, inserter); without it an extract of the best document."""
+    hits: int = 10
+    """Chunks retrieved."""
+    documents: list[str] = field(default_factory=list)
+    """Ids of the documents that may be used; without any, all."""
+    device: str = ""
+    """`cuda:1`, `cpu`, for all but `local`; empty takes the GPU where there is one."""
+    endpoint: EndpointConfig | None = None
+    """Model behind an OpenAI-compatible server (llm, vlm),"""
+    local: LocalVLMConfig | None = None
+    """or in this process."""
+    model: str = ""
+    """Folder, or ORG/NAME on the Hub: of an inserter, or of a unified model."""
+    think: int = 0
+    """Tokens that an inserter may think before it answers."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """What differs from a unified model's own settings: `{temperature: 0, seed: 1}`."""
+    template: str = ""
+    """Prompt (llm, vlm, unified): one of the package's by name, or a YAML file; by default the strategy's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.out:
+            raise InputError("out: missing; name the file to write, --out answer.html")
+        check_suffix(Path(self.out))
+        if self.hits < 1:
+            raise InputError(f"hits: {self.hits}; at least 1")
+        if self.think < 0:
+            raise InputError(f"think: {self.think}; at least 0")
+        if self.text and self.strategy not in ("rule", "inserter"):
+            raise InputError(f"text: strategy {self.strategy} writes its own; take rule or inserter")
+        needed = NEEDS.get(self.strategy, ())
+        if needed and sum(bool(getattr(self, name)) for name in needed) != 1:
+            ways = {
+                "endpoint": "--endpoint.base_url URL --endpoint.model NAME",
+                "local": "--local.model DIR",
+                "model": "--model DIR",
+            }
+            raise InputError(f"strategy: {self.strategy} needs a model, {' or '.join(ways[name] for name in needed)}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Raises InputError for faults in the settings, an empty index, nothing found, a model that does not answer."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    given = list(takewhile(lambda word: not word.startswith("-"), words))
+    (config,) = parse((AnswerConfig,), words[len(given) :], prog="limner answer", usage=USAGE)
+    if len(given) != 2:
+        raise InputError('limner answer: give the index and the question first: limner answer DIR "QUESTION" --out ...')
+    directory, question = given
+    if not question.strip():
+        raise InputError("limner answer: the question is empty")
+    disable_progress_bar()
+    index = Index.open(directory, device=config.device)
+    if not index.documents:
+        raise InputError(f"{directory}: the index is empty; fill it with limner index SRC --out {directory}")
+    hits = index.search(question, limit=config.hits, documents=config.documents)
+    encode = index.encoders.text.passages if index.encoders.text else None
+    answered = answer(question, hits, strategy_of(config, encode), config, encode)
+    save(answered, Path(config.out))
+    print(f"{config.out}: {described(answered)}")
+
+
+def strategy_of(config: AnswerConfig, encode: Encode | None) -> Strategy:
+    text = ""
+    if config.text:
+        with reading(Path(config.text)):
+            text = Path(config.text).read_text(encoding="utf-8")
+        if not text.strip():
+            raise InputError(f"{config.text}: empty; there is no answer to illustrate")
+    template = load_template(config.template) if config.template else None
+    if config.strategy == "rule":
+        return Illustrate(RuleInserter(config, encode).place, text)
+    if config.strategy == "inserter":
+        from .insertion import load_inserter
+
+        inserter = load_inserter(config.model, think=config.think, device=config.device or None)
+        return Illustrate(inserter.place, text, decode=True)
+    if config.strategy == "unified":
+        from ..models.hub import load_model
+        from .unified import Unified
+
+        return Unified(load_model(config.model, config.device or None), config, template, config.sampling)
+    model = Endpoint(config.endpoint) if config.endpoint else LocalVLM(config.local or LocalVLMConfig())
+    return Asking(model, config, config.strategy == "vlm", template)

@@ -1,0 +1,272 @@
+"""Questions to illustrated answers: retrieve, answer, place, one document with its sources.
+
+    hits = Index.open(DIR).search(question, None)
+    answered = answer(question, hits, Illustrate(RuleInserter().place))
+    save(answered, Path("answer.html"))
+
+A strategy is any function (question, hits) -> Answered:
+
+    Illustrate(place)    a finished text, given or extracted, and whatever places pictures in it: a rule, an inserter
+    Asking(model)        a language model writes from the hits and sets markers; with `pixels` it sees the pictures
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from ..data.insertion import Candidate, InsertionTask, Placement, compose, settled
+from ..data.sentences import sentences
+from ..models.document import InterleavedDocument, TextSegment, open_image, to_rgb
+from ..models.errors import InputError
+from ..models.rendering import check_suffix, document_html, html_page, to_markdown, write_atomically
+from .corpus import PIC, Chunk, Hit
+from .placing import Encode, PlacementRules, restricted, words
+
+EXTRACT_WORDS = 400
+"""Longest extract: about two chunks."""
+PAGE_CSS = """
+.sources { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; font-size: 0.9rem; }
+.sources h2 { font-size: 1rem; margin: 0 0 0.5rem; }
+.sources ol { margin: 0; padding-left: 1.4rem; }
+.sources .where, .note { color: var(--muted); font-size: 0.8rem; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document that an answer draws on."""
+
+    document: str
+    title: str
+    chunks: tuple[str, ...]
+    """Ids of those whose text was used."""
+    pictures: tuple[int, ...]
+    """Candidates from it that stand in the answer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answered:
+    document: InterleavedDocument
+    """Texts and pictures; `answer` puts question, sources, faults and removals into its meta."""
+    candidates: tuple[Candidate, ...]
+    """Those offered, in the order of their numbers."""
+    faults: Counter[str]
+    """Placements and markers that place nothing, by kind, and what else went wrong."""
+    sources: tuple[Source, ...]
+    removed: Counter[str] = field(default_factory=Counter)
+    """Pictures that the placement rules took out, by reason."""
+
+
+class Strategy(Protocol):
+    def __call__(self, question: str, hits: Sequence[Hit]) -> Answered: ...
+
+
+def answer(
+    question: str,
+    hits: Sequence[Hit],
+    strategy: Strategy,
+    rules: PlacementRules | None = None,
+    encode: Encode | None = None,
+) -> Answered:
+    """The strategy's answer, held to the rules. Raises InputError for an empty question, and where nothing was found.
+
+    encode: of `placing.relevance`.
+    """
+    if not question.strip():
+        raise InputError("the question is empty")
+    if not hits:
+        raise InputError(f"nothing in the index fits {question[:80]!r}; ask in its words, or index more documents")
+    written = strategy(question, hits)
+    document, removed = restricted(written.document, written.candidates, rules or PlacementRules(), encode)
+    used = [chunk for source in written.sources for chunk in source.chunks]
+    sources = sources_of(hits, used, document, written.candidates)
+    meta = {
+        **document.meta,
+        "question": question,
+        "sources": [asdict(source) for source in sources],
+        "faults": dict(written.faults),
+        "removed": dict(removed),
+    }
+    return replace(written, document=replace(document, meta=meta), sources=sources, removed=removed)
+
+
+# ---- what a strategy is made of ----
+
+
+def candidates_of(
+    hits: Sequence[Hit], decode: bool = False
+) -> tuple[tuple[Candidate, ...], dict[str, int], Counter[str]]:
+    """Pictures of the hits to candidates, the number of each by picture id, and pictures that do not open.
+
+    Documents in the order in which they were found, pictures in the order of their document. A picture that is there
+    more than once, by id or byte for byte, is one candidate, with a line of context for each place. decode: all pixels
+    are read now, as a model needs that sees them; without it those of placed pictures, by `answer`.
+    """
+    found: dict[bytes, Candidate] = {}
+    digests: dict[str, bytes] = {}
+    faults: Counter[str] = Counter()
+    for chunk in in_reading_order([hit.chunk for hit in hits]):
+        for picture in chunk.pictures:
+            digest = digests.setdefault(picture.id, hashlib.sha256(picture.data).digest())
+            if same := found.get(digest):
+                found[digest] = replace(same, context=f"{same.context}\n{_line(picture.context)}")
+                continue
+            try:
+                image = open_image(picture.data)
+                image = to_rgb(image) if decode else image
+            except ValueError:
+                faults["unreadable"] += 1
+            else:
+                found[digest] = Candidate(image, picture.caption, _line(picture.context), picture.id, chunk.document)
+    numbers = {digest: number for number, digest in enumerate(found, 1)}
+    by_id = {id: numbers[digest] for id, digest in digests.items() if digest in numbers}
+    return tuple(found.values()), by_id, faults
+
+
+def in_reading_order(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Documents in the order given, the chunks of each in its own (`DOCUMENT:n`), each once."""
+    rank = {document: place for place, document in enumerate(dict.fromkeys(chunk.document for chunk in chunks))}
+    once = {chunk.id: chunk for chunk in chunks}
+    return sorted(once.values(), key=lambda chunk: (rank[chunk.document], int(chunk.id.rpartition(":")[2])))
+
+
+def extract(hits: Sequence[Hit]) -> tuple[str, tuple[Chunk, ...]]:
+    """The text of the best hit and of further ones of its document, as long as it is short, and the chunks it is of.
+
+    One document, whole chunks: sentences picked by the words of a question leave out the steps of an instruction,
+    which do not repeat them, and several documents would need somebody to write the transitions.
+    """
+    taken: list[Chunk] = []
+    for hit in hits:
+        if hit.chunk.document == hits[0].chunk.document and hit.chunk not in taken:
+            length = sum(len(words(chunk.text)) for chunk in [*taken, hit.chunk])
+            if taken and length > EXTRACT_WORDS:
+                break
+            taken.append(hit.chunk)
+    taken = in_reading_order(taken)
+    return "\n\n".join(without_pictures(chunk.text).strip() for chunk in taken), tuple(taken)
+
+
+def without_pictures(text: str) -> str:
+    """A line that a picture had for itself goes with it."""
+    return re.sub(rf"(?:(?<=\n)|^)[ \t]*{PIC}[ \t]*(?:\n|$)", "", text).replace(PIC, "")
+
+
+def sources_of(
+    hits: Sequence[Hit], used: Sequence[str], document: InterleavedDocument, candidates: Sequence[Candidate]
+) -> tuple[Source, ...]:
+    """Documents whose text (chunk ids `used`) or pictures stand in the answer, in the order of the hits."""
+    chunks: dict[str, list[str]] = {}
+    titles: dict[str, str] = {}
+    for hit in hits:
+        titles.setdefault(hit.chunk.document, hit.chunk.title)
+        mine = chunks.setdefault(hit.chunk.document, [])
+        if hit.chunk.id in used and hit.chunk.id not in mine:
+            mine.append(hit.chunk.id)
+    shown = [picture.candidate for picture in document.images if picture.candidate is not None]
+    found = []
+    for name, title in titles.items():
+        pictures = tuple(number for number in shown if candidates[number - 1].source == name)
+        if chunks[name] or pictures:
+            found.append(Source(name, title, tuple(chunks[name]), pictures))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Illustrate:
+    """A finished text gets its pictures from whatever places them. A `Strategy`."""
+
+    place: Callable[[InsertionTask], Sequence[Placement]]
+    text: str = ""
+    """To be illustrated; without one it is extracted from the hits."""
+    decode: bool = False
+    """Whoever places the pictures looks at them."""
+
+    def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
+        candidates, _, faults = candidates_of(hits, self.decode)
+        text, chunks = (self.text, ()) if self.text else extract(hits)
+        pieces = tuple(sentences(text))
+        task = InsertionTask(question, pieces, candidates)
+        placements, others = settled(self.place(task), len(pieces), len(candidates))
+        document = compose(pieces, placements, candidates)
+        sources = sources_of(hits, [chunk.id for chunk in chunks], document, candidates)
+        return Answered(document, candidates, faults + others, sources)
+
+
+# ---- for people ----
+
+
+def described(answered: Answered) -> str:
+    """One line: pictures, and what was left out and why."""
+    origins = Counter(picture.origin for picture in answered.document.images)
+    parts = [f"{len(answered.document.images)} pictures ({_counts(origins)})" if origins else "no pictures"]
+    parts[0] += f", {len(answered.candidates)} candidates, {len(answered.sources)} sources"
+    if answered.faults:
+        parts.append(f"faults: {_counts(answered.faults)}")
+    if answered.removed:
+        parts.append(f"taken out by the rules: {_counts(answered.removed)}")
+    return "; ".join(parts)
+
+
+def save(answered: Answered, path: Path) -> None:
+    """Writes .html, .md (its pictures first, in `<stem>_images/` beside it) or .json with the sources, atomically."""
+    check_suffix(path)
+    if path.suffix == ".html":
+        content = to_html(answered)
+    elif path.suffix == ".md":
+        lines = [f"{number}. {_markdown(line)}" for number, line in enumerate(_source_lines(answered), 1)]
+        title = TextSegment(f"# {_markdown(_question(answered))}")
+        end = TextSegment("\n".join(["## Sources", "", *lines]))
+        page = InterleavedDocument((title, *answered.document.segments, end))
+        content = to_markdown(page, path.with_name(f"{path.stem}_images"))
+    else:
+        content = json.dumps(answered.document.to_json()) + "\n"
+    write_atomically(path, content)
+
+
+def to_html(answered: Answered) -> str:
+    """A self-contained page: the question, the answer, the sources as a list, and what was left out."""
+    title = _question(answered)
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in _source_lines(answered))
+    return html_page(
+        title,
+        f"<main><h1>{html.escape(title)}</h1>{document_html(answered.document)}"
+        f'<section class="sources"><h2>Sources</h2><ol>{items}</ol>'
+        f'<p class="note">{html.escape(described(answered))}</p></section></main>',
+        PAGE_CSS,
+    )
+
+
+def _source_lines(answered: Answered) -> list[str]:
+    lines = []
+    for source in answered.sources:
+        parts = [f"text {', '.join(source.chunks)}"] if source.chunks else []
+        parts += [f"candidate {', '.join(map(str, source.pictures))}"] if source.pictures else []
+        title = "" if source.title in ("", source.document) else f"{source.title}: "
+        lines.append(_line(f"{title}{source.document} ({'; '.join(parts)})"))
+    return lines
+
+
+def _question(answered: Answered) -> str:
+    return _line(str(answered.document.meta.get("question") or "Answer"))
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _markdown(line: str) -> str:
+    """Text that is to show letter by letter; `to_markdown` takes care of `<`."""
+    return re.sub(r"[\\\[\]*_`!#|~]", r"\\\g<0>", line)

@@ -1,0 +1,175 @@
+import io
+import json
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from limner.data.insertion import Candidate, taken_out
+from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, encode_png
+from limner.models.errors import InputError
+from limner.retrieval.answering import Illustrate, answer, candidates_of, described, extract, save
+from limner.retrieval.corpus import Chunk, Hit, Picture, make_chunks
+from limner.retrieval.placing import PlacementRules, open_places, restricted
+from limner.retrieval.rule import RuleInserter
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'](javascript:alert(3))"
+
+
+def picture(colour: str) -> Image.Image:
+    return Image.new("RGB", (70, 70), colour)
+
+
+def hits_of(*documents: InterleavedDocument) -> list[Hit]:
+    return [Hit(chunk, 1.0, ("words",)) for document in documents for chunk in make_chunks(document)[0]]
+
+
+def recipe(name: str = "strudel.md", colours: tuple[str, str] = ("red", "blue")) -> InterleavedDocument:
+    segments = (
+        TextSegment("Strudel is sweet.\n\n## Steps\n\nRoll out the thin pastry."),
+        ImageSegment(picture(colours[0]), alt="the pastry"),
+        TextSegment("Spread the jam on it.\nBake it until golden."),
+        ImageSegment(picture(colours[1]), alt="a golden strudel"),
+        TextSegment("Serve it warm."),
+    )
+    return InterleavedDocument(segments, name, {"title": "Apple strudel"})
+
+
+def test_the_extract_with_the_rule_gives_a_document_back_as_it_was():
+    whole, hits = recipe(), hits_of(recipe())
+    answered = answer("How is strudel made?", hits, Illustrate(RuleInserter().place))
+    (was, before, _), (now, after, _) = taken_out(whole), taken_out(answered.document)
+    assert [text.split() for text in was if text.strip()] == [text.split() for text in now]
+    assert after == before
+    assert [image.alt for image in answered.document.images] == ["the pastry", "a golden strudel"]
+    assert {image.origin for image in answered.document.images} == {"inserted"}
+    assert not answered.faults and not answered.removed
+    (source,) = answered.sources
+    assert (source.document, source.chunks, source.pictures) == ("strudel.md", ("strudel.md:0",), (1, 2))
+    assert answered.document.meta["sources"][0]["title"] == "Apple strudel"
+
+
+def test_an_extract_is_of_one_document_and_in_its_order():
+    chunks = [Chunk(f"a:{n}", "a", "A", f"Part {n}.\n<PIC>\nEnd {n}.", ()) for n in range(3)]
+    other = Chunk("b:0", "b", "B", "Elsewhere.", ())
+    hits = [Hit(chunk, 1.0, ()) for chunk in (chunks[2], other, chunks[0])]
+    assert extract(hits) == ("Part 0.\nEnd 0.\n\nPart 2.\nEnd 2.", (chunks[0], chunks[2]))
+    long = Chunk("a:1", "a", "A", "word " * 500, ())
+    assert extract([hits[0], Hit(long, 0.5, ())])[1] == (chunks[2],)
+
+
+def test_equal_pictures_are_one_candidate_and_what_does_not_open_is_counted():
+    data = encode_png(picture("red"))
+
+    def chunk(name: str, *pictures: Picture) -> Hit:
+        return Hit(Chunk(f"{name}:0", name, name, "<PIC>", pictures), 1.0, ())
+
+    same, again = Picture("a#1", data, "one", "here"), Picture("b#1", data, "two", "there")
+    cut = data[: len(data) // 2]
+    hits = [chunk("a", same, Picture("a#2", b"no picture", "", "")), chunk("b", again, Picture("b#2", cut, "", "x"))]
+    candidates, numbers, faults = candidates_of(hits)
+    assert [(c.id, c.caption, c.context, c.source) for c in candidates][0] == ("a#1", "one", "here\nthere", "a")
+    assert numbers["a#1"] == numbers["b#1"] == 1 and "a#2" not in numbers and faults == {"unreadable": 1}
+    assert len(candidates_of(hits, decode=True)[0]) == 1
+    placed = answer("?", hits, Illustrate(RuleInserter(PlacementRules(min_relevance=0.01)).place, "here\nx"))
+    assert [image.candidate for image in placed.document.images] == [1] and placed.removed == {"unreadable": 1}
+
+
+def test_each_rule_takes_out_what_it_forbids_and_says_how_many():
+    candidates = tuple(
+        Candidate(picture("red"), caption, id=f"d#{n}", source="d")
+        for n, caption in enumerate(("apples and pears", "a bicycle", "baking the pears"), 1)
+    )
+
+    def inserted(number: int) -> ImageSegment:
+        return ImageSegment(picture("red"), origin="inserted", candidate=number)
+
+    document = InterleavedDocument(
+        (
+            TextSegment("Peel apples and pears."),
+            inserted(1),
+            inserted(2),
+            TextSegment("\n# Steps\nMix.\n## Oven\nBaking the pears."),
+            inserted(3),
+            ImageSegment(picture("blue"), origin="generated"),
+            TextSegment("\n# End\nEat."),
+        )
+    )
+
+    def left(**rules) -> tuple[list[int | None], dict[str, int]]:
+        held, removed = restricted(document, candidates, PlacementRules(**rules))
+        assert held.text.split() == document.text.split()
+        assert len(held.images) + removed.total() == len(document.images)
+        return [image.candidate for image in held.images], dict(removed)
+
+    assert left() == ([1, 2, 3, None], {})
+    assert left(images="given") == ([1, 2, 3], {"generated": 1})
+    assert left(images="generated") == ([None], {"given": 3})
+    assert left(sections=["STEPS"]) == ([3, None], {"outside the sections": 2})
+    assert left(sections=["Oven"], images="given") == ([3], {"generated": 1, "outside the sections": 2})
+    assert left(min_relevance=0.3) == ([1, 3, None], {"not relevant": 1})
+    assert left(max_images=3) == ([1, 3, None], {"too many": 1})
+    assert left(max_images=0) == ([], {"too many": 4})
+    assert left(sections=["Nowhere"])[1] == {"outside the sections": 4}
+
+
+def test_a_section_ends_with_the_next_heading_of_its_level():
+    text = ["Before.", "\n# A", "\nIn a.", "\n## B", "\nIn b.", "\n# C", "\nIn c."]
+    assert open_places(text, ["a"]).tolist() == [False, False, True, True, True, True, False, False]
+    assert open_places(text, ["B"]).tolist() == [False, False, False, False, True, True, False, False]
+    assert open_places(text, []).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_images": -1}, {"min_relevance": 1.5}, {"min_relevance": float("nan")}], ids=lambda wrong: str(wrong)
+)
+def test_rules_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        PlacementRules(**wrong)
+
+
+def test_nothing_to_answer_from_is_an_error():
+    with pytest.raises(InputError, match="nothing in the index"):
+        answer("How?", [], Illustrate(RuleInserter().place))
+    with pytest.raises(InputError, match="question is empty"):
+        answer(" ", hits_of(recipe()), Illustrate(RuleInserter().place))
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_hostile_documents_reach_no_page_as_markup(tmp_path):
+    segments = (TextSegment(f"{HOSTILE} Roll the pastry."), ImageSegment(picture("red"), alt=f"pastry {HOSTILE}"))
+    hostile = InterleavedDocument(segments, f"{HOSTILE}.md", {"title": f"{HOSTILE}\n\n# Title"})
+    strategy = Illustrate(RuleInserter(PlacementRules(min_relevance=0.01)).place)
+    answered = answer(f"Pastry {HOSTILE}?", hits_of(hostile), strategy)
+    assert answered.document.images and answered.sources
+    for name in ("page.html", "page.md", "page.json"):
+        save(answered, tmp_path / name)
+    page = (tmp_path / "page.html").read_text()
+    found = Tags()
+    found.feed(page)
+    assert "script" not in found.tags and not {name for name in found.attributes if name.startswith("on")}
+    assert "&lt;script&gt;" in page and "Content-Security-Policy" in page
+    markdown = (tmp_path / "page.md").read_text()
+    unescaped = markdown.replace("\\<", "")
+    assert "<script" not in unescaped and "<img" not in unescaped and "## Sources\n\n1. " in markdown
+    assert "[" not in markdown.partition("## Sources")[2].replace("\\[", "").replace("\\]", "")
+    value = json.loads((tmp_path / "page.json").read_text())
+    assert InterleavedDocument.from_json(value).meta["sources"][0]["document"] == f"{HOSTILE}.md"
+    assert Image.open(io.BytesIO((tmp_path / "page_images" / "1.png").read_bytes())).size == (70, 70)
+    with pytest.raises(InputError, match="html"):
+        save(answered, tmp_path / "page.pdf")
+
+
+def test_one_line_says_what_came_of_it():
+    hits = hits_of(recipe(), recipe("tart.md", ("green", "yellow")))
+    answered = answer("Strudel?", hits, Illustrate(RuleInserter().place), PlacementRules(max_images=1))
+    assert described(answered) == "1 pictures (1 inserted), 4 candidates, 1 sources; taken out by the rules: 1 too many"
