@@ -34,13 +34,16 @@ from ..models.hub import find_checkpoint, load_model
 from ..models.local_vlm import LocalVLMConfig
 from ..models.rendering import write_atomically
 from ..rewards.judge import JudgeConfig, chat_model
-from . import embedded, geneval, interleavedbench, mmie, vqa
+from . import dpgbench, embedded, ftii, geneval, interleavedbench, mmie, mramg, vqa
 from .benchmark import Benchmark, Given, Item, Writing, read_answers, score_answers, write_answers
+from .dpgbench import DPGBench, DPGBenchConfig
 from .entries import Copies
 from .folder import Journal, keep_manifest
+from .ftii import FTII
 from .geneval import GenEval, GenEvalConfig
 from .interleavedbench import InterleavedBench, InterleavedBenchConfig
 from .mmie import MMIE, MMIEConfig
+from .mramg import MRAMG, MRAMGConfig
 from .results import write_results
 from .vqa import VisualQuestions
 
@@ -49,6 +52,9 @@ READERS = {
     "interleavedbench": interleavedbench.read,
     "picture_stories": embedded.read,
     "geneval": geneval.read,
+    "dpgbench": dpgbench.read,
+    "mramg": mramg.read,
+    "ftii": ftii.read,
     **vqa.READERS,
 }
 EXPORTS = {"mmie": ("data.json", mmie.export), "interleavedbench": ("interleaved_bench.json", interleavedbench.export)}
@@ -84,9 +90,19 @@ class EvalJudge:
 
 @dataclass
 class EvalConfig:
-    benchmark: Literal["mmie", "interleavedbench", "picture_stories", "vqa", "pope", "mme", "seedbench", "geneval"] = (
-        "mmie"
-    )
+    benchmark: Literal[
+        "mmie",
+        "interleavedbench",
+        "picture_stories",
+        "vqa",
+        "pope",
+        "mme",
+        "seedbench",
+        "geneval",
+        "dpgbench",
+        "mramg",
+        "ftii",
+    ] = "mmie"
     data: str = ""
     """The benchmark's file or folder; with `answers` it may be left out, their own questions hold then."""
     data_revision: str = ""
@@ -111,6 +127,8 @@ class EvalConfig:
     mmie: MMIEConfig = field(default_factory=MMIEConfig)
     interleavedbench: InterleavedBenchConfig = field(default_factory=InterleavedBenchConfig)
     geneval: GenEvalConfig = field(default_factory=GenEvalConfig)
+    dpgbench: DPGBenchConfig = field(default_factory=DPGBenchConfig)
+    mramg: MRAMGConfig = field(default_factory=MRAMGConfig)
     samples: int = 24
     """Items shown in the report."""
     suite: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -121,7 +139,9 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.suite and (self.data or self.answers or self.export):
             raise InputError("suite: data, answers and export are given to each of its evaluations, suite.NAME.data")
-        if not self.suite and bool(self.model) == bool(self.answers):
+        if self.benchmark == "mramg" and (self.model or not (self.data or self.suite)):
+            raise InputError("mramg: give --data FOLDER, and --answers FILE or a strategy's settings; no --model")
+        if not self.suite and self.benchmark != "mramg" and bool(self.model) == bool(self.answers):
             raise InputError("model, answers: give one of them, --model DIR to write or --answers FILE to score")
         if not self.suite and not self.data and not self.answers:
             raise InputError("data: missing; name the benchmark's file (--data FILE)")
@@ -177,14 +197,16 @@ def evaluate(config: EvalConfig, shard: Shard = Shard()) -> bool:
             save_resolved(out / "config.yaml", config)
         if imported is None:
             with Journal(out, "answers", shard.rank) as journal:
-                write_missing(config, own, journal)
-        answers = read_answers(out) if imported is None else imported
+                write_missing(config, benchmark, own, journal)
+        answers = answers_of(benchmark, out, imported)
         with Journal(out, "verdicts", shard.rank) as journal:
             report("scored", score_answers(benchmark, own, answers, judge, journal), len(own))
     finally:
         if judge:
             judge.close()
-    answers = read_answers(out) if imported is None else imported  # those of the other processes, too
+        if isinstance(benchmark, MRAMG):
+            benchmark.close()
+    answers = answers_of(benchmark, out, imported)  # those of the other processes, too
     finished = write_results(out, benchmark, answers, config.samples)
     if finished and config.export:
         write_export(config, benchmark, answers)
@@ -233,6 +255,12 @@ def make_benchmark(config: EvalConfig, items: Sequence[Item]) -> Benchmark:
         return InterleavedBench(config.interleavedbench, items)
     if config.benchmark == "geneval":
         return GenEval(config.geneval, items)
+    if config.benchmark == "dpgbench":
+        return DPGBench(config.dpgbench, items, grids=bool(config.answers))
+    if config.benchmark == "mramg":
+        return MRAMG(config.mramg, items, Path(config.data), Path(config.answers).name if config.answers else "")
+    if config.benchmark == "ftii":
+        return FTII(items)
     if config.benchmark in vqa.READERS:
         return VisualQuestions(config.benchmark, items)
     return embedded.PictureStories(items)
@@ -253,6 +281,8 @@ def manifest(
         prompt = {"text": config.prompt, "sha256": hashlib.sha256(config.prompt.encode()).hexdigest()}
         model = {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))}
         writing = {"model": model, "prompt": prompt, "sampling": asdict(config.sampling), "seed": config.seed}
+    elif isinstance(benchmark, MRAMG) and benchmark.writes:
+        writing = {"model": {"name": benchmark.label}}
     return {
         "limner": version("limner"),
         "benchmark": benchmark.name,
@@ -290,11 +320,21 @@ def fingerprint(checkpoint: Path) -> str:
 # ---- doing it ----
 
 
-def write_missing(config: EvalConfig, items: Sequence[Item], journal: Journal) -> None:
+def answers_of(benchmark: Benchmark, out: Path, imported: Mapping[str, Given] | None) -> Mapping[str, Given]:
+    """By item id: imported, or those of the run's folder."""
+    if isinstance(benchmark, MRAMG):
+        return benchmark.answers(out, imported)
+    return read_answers(out) if imported is None else imported
+
+
+def write_missing(config: EvalConfig, benchmark: Benchmark, items: Sequence[Item], journal: Journal) -> None:
     """Answers of the items that have none; without such the model is not even loaded."""
-    answers = read_answers(journal.path.parent)
+    answers = answers_of(benchmark, journal.path.parent, None)
     waiting = [item for item in items if item.id not in answers or answers[item.id].failure]
     if not waiting:
+        return
+    if isinstance(benchmark, MRAMG):
+        report("written", benchmark.write(waiting, journal), len(waiting))
         return
     device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
     model = load_model(config.model, device)

@@ -54,6 +54,7 @@ SCHEMAS: dict[str, Callable[[], tuple[type, ...]]] = {
 FLAGS: dict[str, list[str]] = {
     "eval": ["--model", "DIR", "--data", "FILE"],
     "eval/capabilities": ["--model", "DIR"],
+    "eval/mramg": ["--data", "DIR"],
     "guard": ["--before", "DIR", "--after", "DIR"],
     "grpo": ["--use_cpu", "true", "--bf16", "false"],
 }
