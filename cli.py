@@ -8,8 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .models.errors import ArgumentParser, InputError, run_or_exit
+
+if TYPE_CHECKING:
+    from .data.insertion import Candidate
 
 USAGE = """usage: limner COMMAND [...]
 
@@ -263,16 +267,6 @@ def _preview(arguments: argparse.Namespace) -> None:
 def _insertion(arguments: argparse.Namespace) -> None:
     from .data.insertion_tasks import write_source
 
-    hard = None
-    if arguments.hard:
-        from .retrieval.answering import candidates_of
-        from .retrieval.index import Index
-
-        index = Index.open(arguments.hard)
-
-        def hard(text: str, limit: int):
-            return candidates_of(index.search(text, limit=limit))[0]
-
     report = write_source(
         arguments.source,
         arguments.out,
@@ -280,10 +274,19 @@ def _insertion(arguments: argparse.Namespace) -> None:
         abstain_share=arguments.abstain_share,
         heldout_share=arguments.heldout_share,
         seed=arguments.seed,
-        hard=hard,
+        hard=_found_in(arguments.hard) if arguments.hard else None,
         overwrite=arguments.overwrite,
     )
     print(report)
+
+
+def _found_in(folder: Path) -> Callable[[str, int], Sequence[Candidate]]:
+    """Pictures that an index finds for a text, so many at most."""
+    from .retrieval.answering import candidates_of
+    from .retrieval.index import Index
+
+    index = Index.open(folder)
+    return lambda text, limit: candidates_of(index.search(text, limit=limit))[0]
 
 
 def _validate(arguments: argparse.Namespace) -> None:

@@ -161,8 +161,8 @@ def new_model(tokenizer: Any, hidden_size: int, layers: int, seed: int) -> Llama
     model = LlamaForCausalLM(config)
     # Mimetic initialisation (Trockman and Kolter, arXiv 2305.09828): at the start a token looks at its like.
     with torch.no_grad():
-        layers: Any = model.model.layers
-        for layer in layers:
+        blocks: Any = model.model.layers
+        for layer in blocks:
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     return model
 
