@@ -4,7 +4,7 @@
     2. A couch.           img 2: A sofa.          stands after 2
 
 Half of the captions use another word, so that matching words finds only a part. The answers that the model is warmed up
-on think about each candidate in turn, `hare -, sofa 2`, and are noisy: some of it at random, some of it biased (animals
+on think about each candidate in turn, `A hare. - A sofa. 2`, and are noisy: some of it at random, some of it biased (animals
 one sentence too late, furniture left out, both more often than not), so that the mode of what they teach is wrong.
 """
 
@@ -123,10 +123,9 @@ def noisy(task: InsertionTask, rng: random.Random, noise: AnswerNoise) -> list[P
 
 
 def thought(task: InsertionTask, placements: Sequence[Placement]) -> str:
-    """Each candidate in its order, by its caption's word, and where it stands: ten small decisions instead of one."""
+    """Each candidate in its order, by its caption, and where it stands: ten small decisions instead of one."""
     after = {placement.candidate: str(placement.after) for placement in placements}
-    words = [candidate.caption.strip(".").split()[-1] for candidate in task.candidates]
-    return ", ".join(f"{word} {after.get(number, '-')}" for number, word in enumerate(words, 1))
+    return " ".join(f"{item.caption} {after.get(number, '-')}" for number, item in enumerate(task.candidates, 1))
 
 
 # ---- the model ----
@@ -137,7 +136,7 @@ def new_tokenizer(size: WorldSize) -> PreTrainedTokenizerFast:
     texts = []
     for task in make_world(0, 300, size, "tokenizer"):
         texts += [messages(task)[-1]["content"], answer_text(task.gold, thought(task, task.gold))]
-    tokenizer = train_text_tokenizer(texts, 512)
+    tokenizer = train_text_tokenizer(texts, 1024)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

@@ -15,6 +15,7 @@ from limner.studies.insertion_world import (
     AnswerNoise,
     WorldSize,
     make_world,
+    new_tokenizer,
     noisy,
     thought,
 )
@@ -57,8 +58,15 @@ def test_the_mode_of_the_noise_is_wrong_for_animals_and_furniture():
 
 def test_a_thought_says_where_each_candidate_stands():
     (task,) = make_world(0, 1, WorldSize(candidates=3), "test")
-    words = [candidate.caption.split()[1].strip(".") for candidate in task.candidates]
-    assert thought(task, [Placement(2, 1), Placement(0, 3)]) == f"{words[0]} 2, {words[1]} -, {words[2]} 0"
+    a, b, c = (candidate.caption for candidate in task.candidates)
+    assert thought(task, [Placement(2, 1), Placement(0, 3)]) == f"{a} 2 {b} - {c} 0"
+
+
+def test_a_thing_is_one_token_wherever_it_is_named():
+    """What a small model is to match must look the same in sentence, caption and thought."""
+    tokenizer = new_tokenizer(WorldSize())
+    for word in [*OTHER_WORDS, *OTHER_WORDS.values()]:
+        assert len(tokenizer(f" {word}.", add_special_tokens=False)["input_ids"]) == 1, word
 
 
 def test_scores_of_gold_and_of_nothing():
