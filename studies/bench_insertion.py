@@ -19,7 +19,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,13 @@ class InsertionBenchConfig:
     world: WorldSize = field(default_factory=WorldSize)
     noise: AnswerNoise = field(default_factory=AnswerNoise)
     """Of warm-up answers."""
-    hidden_size: int = 64
-    layers: int = 3
-    warmup_steps: int = 3000
-    warmup_batch: int = 16
-    warmup_rate: float = 3e-3
-    grpo_steps: int = 80
-    grpo_prompts: int = 16
+    hidden_size: int = 128
+    layers: int = 2
+    warmup_steps: int = 1400
+    warmup_batch: int = 32
+    warmup_rate: float = 2e-3
+    grpo_steps: int = 60
+    grpo_prompts: int = 12
     """Tasks a step, each answered eight times."""
     grpo_rate: float = 5e-4
     pair_steps: int = 600
@@ -160,10 +160,12 @@ def writer_of(config: InsertionBenchConfig, model: Any, prompter: Prompter) -> W
 
 
 def warm_up(config: InsertionBenchConfig, model: Any, prompter: Prompter, seed: int) -> list[float]:
+    """Among few candidates more of them belong, and matching is learnt sooner."""
     rng = random.Random(f"warmup {seed}")
 
     def loss(step: int) -> torch.Tensor:
-        tasks = [make_task(rng, config.world) for _ in range(config.warmup_batch)]
+        size = replace(config.world, candidates=rng.randint(min(3, config.world.candidates), config.world.candidates))
+        tasks = [make_task(rng, size) for _ in range(config.warmup_batch)]
         return answer_loss(model, prompter, tasks, [noisy(task, rng, config.noise) for task in tasks])
 
     model.train()

@@ -4,8 +4,8 @@
     2. A couch.           img 2: A sofa.          stands after 2
 
 Half of the captions use another word, so that matching words finds only a part. The answers that the model is warmed up
-on think about each candidate in turn, `A hare. - A sofa. 2`, and are noisy: some of it at random, some of it biased (animals
-one sentence too late, furniture left out, both more often than not), so that the mode of what they teach is wrong.
+on think about each candidate in turn, `A hare. - A sofa. 2`, and are noisy: some of it at random, some of it biased
+(animals one sentence too late, furniture left out, both more often than not), so that the mode is wrong.
 """
 
 from __future__ import annotations
@@ -157,13 +157,7 @@ def new_model(tokenizer: Any, hidden_size: int, layers: int, seed: int) -> Llama
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
-    # Mimetic initialisation (Trockman and Kolter, arXiv 2305.09828): at the start a token looks at its like.
-    with torch.no_grad():
-        blocks: Any = model.model.layers
-        for layer in blocks:
-            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
-    return model
+    return LlamaForCausalLM(config)
 
 
 def answer_loss(

@@ -19,6 +19,8 @@ SEAM = {
     "log": (GRPOTrainer, ["self", "logs", "start_time"]),
     "create_model_card": (GRPOTrainer, ["self", "model_name", "dataset_name", "tags"]),
     "_save_checkpoint": (GRPOTrainer, ["self", "model", "trial"]),
+    "_load_optimizer_and_scheduler": (GRPOTrainer, ["self", "checkpoint"]),
+    "train": (Trainer, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
     "_save": (Trainer, ["self", "output_dir", "state_dict"]),
     "_get_output_dir": (Trainer, ["self", "trial"]),
     "_save_rng_state": (Trainer, ["self", "output_dir"]),
