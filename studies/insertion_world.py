@@ -166,11 +166,10 @@ def answer_loss(
     """Mean cross-entropy of the answers' tokens behind their prompts; a scalar."""
     tokenizer = prompter.tokenizer
     prompts = tokenizer([prompter.text(task) for task in tasks], add_special_tokens=False)["input_ids"]
-    written = [
-        answer_text(answer, thought(task, answer)) + tokenizer.eos_token
-        for task, answer in zip(tasks, answers, strict=True)
-    ]
-    completions = tokenizer(written, add_special_tokens=False)["input_ids"]
+    written = [answer_text(answer, thought(task, answer)) for task, answer in zip(tasks, answers, strict=True)]
+    # Letter by letter: `<answer>` is a control token of this tokenizer, which a reader of completions would not see.
+    spelled = tokenizer(written, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    completions = [[*ids, tokenizer.eos_token_id] for ids in spelled]
     length = max(len(a) + len(b) for a, b in zip(prompts, completions, strict=True))
     ids_BT = torch.full((len(tasks), length), tokenizer.pad_token_id)
     labels_BT = torch.full_like(ids_BT, -100)

@@ -2,11 +2,15 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from limner.data.insertion import Placement, settled
+from limner.data.insertion_prompt import read_answer
 from limner.models.errors import InputError
+from limner.retrieval.insertion import Prompter
 from limner.studies.bench_insertion import InsertionBenchConfig, main, scores
 from limner.studies.insertion_world import (
     ANIMALS,
@@ -14,6 +18,7 @@ from limner.studies.insertion_world import (
     OTHER_WORDS,
     AnswerNoise,
     WorldSize,
+    answer_loss,
     make_world,
     new_tokenizer,
     noisy,
@@ -67,6 +72,22 @@ def test_a_thing_is_one_token_wherever_it_is_named():
     tokenizer = new_tokenizer(WorldSize())
     for word in [*OTHER_WORDS, *OTHER_WORDS.values()]:
         assert len(tokenizer(f" {word}.", add_special_tokens=False)["input_ids"]) == 1, word
+
+
+def test_a_warm_up_answer_earns_what_its_placements_earn():
+    """Read as TRL reads a completion: decoded without control tokens."""
+    prompter = Prompter(new_tokenizer(WorldSize()))
+    (task,) = [task for task in make_world(0, 9, WorldSize(), "test") if task.gold][:1]
+    learnt = {}
+
+    def model(input_ids, labels, use_cache):
+        learnt["ids"] = labels[0][labels[0] >= 0].tolist()
+        return SimpleNamespace(loss=torch.zeros(()))
+
+    answer_loss(model, prompter, [task], [task.gold])
+    text = prompter.tokenizer.decode(learnt["ids"], skip_special_tokens=True)
+    answer = read_answer(text, len(task.sentences), len(task.candidates))
+    assert answer.placements == task.gold and answer.framed and not answer.faults
 
 
 def test_scores_of_gold_and_of_nothing():
