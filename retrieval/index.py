@@ -183,14 +183,14 @@ class Index:
     def add(self, documents: Iterable[InterleavedDocument], *, whole: bool = False) -> Report:
         """Writes what is new or has changed, some documents at a time; what is committed stays, whatever happens later.
 
-        whole: these are all the documents there are, so others in the index are deleted. Raises InputError where
-        another process writes to the index.
+        whole: these are all the documents there are, so others in the index are deleted. Raises InputError, deleting
+        none, where none of those in the index is given, and where another process writes to it.
         """
-        report, batch = Report(), []
-        seen: set[str] = set()
+        report, batch, seen = Report(), [], set[str]()
         with _writing(self.place):
             self._refresh()
-            written = {*column(self._chunks, "generation"), *column(self._pictures, "generation")}
+            before, written = set(self.documents), {*column(self._chunks, "generation")}
+            written |= {*column(self._pictures, "generation")}
             self._remove(written - {entry.generation for entry in self.documents.values()})  # of a writer killed
             for document in documents:
                 identifier = valid_text(document.id)
@@ -205,10 +205,11 @@ class Index:
                     self._commit(batch)
                     batch = []
             self._commit(batch)
-            if whole and not seen:
-                raise InputError(f"{self.place}: no document was given, so none is deleted")
+            if whole and (not seen or before and not before & seen):
+                self._delete(seen)
+                raise InputError(f"{self.place}: none of its documents is among those given; give another --out")
             if whole:
-                report.deleted = self._delete(set(self.documents) - seen)
+                report.deleted = self._delete(before - seen)
             self._tidy()
         return report
 

@@ -91,8 +91,10 @@ def test_updates_touch_only_what_changed(index, tmp_path):
     # The red and the green file went with their last picture; the blue one is there once.
     assert counts(tmp_path / "index") == {"documents": 3, "chunks": 3, "pictures": 2, "files": 1}
     assert index.delete(["new.md", "nobody"]) == 1 and set(index.documents) == {"pets.md", "cars.md"}
-    with pytest.raises(InputError, match="no document was given"):
-        index.add([], whole=True)
+    for given in ([], [document("other.md", "Of another folder.")]):  # what it has is not thrown away by mistake
+        with pytest.raises(InputError, match="none of its documents"):
+            index.add(given, whole=True)
+        assert set(index.documents) == {"pets.md", "cars.md"} and counts(tmp_path / "index")["documents"] == 2
 
 
 def test_a_reader_sees_what_a_writer_commits(index):
@@ -322,5 +324,7 @@ def test_killed_with_signal_9_while_it_writes(tmp_path):
         for text, pictures in found.values():
             assert said <= int(text.removeprefix("The cat ").partition(".")[0]) <= said + 1 and len(pictures) == 1
         turn = said + 10
-    assert Index.open(tmp_path / "index", BOTH).add([PETS], whole=True).deleted == 6
+    index = Index.open(tmp_path / "index", BOTH)
+    index.add([PETS])
+    assert index.delete([f"d{number}" for number in range(6)]) == 6
     assert counts(tmp_path / "index") == {"documents": 1, "chunks": 1, "pictures": 1, "files": 1}
