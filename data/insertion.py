@@ -21,7 +21,6 @@ from typing import Any
 from PIL import Image
 
 from ..models.candidates import MARKER
-from ..models.candidates import escape_markers as escape_markers
 from ..models.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from .sentences import sentences
 

@@ -24,7 +24,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .insertion import InsertionTask, Placement, escape_markers, settled
+from ..models.candidates import escape_markers
+from .insertion import InsertionTask, Placement, settled
 
 INSTRUCTIONS = (
     "You illustrate a finished text. Choose the pictures that belong into it and say after which sentence each stands: "

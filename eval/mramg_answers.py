@@ -16,8 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data.insertion import ANY_MARKER, MARKER, InsertionTask, Placement, escape_markers, read_markers
+from ..data.insertion import ANY_MARKER, InsertionTask, Placement, read_markers
 from ..data.mramg import DOMAINS, read_corpus
+from ..models.candidates import MARKER, escape_markers
 from ..models.chat import ChatModel, Failure, Request
 from ..models.document import InterleavedDocument, TextSegment
 from ..models.errors import InputError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from PIL import Image
 
-from .document import InterleavedDocument, TextSegment, to_rgb
+from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, to_rgb
 from .reply_cache import ReplyCache, canonical, key_of
 
 _DECODING = threading.Lock()
@@ -78,6 +79,26 @@ class ChatModel(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+PLACE = re.compile(r"\{(\w+)\}")
+"""Where a prompt template takes something in."""
+
+
+def fill(text: str, places: Mapping[str, Sequence[Segment]], nothing: str = "(nothing)") -> InterleavedDocument:
+    """The text with documents at its places; neighbouring texts become one segment, `nothing` stands for an empty one.
+
+    What is filled in is never searched for places itself: `{answer}` in somebody's answer stays as it is.
+    """
+    segments: list[Segment] = []
+    for index, piece in enumerate(PLACE.split(text)):
+        filling = [TextSegment(piece)] if index % 2 == 0 else places[piece] or [TextSegment(nothing)]
+        for segment in filling:
+            if isinstance(segment, TextSegment) and segments and isinstance(segments[-1], TextSegment):
+                segments[-1] = TextSegment(segments[-1].text + segment.text)
+            elif isinstance(segment, ImageSegment) or segment.text:
+                segments.append(segment)
+    return InterleavedDocument(tuple(segments))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ are named `NAME.vN`: a version is never edited, its successor is a new file.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,16 +17,16 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ..configs import build, read_yaml
-from ..data.insertion import Candidate, compose, escape_markers, read_markers
+from ..data.insertion import Candidate, compose, read_markers
 from ..data.sentences import sentences
-from ..models.chat import Answer, ChatModel, Failure, Request
-from ..models.document import ImageSegment, InterleavedDocument, Segment, TextSegment
+from ..models.candidates import escape_markers
+from ..models.chat import PLACE, Answer, ChatModel, Failure, Request, fill
+from ..models.document import ImageSegment, Segment, TextSegment
 from ..models.errors import InputError
 from .answering import Answered, candidates_of, in_reading_order, sources_of
 from .corpus import PIC, Chunk, Hit
 from .placing import PlacementRules
 
-PLACE = re.compile(r"\{(\w+)\}")
 PLACES = ("question", "context", "pictures", "wishes")
 LLM, VLM = "answer_llm", "answer_vlm"
 
@@ -105,7 +104,7 @@ class Asking:
             "pictures": [TextSegment(_captions(candidates))],
             "wishes": [TextSegment(wishes_of(self.rules))],
         }
-        document = filled(template.prompt, places)
+        document = fill(template.prompt, places, nothing="")
         return Asked(Request(document, template.system, template.identity), candidates, tuple(hits), faults)
 
     def read(self, asked: Asked, reply: Answer) -> Answered:
@@ -158,18 +157,6 @@ def wishes_of(rules: PlacementRules) -> str:
         names = "; ".join(f"## {escape_markers(name)}" for name in rules.sections)
         wishes.append(f"Write the answer in sections, and use pictures only under these headings: {names}.")
     return " ".join(wishes)
-
-
-def filled(text: str, places: Mapping[str, Sequence[Segment]]) -> InterleavedDocument:
-    """The text with segments at its places, neighbouring texts joined; what is filled in is not searched for places."""
-    segments: list[Segment] = []
-    for index, piece in enumerate(PLACE.split(text)):
-        for segment in [TextSegment(piece)] if index % 2 == 0 else places[piece]:
-            if isinstance(segment, TextSegment) and segments and isinstance(segments[-1], TextSegment):
-                segments[-1] = TextSegment(segments[-1].text + segment.text)
-            else:
-                segments.append(segment)
-    return InterleavedDocument(tuple(segments))
 
 
 def _captions(candidates: Sequence[Candidate]) -> str:

@@ -10,10 +10,11 @@ from PIL import Image
 
 from ..data.insertion import read_markers
 from ..models.candidates import offer
+from ..models.chat import fill
 from ..models.document import TextSegment
 from ..models.writing import Model
 from .answering import Answered, candidates_of, in_reading_order, sources_of
-from .asking import AnswerTemplate, context_of, filled, load_template, wishes_of
+from .asking import AnswerTemplate, context_of, load_template, wishes_of
 from .corpus import Hit
 from .placing import PlacementRules
 
@@ -43,7 +44,7 @@ class Unified:
             "wishes": [TextSegment(wishes_of(self.rules))],
         }
         pictures = [(cast(Image.Image, candidate.image), candidate.caption) for candidate in candidates]
-        answer = self.model.write(offer(filled(template.prompt, places).text, pictures), **self._limits())
+        answer = self.model.write(offer(fill(template.prompt, places, nothing="").text, pictures), **self._limits())
         segments = []
         for segment in answer.document.segments:
             if isinstance(segment, TextSegment):

@@ -19,14 +19,14 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..configs import build, read_yaml
-from ..models.chat import Answer, ChatModel, Failure, Reply, Request
-from ..models.document import ImageSegment, InterleavedDocument, Segment, TextSegment
+from ..models.chat import PLACE, Answer, ChatModel, Failure, Reply, Request, fill
+from ..models.document import ImageSegment, Segment, TextSegment
 from ..models.endpoint import Endpoint, EndpointConfig
 from ..models.errors import InputError
 from ..models.local_vlm import LocalVLM, LocalVLMConfig
@@ -43,7 +43,6 @@ PLACES = {
 """What a prompt of each unit may refer to; the last one named it must."""
 MUST = {"document": "answer", "text": "text", "image": "image", "image_pair": "previous"}
 
-PLACE = re.compile(r"\{(\w+)\}")
 _NUMBER = re.compile(r"[\s*_]*(-?\d+(?:\.\d+)?)(?:\s*/\s*(\d+(?:\.\d+)?))?[\s*_.]*")
 REFUSAL = re.compile(
     r"\W*(?:i['\u2019]?m sorry|i am sorry|sorry|i can(?:no|['\u2019])t|i am unable|i['\u2019]m unable|as an ai)\b",
@@ -141,22 +140,6 @@ def questions(template: Template, completion: Completion) -> list[Question]:
         document = fill(template.prompt, {"prompt": prompt, **places})
         asked.append(Question(segment, Request(document, template.system, template.identity)))
     return asked
-
-
-def fill(text: str, places: Mapping[str, Sequence[Segment]]) -> InterleavedDocument:
-    """The text with documents at its places; neighbouring texts become one segment.
-
-    What is filled in is never searched for places itself: `{answer}` in somebody's answer stays as it is.
-    """
-    segments: list[Segment] = []
-    for index, piece in enumerate(PLACE.split(text)):
-        filling = [TextSegment(piece)] if index % 2 == 0 else places[piece] or [TextSegment("(nothing)")]
-        for segment in filling:
-            if isinstance(segment, TextSegment) and segments and isinstance(segments[-1], TextSegment):
-                segments[-1] = TextSegment(segments[-1].text + segment.text)
-            elif isinstance(segment, ImageSegment) or segment.text:
-                segments.append(segment)
-    return InterleavedDocument(tuple(segments))
 
 
 def _units(

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..configs import build, read_yaml
-from ..models.chat import Answer, ChatModel, Failure, Request
+from ..models.chat import PLACE, Answer, ChatModel, Failure, Request, fill
 from ..models.document import ImageSegment, InterleavedDocument, TextSegment
 from ..models.errors import InputError
 from .base import Completion, RewardOutput
-from .judge import PLACE, REFUSAL, ChatConfig, JudgeFailed, chat_model, fill
+from .judge import REFUSAL, ChatConfig, JudgeFailed, chat_model
 from .structure import planned_pictures
 
 MOST = 32

@@ -32,14 +32,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
-from ..configs import parse
 from ..data.picture_stories import outlines, story, story_prompt
 from ..data.prompts import pack_prompt
 from ..models.errors import InputError, run_or_exit
 from ..models.image_tokenizer import VQImageTokenizer
 from ..models.policy import UnifiedPolicy
 from ..models.processing import Processor
-from ..models.rendering import write_atomically
 from ..models.shared_vocabulary import SharedVocabularyPolicy
 from ..models.text_tokenizer import train_text_tokenizer
 from ..rewards.base import Completion, Reward, RewardOutput
@@ -49,6 +47,7 @@ from ..train.algorithm import AlgorithmConfig, PerModality
 from ..train.new_model import NewModelConfig, general_english, new_policy
 from ..train.rollout import RolloutBatch
 from ..train.trainer import GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
+from .bench import bench
 from .seed import limit_threads, say
 
 PHASES = {
@@ -116,12 +115,7 @@ class BenchConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (config,) = parse((BenchConfig,), argv, prog="limner bench grpo")
-    figures = run(config)
-    print(table(figures))
-    if config.json:
-        write_atomically(Path(config.json), json.dumps(figures, indent=1) + "\n")
-        say(f"wrote {config.json}")
+    bench(BenchConfig, argv, "grpo", run, table)
 
 
 def run(config: BenchConfig) -> dict[str, Any]:

@@ -13,7 +13,6 @@ limner bench insertion [--json FILE] [--seeds 0 1 2]
 from __future__ import annotations
 
 import copy
-import json
 import random
 import statistics
 import time
@@ -27,11 +26,9 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from ..configs import parse
 from ..data.insertion import InsertionTask, Placement
 from ..data.insertion_prompt import THINK_END, Answer
 from ..models.errors import InputError, run_or_exit
-from ..models.rendering import write_atomically
 from ..retrieval.insertion import Inserter, PairScorer, Prompter, WritingInserter
 from ..retrieval.rule import RuleInserter
 from ..rewards.insertion import selection
@@ -39,6 +36,7 @@ from ..rewards.placement import place_score
 from ..train.grpo import GRPOConfig
 from ..train.insertion import InsertionConfig, make_trainer, train_inserter
 from ..train.pair_scoring import PairScoringConfig, fit, fit_pairs
+from .bench import bench
 from .insertion_world import (
     AnswerNoise,
     WorldSize,
@@ -90,12 +88,7 @@ class InsertionBenchConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (config,) = parse((InsertionBenchConfig,), argv, prog="limner bench insertion")
-    figures = run(config)
-    print(table(figures))
-    if config.json:
-        write_atomically(Path(config.json), json.dumps(figures, indent=1) + "\n")
-        say(f"wrote {config.json}")
+    bench(InsertionBenchConfig, argv, "insertion", run, table)
 
 
 def run(config: InsertionBenchConfig) -> dict[str, Any]:

@@ -8,7 +8,6 @@ directions, all clusters' alike, plus a little noise in all; of length 1. Querie
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 import tempfile
@@ -21,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..configs import parse
 from ..models.errors import InputError, run_or_exit
-from ..models.rendering import write_atomically
 from ..retrieval.index import index_vectors, write_vectors
 from ..retrieval.tables import nearest
+from .bench import bench
 from .seed import limit_threads, say
 
 BLOCK = 50_000
@@ -76,12 +74,7 @@ class BenchConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (config,) = parse((BenchConfig,), argv, prog="limner bench retrieval")
-    figures = run(config)
-    print(table(figures))
-    if config.json:
-        write_atomically(Path(config.json), json.dumps(figures, indent=1) + "\n")
-        say(f"wrote {config.json}")
+    bench(BenchConfig, argv, "retrieval", run, table)
 
 
 def run(config: BenchConfig) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Documents have three steps, a text and a picture each. The sampler writes them f
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,13 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache
 from transformers.utils.logging import disable_progress_bar
 
-from ..configs import parse
 from ..data.picture_stories import outlines, story_prompt
 from ..models.errors import InputError, run_or_exit
 from ..models.generation import Sampling, generate
 from ..models.policy import UnifiedPolicy
-from ..models.rendering import write_atomically
 from ..models.sequence import TokenSequence
+from .bench import bench
 from .bench_baselines import Baseline, columns, run_ceiling, write_batched, write_unbatched
 from .bench_models import MODELS
 from .seed import limit_threads, say
@@ -72,12 +69,7 @@ class BenchConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    (config,) = parse((BenchConfig,), argv, prog="limner bench sampler")
-    figures = run(config)
-    print(table(figures))
-    if config.json:
-        write_atomically(Path(config.json), json.dumps(figures, indent=1) + "\n")
-        say(f"wrote {config.json}")
+    bench(BenchConfig, argv, "sampler", run, table)
 
 
 def run(config: BenchConfig) -> dict[str, Any]:

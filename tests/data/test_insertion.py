@@ -8,12 +8,12 @@ from limner.data.insertion import (
     Candidate,
     Placement,
     compose,
-    escape_markers,
     read_markers,
     settled,
     taken_out,
 )
 from limner.data.sentences import sentences
+from limner.models.candidates import escape_markers
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 
 PICTURES = [Candidate(Image.new("RGB", (4, 4), (40 * i, 0, 0)), f"picture {i}") for i in range(1, 5)]
