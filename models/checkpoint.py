@@ -9,11 +9,13 @@ Nothing is unpickled and no remote code runs: weights are safetensors, classes t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed
+from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from .chameleon import ChameleonPolicy
 from .emu3 import Emu3Policy
@@ -39,6 +42,8 @@ IMAGE_TOKENIZER = "image_tokenizer"
 FAMILIES = (SharedVocabularyPolicy, ChameleonPolicy, Emu3Policy, JanusPolicy)
 """What `load` can make; importing a family registers it."""
 FORMAT = 1
+SYNCS_AT_A_TIME = 16
+"""A journal writes those that wait together at once: 500 small files take a tenth of a second instead of two."""
 
 
 @contextmanager
@@ -51,23 +56,46 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        open_to_umask(staging)
         old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-        replaced = directory.exists()
-        if replaced:
-            directory.rename(old)
-        try:
-            staging.rename(directory)
-        except OSError:
-            if replaced:
-                old.rename(directory)
-            raise
+        put_in_place(staging, directory, old)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def open_to_umask(directory: Path) -> None:
+def put_in_place(written: Path, directory: Path, aside: Path) -> None:
+    """Gives a folder that is written its name; what had the name is moved to `aside`.
+
+    All of it is on the disk before it has the name: after a power cut too, a folder of that name is whole.
+    """
+    _open_to_umask(written)
+    with ThreadPoolExecutor(SYNCS_AT_A_TIME) as pool:
+        list(pool.map(_sync, [*written.rglob("*"), written]))
+    replaced = directory.exists()
+    if replaced:
+        directory.rename(aside)
+    try:
+        written.rename(directory)
+    except OSError:
+        if replaced:
+            aside.rename(directory)
+        raise
+    _sync(directory.parent)
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk holds a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that knows nothing of it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _open_to_umask(directory: Path) -> None:
     """Files that only their owner may read get the mode of the folder, which is the umask's.
 
     safetensors writes through temporary files, and those are made for their owner alone.
@@ -80,7 +108,7 @@ def open_to_umask(directory: Path) -> None:
 
 def save(policy: UnifiedPolicy, directory: Path) -> None:
     """Writes the checkpoint whole or not at all."""
-    with whole_directory(Path(directory)) as staging:
+    with whole_directory(Path(directory)) as staging, without_bars():
         policy.model.save_pretrained(staging, safe_serialization=True)
         policy.processor.tokenizer.save_pretrained(staging)
         save_beside_model(policy, staging)
@@ -95,6 +123,16 @@ def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
     template = asdict(policy.processor.template)
     settings = {"format": FORMAT, "family": policy.family, "template": template, "versions": versions}
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers draws no progress bars over weights on this disk; those of downloads stay as the user has them."""
+    previous = set_tqdm_hook(lambda factory, args, kwargs: EmptyTqdm(*args, **kwargs))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(previous)
 
 
 @contextmanager
@@ -123,7 +161,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
     if written != FORMAT:
         raise InputError(f"{path}: format {written!r}; this limner reads {FORMAT}")
     policy_class = family(str(kind))
-    with reading(directory), _loading_whole():
+    with reading(directory), _loading_whole(), without_bars():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         loaded: Any = policy_class.model_class.from_pretrained(

@@ -362,7 +362,7 @@ def _client(config: EndpointConfig) -> Any:
     try:
         from openai import AsyncOpenAI
     except ImportError:
-        raise InputError("endpoint: needs the openai client: pip install 'limner[judge]'") from None
+        raise InputError("the openai client is not installed: pip install 'limner[judge]'") from None
     url = urlsplit(config.base_url)
     if url.scheme not in ("http", "https") or not url.hostname or url.username:
         raise InputError("base_url: give the server's address, without a password: http://localhost:8000/v1")

@@ -13,11 +13,12 @@ from uuid import uuid4
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
-from ..models.checkpoint import open_to_umask, save_beside_model
+from ..models.checkpoint import put_in_place, save_beside_model
 from ..models.errors import InputError
 from ..models.policy import UnifiedPolicy
 
-STAGING = ".staging"
+STAGING = "_staging"
+"""transformers pushes a run's folder to the Hub without what begins with `_`."""
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 SEEN_WITHIN = 60.0
 """Seconds that a new file may take to be seen on other nodes: network file systems keep what they know of a folder."""
@@ -71,15 +72,19 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             name = f"checkpoint-{self.state.global_step}"
-            open_to_umask(staging / name)
-            if (output_dir / name).exists():
-                (output_dir / name).rename(staging / "replaced")
-            (staging / name).rename(output_dir / name)
+            put_in_place(staging / name, output_dir / name, staging / "replaced")
             limit = self.args.save_total_limit
             for old in checkpoints(output_dir)[:-limit] if limit else []:
                 old.rename(staging / old.name)
             shutil.rmtree(staging, ignore_errors=True)
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(output_dir / name))
         self.accelerator.wait_for_everyone()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Waits for the folder's final place: a push goes on in a thread, and would lose files that are moved."""
+        if not self._staging:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)  # type: ignore[misc]

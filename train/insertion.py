@@ -98,7 +98,10 @@ def make_trainer(
         peft_config=lora.adapter(loaded) if lora else None,
     )
     if is_sharded(trainer.accelerator):
-        raise InputError("task insertion: ZeRO-3 and FSDP are not supported; 3B models fit DDP or ZeRO-2 with --lora")
+        raise InputError(
+            "task insertion: ZeRO-3 and FSDP are not supported; launch with torchrun or configs/accelerate/zero2.yaml, "
+            "and train an adapter where memory is short (--lora.rank 16)"
+        )
     return trainer
 
 

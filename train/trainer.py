@@ -75,7 +75,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._counts: list[Counts] = []
         self._loss_sums: dict[str, Tensor] = {}
         self._sums: Sums = {}
-        self._logged_step = 0
+        self._summed_since = 0
         self.stateful: dict[str, Any] = {}
         """What else a resumed run goes on from, by name: anything with `state_dict` and `load_state_dict`."""
         adapted = kwargs.get("peft_config") is not None
@@ -131,7 +131,6 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if not checkpoint or not path.is_file():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self._logged_step = self.state.global_step
         for name, item in self.stateful.items():
             if name in state["extras"]:
                 item.load_state_dict(state["extras"][name])
@@ -342,6 +341,8 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _counted_loss(self, model: Any, inputs: dict[str, Tensor], counts: Counts) -> Tensor:
         loss, sums, gaps = self.part_loss(model, inputs, counts)
+        if not self._loss_sums:
+            self._summed_since = self.state.global_step
         self._loss_sums = {name: self._loss_sums.get(name, 0) + value for name, value in sums.items()}
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
             # Before the first update on a rollout batch the two must agree: the sampled policy is the scored one.
@@ -388,14 +389,14 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was summed since the last line, over all ranks."""
         totals = {name: value.item() for name, value in self._loss_sums.items()}
-        steps = (self.state.global_step - self._logged_step) / self.accelerator.num_processes
+        steps = (self.state.global_step - self._summed_since) / self.accelerator.num_processes
         for name, total in totals.items():
             kind, modality = name.split("/")
             if kind != "tokens":  # a signal adds up over ranks and micro-batches, the others are means over tokens
                 self._sums[name] = total, steps if kind == "signal" else totals[f"tokens/{modality}"]
         for name, value in means(merged(gather_object([self._sums]))).items():
             self.note(name, value)
-        self._loss_sums, self._sums, self._logged_step = {}, {}, self.state.global_step
+        self._loss_sums, self._sums = {}, {}
         super().log(logs, start_time)
 
 

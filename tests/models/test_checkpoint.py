@@ -11,6 +11,7 @@ import torch
 from diffusers import VQModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from limner.data.picture_stories import SCENES, draw_scene, story
 from limner.models import checkpoint
@@ -145,6 +146,28 @@ def test_a_failed_save_leaves_the_old_checkpoint(make_policy, saved, tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut could leave the name, and files that are empty."""
+    events, fsync, rename = [], os.fsync, Path.rename
+
+    def synced(descriptor):
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def renamed(path, to):
+        events.append("renamed")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    with whole_directory(tmp_path / "new") as staging:
+        (staging / "part").mkdir()
+        (staging / "part" / "weights").write_text("x")
+    at = events.index("renamed")
+    assert {*events[:at]} == {staging, staging / "part", staging / "part" / "weights"}
+    assert events[at:] == ["renamed", tmp_path]
+
+
 def refused(directory, says):
     with pytest.raises(InputError, match=says) as error:
         load(directory)
@@ -238,3 +261,10 @@ def test_a_language_model_too_small_for_its_tokenizers_is_refused(policy, saved,
     model.save_pretrained(directory)
     with pytest.raises(InputError, match=r"has \d+ ids, its tokenizers need"):
         load(directory)
+
+
+def test_saving_and_loading_draw_no_bars_and_leave_those_of_others(policy, tmp_path, capsys):
+    save(policy, tmp_path / "model")
+    load(tmp_path / "model")
+    assert "0%" not in capsys.readouterr().err
+    assert list(logging.tqdm([1], desc="mine")) == [1] and "mine" in capsys.readouterr().err

@@ -1,13 +1,17 @@
 """Runs that are refused before they lose or mix checkpoints; saving and resuming are in `test_grpo.py`."""
 
+import shutil
+from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from limner.models.errors import InputError
 from limner.train import checkpointing
 from limner.train.algorithm import AlgorithmConfig
-from limner.train.checkpointing import check_shared, resume_point
+from limner.train.checkpointing import STAGING, check_shared, resume_point
 from limner.train.trainer import InterleavedGRPOTrainer
 
 from .runs import Illustrated, dataset, settings, trained
@@ -48,3 +52,37 @@ def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
         check_shared(args, other)
     with pytest.raises(InputError, match="save_on_each_node: not supported"):
         check_shared(SimpleNamespace(save_on_each_node=True), first)
+
+
+class Hub:
+    """Stands in for the Hub: what is uploaded while the next save has begun, by folder."""
+
+    def __init__(self, run: Path):
+        self.run = run
+        self.uploads: list[tuple[Path, set[str]]] = []
+
+    def create_repo(self, name, **_):
+        return SimpleNamespace(repo_id=name)
+
+    def upload_folder(self, folder_path, ignore_patterns=None, **_) -> Future:
+        (self.run / STAGING / "checkpoint-9").mkdir(parents=True)
+        (self.run / STAGING / "checkpoint-9" / "model.safetensors").touch()
+        folder = Path(folder_path)
+        paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        self.uploads.append((folder, {*filter_repo_objects(paths, ignore_patterns=ignore_patterns)}))
+        shutil.rmtree(self.run / STAGING)
+        done = Future()
+        done.set_result(None)
+        return done
+
+
+def test_the_hub_gets_whole_checkpoints_and_nothing_that_is_being_written(make_policy, tmp_path, monkeypatch):
+    hub = Hub(tmp_path)
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    pushing = {"push_to_hub": True, "hub_model_id": "me/run", "hub_strategy": "all_checkpoints"}
+    trained(make_policy(0), settings(tmp_path, max_steps=2, save_strategy="steps", save_steps=1, **pushing))
+    steps = [tmp_path / f"checkpoint-{step}" for step in (1, 2)]
+    assert [folder for folder, _ in hub.uploads] == [tmp_path, steps[0], tmp_path, steps[1]]
+    for folder, paths in hub.uploads:
+        assert "model.safetensors" in paths and not any("checkpoint-" in path for path in paths)
+        assert ("trainer_state.json" in paths and "limner.json" in paths) == (folder in steps)

@@ -24,7 +24,7 @@ from limner.models.image_tokenizer import VQImageTokenizer
 from limner.rewards.base import RewardOutput
 from limner.train import warmup
 from limner.train.algorithm import AlgorithmConfig, PerModality
-from limner.train.checkpointing import checkpoints, resume_point
+from limner.train.checkpointing import STAGING, checkpoints, resume_point
 from limner.train.losses import NORMALISATIONS
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig, WarmupTrainer
@@ -290,7 +290,7 @@ def parameters_of(directory: Path) -> torch.Tensor:
 def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(kind, processes, root):
     killed = root / "killed"
     kill_in_the_middle_of_a_save(f"{kind}-killed", root, processes)
-    assert (killed / ".staging" / "checkpoint-2").is_dir()  # it was killed inside
+    assert (killed / STAGING / "checkpoint-2").is_dir()  # it was killed inside
     assert [path.name for path in checkpoints(killed)] == ["checkpoint-1"]
     assert resume_point(killed, "last") == str(killed / "checkpoint-1")
     load(killed / "checkpoint-1")
@@ -298,7 +298,7 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(kind, pr
     for rank in range(processes):
         resumed, straight = torch.load(root / f"resumed-{rank}.pt")
         assert torch.equal(resumed, straight) and not torch.equal(straight, parameters_of(root / "start"))
-    assert not (killed / ".staging").exists()
+    assert not (killed / STAGING).exists()
     assert len(checkpoints(killed)) == (3 if kind == "warmup" else 4)
 
 
@@ -334,7 +334,7 @@ def test_the_slurm_script_trains_on_two_nodes(root):
     assert found.returncode == 0, found.stderr + "".join(log[-2000:] for log in logs)
     assert sum(log.count("wrote run/model") for log in logs) == 1
     assert [path.name for path in checkpoints(root / "run")] == ["checkpoint-1", "checkpoint-2"]
-    assert not list(root.glob("run/.*"))
+    assert not list(root.glob("run/.*")) and not (root / "run" / STAGING).exists()
     for rank in (0, 1):
         assert torch.load(root / "run" / "checkpoint-1" / f"rollouts_{rank}.pth")["ranks"] == 2
     assert (parameters_of(root / "run" / "model") - parameters_of(root / "start")).abs().max() > 1e-3

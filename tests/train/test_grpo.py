@@ -18,7 +18,7 @@ from limner.rewards.base import Completion
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.train.advantages import process_advantages, segment_advantages
 from limner.train.algorithm import AlgorithmConfig, PerModality, ReplayConfig
-from limner.train.checkpointing import checkpoints, resume_point
+from limner.train.checkpointing import STAGING, checkpoints, resume_point
 from limner.train.grpo import RunConfig, run
 from limner.train.losses import NORMALISATIONS, Counts, Tokens, token_weights
 from limner.train.trainer import BATCH_FIELDS, GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
@@ -263,7 +263,7 @@ def saving(directory: Path, **changes) -> GRPOConfig:
 
 
 def test_a_checkpoint_is_whole_and_loads(make_policy, tmp_path):
-    stray = tmp_path / ".staging" / "checkpoint-9"
+    stray = tmp_path / STAGING / "checkpoint-9"
     stray.mkdir(parents=True)
     (stray / "trainer_state.json").write_text("half")
     assert checkpoints(tmp_path) == [] and resume_point(tmp_path, None) is None
@@ -351,6 +351,19 @@ def test_resuming_equals_never_having_stopped(stop, every, make_policy, tmp_path
         for trainer in (straight, resumed)
     )
     assert found == expected and len(found) >= 2 and all(entry[3] > 0 for entry in found)
+
+
+def test_a_process_that_the_checkpoint_does_not_know_of_counts_its_steps_from_there(make_policy, tmp_path):
+    """With more processes than before some find no random state and no rollouts of theirs."""
+    straight = trained(make_policy(0), saving(tmp_path / "straight"))
+    trained(make_policy(0), saving(tmp_path / "parts", max_steps=1))
+    for name in ("rng_state.pth", "rollouts_0.pth"):
+        (tmp_path / "parts" / "checkpoint-1" / name).unlink()
+    args = saving(tmp_path / "parts")
+    resumed = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    resumed.train(resume_from_checkpoint=resume_point(tmp_path / "parts", "last"))
+    for name in ("step", "signal/text", "signal/image", "loss"):
+        assert logs(resumed)[-1][name] == pytest.approx(logs(straight)[-1][name], rel=1e-4), name
 
 
 # ---- what TRL and the reward hand over ----

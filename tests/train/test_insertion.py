@@ -118,13 +118,16 @@ def test_pairs_are_learnt_from_gold():
     assert all(torch.equal(weight, frozen[name]) for name, weight in scorer.model.named_parameters())
 
 
-def test_settings_that_cannot_be_are_refused(tmp_path):
+def test_settings_that_cannot_be_are_refused(tmp_path, monkeypatch):
     parts = inserters.text_model()
     with pytest.raises(InputError, match="reward_weights"):
         make_inserter(InsertionConfig(), arguments(tmp_path, reward_weights=[1.0]), parts, tasks())
     ahead = arguments(tmp_path, steps_per_generation=4, gradient_accumulation_steps=1, save_steps=3)
     with pytest.raises(InputError, match="save_steps"):
         make_inserter(InsertionConfig(), ahead, parts, tasks())
+    monkeypatch.setattr("limner.train.insertion.is_sharded", lambda accelerator: True)
+    with pytest.raises(InputError, match="ZeRO-3 and FSDP are not supported; launch .*zero2.yaml.*--lora.rank"):
+        make_inserter(InsertionConfig(), arguments(tmp_path), parts, tasks())
     with pytest.raises(InputError, match="task"):
         make_trainer(RunConfig(task="insertion"), arguments(tmp_path))
     with pytest.raises(InputError, match="insertion"):

@@ -29,7 +29,7 @@ from limner.models.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.train import checkpointing, warmup
 from limner.train.algorithm import AlgorithmConfig, PerModality
-from limner.train.checkpointing import checkpoints, resume_point
+from limner.train.checkpointing import STAGING, checkpoints, resume_point
 from limner.train.lora import LoraConfig
 from limner.train.preflight import Preflight
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
@@ -298,7 +298,7 @@ def start(part: str, name: str, directory: Path) -> subprocess.Popen:
 
 def kill_both_in_the_second_save(name: str, directory: Path) -> None:
     process = start("be_killed", name, directory)
-    last_of_the_first = directory / "killed" / ".staging" / "checkpoint-2" / "trainer_state.json"
+    last_of_the_first = directory / "killed" / STAGING / "checkpoint-2" / "trainer_state.json"
     try:
         deadline = time.monotonic() + 300
         while not ((directory / "stalled").exists() and last_of_the_first.exists()):
@@ -374,9 +374,9 @@ def test_a_run_killed_in_a_sharded_save_goes_on_from_the_checkpoint_before(setup
     if name not in STALLS:
         pytest.skip("test_distributed.py kills one that is not sharded")
     complete = files_in(directory / "whole" / "checkpoint-2")
-    staged = {path for path in complete if f".staging/checkpoint-2/{path}" in results["left"]}
+    staged = {path for path in complete if f"{STAGING}/checkpoint-2/{path}" in results["left"]}
     assert complete - staged == STALLS[name][-1]  # it was killed inside
-    assert {path.split("/")[0] for path in results["left"]} == {".staging", "checkpoint-1"}
+    assert {path.split("/")[0] for path in results["left"]} == {STAGING, "checkpoint-1"}
     for parameter, weight in results["whole"]["weights"].items():
         assert torch.equal(results["killed"]["weights"][parameter], weight), parameter
     assert results["killed"]["history"][-1]["loss"] == results["whole"]["history"][-1]["loss"]

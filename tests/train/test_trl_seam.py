@@ -23,6 +23,7 @@ SEAM = {
     "train": (Trainer, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
     "_save": (Trainer, ["self", "output_dir", "state_dict"]),
     "_get_output_dir": (Trainer, ["self", "trial"]),
+    "_push_from_checkpoint": (Trainer, ["self", "checkpoint_folder"]),
     "_save_rng_state": (Trainer, ["self", "output_dir"]),
     "_load_rng_state": (Trainer, ["self", "checkpoint"]),
 }
