@@ -25,7 +25,7 @@ def unpack_prompt(value: str) -> InterleavedDocument:
 def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
     """(place, object) of each line of a JSONL file. Raises InputError naming file and line."""
     with reading(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON strings may hold what `splitlines` splits at
     found = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -20,13 +20,13 @@ from ..data.insertion import ANY_MARKER, InsertionTask, Placement, read_markers
 from ..data.mramg import DOMAINS, read_corpus
 from ..models.candidates import MARKER, escape_markers
 from ..models.chat import ChatModel, Failure, Request
+from ..models.chat_model import ChatConfig, chat_model
 from ..models.document import InterleavedDocument, TextSegment
 from ..models.errors import InputError
 from ..retrieval.answering import Answered, Illustrate, candidates_of, without_pictures
 from ..retrieval.asking import Asked, Asking
 from ..retrieval.corpus import Chunk, Hit, make_chunks
 from ..retrieval.rule import RuleInserter
-from ..rewards.judge import ChatConfig, chat_model
 from .benchmark import Given, Item
 from .entries import Entry
 from .folder import Journal, read_journals

@@ -34,13 +34,14 @@ import numpy as np
 from ..configs import parse, save_resolved
 from ..data.shards import INDEX
 from ..models.chat import Answer, ChatModel, Request
+from ..models.chat_model import ChatConfig, chat_model
 from ..models.document import InterleavedDocument, TextSegment
 from ..models.errors import InputError
 from ..models.rendering import write_atomically
 from ..rewards.base import Completion
 from ..rewards.build import RewardsConfig, reward_parts
 from ..rewards.guard import GuardedReward
-from ..rewards.judge import ChatConfig, JudgeReward, Template, chat_model, fill, read_verdict
+from ..rewards.judge import JudgeReward, Template, fill, read_verdict
 from .ballots import Ballot, faults, figures
 from .benchmark import judge_template
 from .entries import spaced
@@ -319,7 +320,7 @@ def make_scorers(config: QualifyConfig) -> list[Scorer]:
                 model.cache = model.cache or str(Path(config.out) / REPLIES)
     if config.judge:
         template = judge_template(config.judge.template, SCALE)
-        scorers.append(Pairwise(chat_model(config.judge), template))
+        scorers.append(Pairwise(chat_model(config.judge, "judge"), template))
     if config.rewards:
         scorers.append(Pointwise(config.rewards))
     return scorers

@@ -26,14 +26,12 @@ import torch
 
 from ..configs import build, parse, save_resolved
 from ..models.chat import ChatModel
+from ..models.chat_model import ChatConfig, chat_model
 from ..models.checkpoint import whole_directory
-from ..models.endpoint import EndpointConfig
 from ..models.errors import InputError
 from ..models.generation import Sampling
 from ..models.hub import find_checkpoint, load_model
-from ..models.local_vlm import LocalVLMConfig
 from ..models.rendering import write_atomically
-from ..rewards.judge import JudgeConfig, chat_model
 from . import dpgbench, embedded, ftii, geneval, interleavedbench, mmie, mramg, vqa
 from .benchmark import Benchmark, Given, Item, Writing, read_answers, score_answers, write_answers
 from .dpgbench import DPGBench, DPGBenchConfig
@@ -79,16 +77,6 @@ class SamplingConfig:
 
 
 @dataclass
-class EvalJudge:
-    """The judge; exactly one of the two."""
-
-    endpoint: EndpointConfig | None = None
-    """Behind an OpenAI-compatible server."""
-    local: LocalVLMConfig | None = None
-    """In this process."""
-
-
-@dataclass
 class EvalConfig:
     benchmark: Literal[
         "mmie",
@@ -123,7 +111,7 @@ class EvalConfig:
     batch_size: int = 16
     """Answers written at a time."""
     seed: int = 0
-    judge: EvalJudge = field(default_factory=EvalJudge)
+    judge: ChatConfig = field(default_factory=ChatConfig)
     mmie: MMIEConfig = field(default_factory=MMIEConfig)
     interleavedbench: InterleavedBenchConfig = field(default_factory=InterleavedBenchConfig)
     geneval: GenEvalConfig = field(default_factory=GenEvalConfig)
@@ -269,7 +257,7 @@ def make_benchmark(config: EvalConfig, items: Sequence[Item]) -> Benchmark:
 def make_judge(config: EvalConfig, benchmark: Benchmark) -> ChatModel | None:
     if not benchmark.needs_judge:
         return None
-    return chat_model(JudgeConfig(endpoint=config.judge.endpoint, local=config.judge.local))
+    return chat_model(config.judge, "judge")
 
 
 def manifest(

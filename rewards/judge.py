@@ -26,10 +26,9 @@ from typing import Any, Literal
 
 from ..configs import build, read_yaml
 from ..models.chat import PLACE, Answer, ChatModel, Failure, Reply, Request, fill
+from ..models.chat_model import ChatConfig, chat_model
 from ..models.document import ImageSegment, Segment, TextSegment
-from ..models.endpoint import Endpoint, EndpointConfig
 from ..models.errors import InputError
-from ..models.local_vlm import LocalVLM, LocalVLMConfig
 from .base import Completion, RewardOutput
 from .pictures import own_text
 from .structure import words
@@ -264,35 +263,20 @@ class JudgeReward:
 
 
 @dataclass
-class ChatConfig:
-    """A model to ask; exactly one of the two."""
-
-    endpoint: EndpointConfig | None = None
-    """The model behind an OpenAI-compatible server,"""
-    local: LocalVLMConfig | None = None
-    """or in this process."""
-
-
-@dataclass
 class JudgeConfig(ChatConfig):
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each prompt template, by its name or its file: `{text_relevance: 1, my/prompt.yaml: 0.5}`."""
-
-
-def chat_model(config: ChatConfig, section: str = "judge") -> Endpoint | LocalVLM:
-    """Raises InputError unless exactly one model is given."""
-    if (config.endpoint is None) == (config.local is None):
-        raise InputError(f"{section}: give one of `endpoint` (a server) and `local` (a model in this process)")
-    return Endpoint(config.endpoint) if config.endpoint else LocalVLM(config.local or LocalVLMConfig())
 
 
 def judge_rewards(config: JudgeConfig) -> list[tuple[JudgeReward, float]]:
     """(reward, weight) of each template with a weight; all ask one judge and share its limits."""
     templates = [(load_template(name), weight) for name, weight in config.weights.items() if weight]
     if not templates:
-        raise InputError(f"judge.weights: no template has a weight; there are {', '.join(packaged_templates())}")
+        raise InputError(
+            f"rewards.judge.weights: no template has a weight; there are {', '.join(packaged_templates())}"
+        )
     labels = Counter(template.label for template, _ in templates)
     if twice := [label for label, count in labels.items() if count > 1]:
-        raise InputError(f"judge.weights: two templates are called {twice[0]}; rename one's file")
-    model = chat_model(config)
+        raise InputError(f"rewards.judge.weights: two templates are called {twice[0]}; rename one's file")
+    model = chat_model(config, "rewards.judge")
     return [(JudgeReward(template, model), weight) for template, weight in templates]

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 from ..configs import build, read_yaml
 from ..models.chat import PLACE, Answer, ChatModel, Failure, Request, fill
+from ..models.chat_model import ChatConfig, chat_model
 from ..models.document import ImageSegment, InterleavedDocument, TextSegment
 from ..models.errors import InputError
 from .base import Completion, RewardOutput
-from .judge import REFUSAL, ChatConfig, JudgeFailed, chat_model
+from .judge import REFUSAL, JudgeFailed
 from .structure import planned_pictures
 
 MOST = 32
@@ -216,6 +217,6 @@ def load_template(name_or_path: str) -> QuestionTemplate:
 def questions_reward(config: QuestionsConfig) -> QuestionsReward:
     """Raises InputError for models or a template that there are not."""
     template = load_template(config.template)
-    viewer = chat_model(config.viewer, "questions.viewer")
-    writer = chat_model(config.writer, "questions.writer") if config.writer else viewer
+    viewer = chat_model(config.viewer, "rewards.questions.viewer")
+    writer = chat_model(config.writer, "rewards.questions.writer") if config.writer else viewer
     return QuestionsReward(writer, viewer, template)

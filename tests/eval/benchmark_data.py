@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from limner.eval.run import EvalConfig, EvalJudge
+from limner.eval.run import EvalConfig
+from limner.models.chat_model import ChatConfig
 from limner.models.endpoint import EndpointConfig
 
 from ..scripted_server import texts
@@ -65,9 +66,9 @@ def write_mmie(folder: Path, ids=MMIE_IDS) -> Path:
     return folder / "data.json"
 
 
-def judge_config(url: str, **others) -> EvalJudge:
+def judge_config(url: str, **others) -> ChatConfig:
     settings = {"retries": 2, "backoff": 0.0, "timeout": 20.0, "concurrency": 4, **others}
-    return EvalJudge(endpoint=EndpointConfig(url, "scripted", **settings))
+    return ChatConfig(endpoint=EndpointConfig(url, "scripted", **settings))
 
 
 def eval_config(answers: Path, out: Path, url: str, **others) -> EvalConfig:

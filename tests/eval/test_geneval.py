@@ -18,7 +18,8 @@ from limner.eval.geneval import (
     read,
     relations,
 )
-from limner.eval.run import EvalConfig, EvalJudge, evaluate
+from limner.eval.run import EvalConfig, evaluate
+from limner.models.chat_model import ChatConfig
 from limner.models.endpoint import EndpointConfig
 from limner.models.errors import InputError
 
@@ -151,7 +152,7 @@ def test_a_judge_instead_of_a_detector(tmp_path):
         return "Two clocks. <score>1</score>"
 
     with ScriptedServer(reply) as server:
-        judge = EvalJudge(endpoint=EndpointConfig(server.url, "scripted"))
+        judge = ChatConfig(endpoint=EndpointConfig(server.url, "scripted"))
         config = EvalConfig(
             benchmark="geneval",
             answers=answers,

@@ -223,7 +223,7 @@ def test_without_a_judge_nothing_changes():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"weights": {"helpfulness": 1}}, "one of `endpoint` .* and `local`"),
+        ({"weights": {"helpfulness": 1}}, "rewards.judge.endpoint, .*: give one of them"),
         ({"weights": {}}, "judge.weights: no template has a weight"),
         ({"weights": {"helpfullness": 1}}, "'helpfullness'.*there are helpfulness.v1"),
         ({"weights": {"helpfulness": 1, "helpfulness.v1": 1}}, "two templates are called helpfulness"),

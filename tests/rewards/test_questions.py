@@ -8,13 +8,14 @@ import pytest
 from limner.configs import build
 from limner.data.picture_stories import ATTRIBUTES, SCENES, draw_scene, parse_scene, read_pictures, story_prompt
 from limner.models.chat import Failure, Reply
+from limner.models.chat_model import ChatConfig
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.endpoint import EndpointConfig
 from limner.models.errors import InputError
 from limner.rewards.base import Completion
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.rewards.guard import GuardedReward
-from limner.rewards.judge import ChatConfig, JudgeFailed
+from limner.rewards.judge import JudgeFailed
 from limner.rewards.picture_stories import PictureReward
 from limner.rewards.questions import (
     MOST,
@@ -181,7 +182,7 @@ def test_settings_and_templates(tmp_path):
         part = dict((guard.name, guard.reward) for guard, _ in reward.parts)["questions"]
         assert part.manifest()["template"].startswith("mine@") and part.writer is not part.viewer
     assert load_template("pictures.v1").identity.startswith("pictures.v1@")
-    with pytest.raises(InputError, match="questions.viewer: give one of"):
+    with pytest.raises(InputError, match="rewards.questions.viewer.endpoint, .*: give one of"):
         questions_reward(QuestionsConfig(ChatConfig()))
     with pytest.raises(InputError, match="'pictures.v0': neither .*: pictures.v1"):
         load_template("pictures.v0")

@@ -1,0 +1,25 @@
+"""Lines of JSONL files."""
+
+import json
+
+import pytest
+
+from limner.data.prompts import read_lines, read_prompts
+from limner.models.errors import InputError
+
+BREAKS = "a\u2028b\u2029c\u0085d"
+"""Line breaks of Unicode, which JSON lets stand in a string as they are."""
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    first, second = (json.dumps({"prompt": f"{n} {BREAKS}"}, ensure_ascii=False) for n in (1, 2))
+    path.write_bytes(f"{first}\r\n\n{second}\n".encode())
+    assert [(place, value["prompt"]) for place, value in read_lines(path)] == [
+        (f"{path}:1", f"1 {BREAKS}"),
+        (f"{path}:3", f"2 {BREAKS}"),
+    ]
+    assert [prompt.text for prompt in read_prompts(path)] == [f"1 {BREAKS}", f"2 {BREAKS}"]
+    path.write_text(f"{first}\n{second[:-1]}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="prompts.jsonl:2: not JSON"):
+        read_prompts(path)
