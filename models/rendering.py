@@ -1,8 +1,9 @@
 """Documents for people: Markdown, HTML, and files of either.
 
-What a text holds is never trusted. HTML shows it letter by letter, escaped, line breaks kept. Markdown keeps the text's
-own Markdown, links included (it is the author's, or the model's, to write) but no raw HTML: a `<` that could open a tag
-becomes `&lt;`, which every renderer shows as `<`, except inside a code span, where the entity itself is seen.
+What a text holds is never trusted. HTML shows its Markdown (`markdown_html`); raw HTML in it is seen letter by letter.
+Markdown keeps the text's own Markdown, links included (it is the author's, or the model's, to write) but no raw HTML: a
+`<` that could open a tag becomes `&lt;`, which every renderer shows as `<`, except inside a code span, where the entity
+itself is seen.
 """
 
 from __future__ import annotations
@@ -12,15 +13,28 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri, encode_png
 from .errors import InputError
 
 SMALL_PICTURE = 64
 """Pictures of at most this many pixels a side are enlarged, with their pixels left sharp."""
+
+TITLE = 70
+"""Most letters of a page's title."""
+FILE_NAMES = re.compile(
+    "cimg|dcim|dsc[fn]?|file|foto|gif|gopr|heic|images?|img|jpe?g|mvi|photo|pic|picture|png|pxl|scan|screenshot|"
+    "untitled|vid|wa|webp|"
+)
+"""What cameras and programs call any picture, and endings of such names."""
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """A page of ours may fetch nothing and run nothing, whatever gets into it."""
@@ -44,7 +58,18 @@ h1 { font: 600 2rem/1.2 var(--serif); letter-spacing: -0.01em; margin: 0 0 1rem;
 .step { display: flex; flex-wrap: wrap; gap: 0.6rem 1rem; align-items: flex-start; }
 .step.prompt { border-left: 3px solid var(--line); padding-left: 0.8rem; color: var(--muted); }
 .step .text { flex: 1 1 100%; min-width: 0; max-width: 46rem; }
-.step .text p { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.text { overflow-wrap: anywhere; }
+.text > * { max-width: none; margin: 0 0 0.7rem; }
+.text > :last-child { margin-bottom: 0; }
+.text :is(h3, h4, h5, h6) { font: 600 1.15rem/1.3 var(--serif); margin: 0.6rem 0 0.5rem; }
+.text :is(h4, h5, h6) { font-size: 1rem; }
+.text :is(ul, ol) { padding-left: 1.5rem; }
+.text li > p { margin: 0.3rem 0; }
+.text blockquote { margin-left: 0; padding-left: 0.8rem; border-left: 3px solid var(--line); color: var(--muted); }
+.text pre { white-space: pre-wrap; }
+.text table { border-collapse: collapse; font-size: 0.9rem; }
+.text :is(th, td) { padding: 0.25rem 0.6rem; text-align: left; vertical-align: top; border: 1px solid var(--line); }
+.text a { color: var(--accent); }
 .step figure { margin: 0; max-width: 100%; }
 .step img { display: block; max-width: 100%; height: auto; border-radius: 4px; outline: 1px solid var(--line); }
 .step img.pixelated { image-rendering: pixelated; }
@@ -76,6 +101,32 @@ def to_markdown(document: InterleavedDocument, image_dir: Path | None = None) ->
             write_atomically(image_dir / f"{number}.png", encode_png(segment.pixels()))
             blocks.append(f"![{_markdown_alt(segment, number)}]({quote(image_dir.name)}/{number}.png)")
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def markdown_html(text: str) -> str:
+    """The HTML of a text's Markdown, its line breaks kept; whatever the text holds, it loads and runs nothing.
+
+    Raw HTML is escaped. Of links only http and https lead anywhere, of pictures the alt text stands; headings begin at
+    h3, below those of the page.
+    """
+    # A text cut out of a list is indented as a whole; without `dedent` its second item would belong to its first.
+    return _MARKDOWN.render(textwrap.dedent(text.strip("\n")).strip()).rstrip("\n")
+
+
+def beginning(text: str, most: int = TITLE) -> str:
+    """One line of at most that many letters, cut between words where there is more."""
+    line = " ".join(text.split())
+    if len(line) <= most:
+        return line
+    return (line[: most - 3].rpartition(" ")[0] or line[: most - 4]) + " ..."
+
+
+def caption_of(alt: str) -> str:
+    """The alt text, or nothing where it is a file name that says nothing: `IMG_1234.jpg`, a number, a hash."""
+    parts = re.findall(r"[^\W_]+", alt.casefold())
+    hashed = re.compile(r"(?=.*\d)[0-9a-f]{4,}")
+    named = any(not hashed.fullmatch(part) and not FILE_NAMES.fullmatch(part.rstrip("0123456789")) for part in parts)
+    return alt if named else ""
 
 
 def document_html(
@@ -128,7 +179,7 @@ def save(document: InterleavedDocument, path: Path) -> None:
     """Writes .html, .md (its pictures first, in `<stem>_images/` beside it) or .json, whole or not at all."""
     check_suffix(path)
     if path.suffix == ".html":
-        content = to_html(document, document.id or path.stem)
+        content = to_html(document, document.id or beginning(document.prompt.text) or path.stem)
     elif path.suffix == ".md":
         content = to_markdown(document, path.with_name(f"{path.stem}_images"))
     else:
@@ -143,7 +194,7 @@ def check_suffix(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside and renames, so that a kill leaves the old file or the new one; makes the folder if need be."""
+    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed."""
     if isinstance(content, str):
         content = content.encode("utf-8", errors="replace")  # a lone surrogate, which JSON can carry, has no UTF-8
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +213,7 @@ def _segment_html(segment: Segment, numbers: itertools.count[int], image_scale: 
     if isinstance(segment, TextSegment):
         if not segment.text.strip() and not note:
             return ""
-        return f'<div class="text"><p>{html.escape(segment.text.strip())}</p>{note}</div>'
+        return f'<div class="text">{markdown_html(segment.text)}{note}</div>'
     number = next(numbers)
     if missing := _missing(segment):
         picture = f'<div class="placeholder">Picture {number}: {html.escape(missing)}</div>'
@@ -170,11 +221,12 @@ def _segment_html(segment: Segment, numbers: itertools.count[int], image_scale: 
         image = segment.pixels()
         small = max(image.size) <= SMALL_PICTURE
         width, height = (side * image_scale if small else side for side in image.size)
-        alt = html.escape(segment.alt or f"Picture {number}, {_origin(segment)}")
+        alt = html.escape(caption_of(segment.alt) or f"Picture {number}, {_origin(segment)}")
         style = ' class="pixelated"' if small else ""
         picture = f'<img src="{data_uri(image)}" alt="{alt}" width="{width}" height="{height}"{style}>'
     badge = f'<span class="origin {segment.origin}">{html.escape(_origin(segment))}</span>'
-    return f"<figure>{picture}<figcaption>{badge} {html.escape(segment.alt)}</figcaption>{note}</figure>"
+    said = html.escape(caption_of(segment.alt))
+    return f"<figure>{picture}<figcaption>{badge} {said}</figcaption>{note}</figure>"
 
 
 def _missing(segment: ImageSegment) -> str:
@@ -194,8 +246,40 @@ def _origin(segment: ImageSegment) -> str:
 
 
 def _markdown_alt(segment: ImageSegment, number: int) -> str:
-    alt = segment.alt or f"Picture {number}, {_origin(segment)}"
-    if segment.alt and segment.candidate is not None:
+    said = caption_of(segment.alt)
+    alt = said or f"Picture {number}, {_origin(segment)}"
+    if said and segment.candidate is not None:
         alt += f" (candidate {segment.candidate})"
     alt = " ".join(alt.split())
     return re.sub(r"[\\\[\]<>&`*_!]", r"\\\g<0>", alt)
+
+
+def _link(_: Any, tokens: Sequence[Token], at: int, __: Any, state: dict[str, Any]) -> str:
+    token = tokens[at]
+    if token.nesting > 0:  # links do not nest
+        address = str(token.attrs.get("href", ""))
+        state["link"] = address.lower().startswith(("http://", "https://"))
+        return f'<a href="{html.escape(address)}" rel="nofollow noopener">' if state["link"] else ""
+    return "</a>" if state["link"] else ""
+
+
+def _heading(_: Any, tokens: Sequence[Token], at: int, __: Any, ___: Any) -> str:
+    token = tokens[at]
+    return f"<{'/' * (token.nesting < 0)}h{min(int(token.tag[1]) + 2, 6)}>"
+
+
+def _alt_text(_: Any, tokens: Sequence[Token], at: int, __: Any, ___: Any) -> str:
+    return html.escape(tokens[at].content)
+
+
+def _renderer() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    parser.disable("code")  # an indented text is here the rest of a list, seldom code
+    parser.validateLink = lambda url: True  # type: ignore[method-assign]  # `_link` decides; refused, a link shows as typed
+    rules = {"link_open": _link, "link_close": _link, "heading_open": _heading, "heading_close": _heading}
+    for name, rule in {**rules, "image": _alt_text}.items():
+        parser.add_render_rule(name, rule)
+    return parser
+
+
+_MARKDOWN = _renderer()

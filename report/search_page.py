@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..models.document import open_image, to_rgb
 from ..models.errors import InputError
-from ..models.rendering import write_atomically
+from ..models.rendering import beginning, caption_of, markdown_html, write_atomically
 from ..retrieval.corpus import PIC, Hit, Picture
 from ..retrieval.search import Found, find, listing, search_parser
 from .page import Html, element, escape, note, page
@@ -24,7 +24,6 @@ MOST_PICTURES = 12
 STYLE = """<style>
 .hit { margin-top: 2rem; padding-top: 0.8rem; }
 .hit h2 { font-size: 1.2rem; overflow-wrap: anywhere; }
-.hit .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .preview { display: inline-block; vertical-align: top; margin: 0.4rem 1rem 0.4rem 0; max-width: 256px; }
 .preview img { display: block; max-width: 100%; height: auto; border-radius: 4px; outline: 1px solid var(--line); }
 </style>"""
@@ -42,12 +41,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def search_page(found: Found) -> str:
-    """A whole page; whatever stands in queries, texts and captions is shown letter by letter."""
+    """A whole page; texts show their Markdown, queries, titles and captions are shown letter by letter."""
     asked = [element("p", found.text, style="lead")] if found.text.strip() else []
     asked += [_figure(found.image, "The picture that was asked for")] if found.image else []
     hits = [_hit(number, hit) for number, hit in enumerate(found.hits, 1)] or [element("p", "Nothing was found.")]
     counts = note(f"{len(found.hits)} parts of {found.documents} documents in {found.place}")
-    title = found.text.strip() or "Search by picture"
+    title = beginning(found.text) or "Search by picture"
     return page(title, Html(STYLE), element("h1", "Search"), element("div", *asked, style="asked"), counts, *hits)
 
 
@@ -57,7 +56,7 @@ def _hit(number: int, hit: Hit) -> Html:
     parts = []
     for place, (text, picture) in enumerate(zip_longest(chunk.text.split(PIC), chunk.pictures)):
         if text and text.strip():
-            parts.append(element("div", text.strip(), style="text"))
+            parts.append(element("div", Html(markdown_html(text)), style="text"))
         if picture and place < MOST_PICTURES:
             parts.append(_picture(picture))
     if (more := len(chunk.pictures) - MOST_PICTURES) > 0:
@@ -66,7 +65,7 @@ def _hit(number: int, hit: Hit) -> Html:
 
 
 def _picture(picture: Picture) -> Html:
-    return _figure(to_rgb(open_image(picture.data)), picture.caption or picture.id)
+    return _figure(to_rgb(open_image(picture.data)), caption_of(picture.caption))
 
 
 def _figure(image: Image.Image, caption: str) -> Html:
@@ -76,5 +75,7 @@ def _figure(image: Image.Image, caption: str) -> Html:
     small.save(buffer, "JPEG", quality=JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     width, height = small.size
-    shown = Html(f'<img src="data:image/jpeg;base64,{data}" alt="{escape(caption)}" width="{width}" height="{height}">')
-    return Html(f'<figure class="preview">{shown}{element("figcaption", caption)}</figure>')
+    alt = escape(caption or "Picture")
+    shown = Html(f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" width="{width}" height="{height}">')
+    said = element("figcaption", caption) if caption else ""
+    return Html(f'<figure class="preview">{shown}{said}</figure>')

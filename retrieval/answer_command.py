@@ -17,9 +17,8 @@ from typing import Any, Literal
 from transformers.utils.logging import disable_progress_bar
 
 from ..configs import parse
-from ..models.endpoint import Endpoint, EndpointConfig
+from ..models.chat_model import ChatConfig, chat_model
 from ..models.errors import InputError, reading
-from ..models.local_vlm import LocalVLM, LocalVLMConfig
 from ..models.rendering import check_suffix
 from .answering import Illustrate, Strategy, answer, described, save
 from .asking import Asking, load_template
@@ -40,7 +39,7 @@ NEEDS = {
 
 
 @dataclass
-class AnswerConfig(PlacementRules):
+class AnswerConfig(ChatConfig, PlacementRules):
     out: str = ""
     """File to write: answer.html, answer.md or answer.json."""
     strategy: Literal["rule", "llm", "vlm", "inserter", "unified"] = "rule"
@@ -49,14 +48,12 @@ class AnswerConfig(PlacementRules):
     """File of a finished answer that gets its pictures (rule, inserter); without it an extract of the best document."""
     hits: int = 10
     """Chunks retrieved."""
+    min_match: float | None = None
+    """Least match of the question and the best chunk, 0 to 1; 0 answers from whatever is found."""
     documents: list[str] = field(default_factory=list)
     """Ids of the documents that may be used; without any, all."""
     device: str = ""
     """`cuda:1`, `cpu`, for all but `local`; empty takes the GPU where there is one."""
-    endpoint: EndpointConfig | None = None
-    """Model behind an OpenAI-compatible server (llm, vlm),"""
-    local: LocalVLMConfig | None = None
-    """or in this process."""
     model: str = ""
     """Folder, or ORG/NAME on the Hub: of an inserter, or of a unified model."""
     think: int = 0
@@ -73,6 +70,8 @@ class AnswerConfig(PlacementRules):
         check_suffix(Path(self.out))
         if self.hits < 1:
             raise InputError(f"hits: {self.hits}; at least 1")
+        if self.min_match is not None and not 0 <= self.min_match <= 1:
+            raise InputError(f"min_match: {self.min_match}; it goes from 0 to 1")
         if self.think < 0:
             raise InputError(f"think: {self.think}; at least 0")
         if self.text and self.strategy not in ("rule", "inserter"):
@@ -88,7 +87,7 @@ class AnswerConfig(PlacementRules):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Raises InputError for faults in the settings, an empty index, nothing found, a model that does not answer."""
+    """Raises InputError for faults in the settings, an empty index, nothing that answers, a model that does not."""
     words = list(sys.argv[1:] if argv is None else argv)
     given = list(takewhile(lambda word: not word.startswith("-"), words))
     (config,) = parse((AnswerConfig,), words[len(given) :], prog="limner answer", usage=USAGE)
@@ -102,8 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not index.documents:
         raise InputError(f"{directory}: the index is empty; fill it with limner index SRC --out {directory}")
     hits = index.search(question, limit=config.hits, documents=config.documents)
-    encode = index.encoders.text.passages if index.encoders.text else None
-    answered = answer(question, hits, strategy_of(config, encode), config, encode)
+    encoder = index.encoders.text
+    strategy = strategy_of(config, encoder.passages if encoder else None)
+    answered = answer(question, hits, strategy, config, encoder, config.min_match)
     save(answered, Path(config.out))
     print(f"{config.out}: {described(answered)}")
 
@@ -128,5 +128,4 @@ def strategy_of(config: AnswerConfig, encode: Encode | None) -> Strategy:
         from .unified import Unified
 
         return Unified(load_model(config.model, config.device or None), config, template, config.sampling)
-    model = Endpoint(config.endpoint) if config.endpoint else LocalVLM(config.local or LocalVLMConfig())
-    return Asking(model, config, config.strategy == "vlm", template)
+    return Asking(chat_model(config, ""), config, config.strategy == "vlm", template)

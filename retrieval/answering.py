@@ -26,12 +26,22 @@ from ..data.insertion import Candidate, InsertionTask, Placement, compose, settl
 from ..data.sentences import sentences
 from ..models.document import InterleavedDocument, TextSegment, open_image, to_rgb
 from ..models.errors import InputError
-from ..models.rendering import check_suffix, document_html, html_page, to_markdown, write_atomically
+from ..models.rendering import beginning, check_suffix, document_html, html_page, to_markdown, write_atomically
 from .corpus import PIC, Chunk, Hit
-from .placing import Encode, PlacementRules, restricted, words
+from .encoders import TextEncoder
+from .placing import PlacementRules, restricted, words
+from .tables import STOP_WORDS, searched_text
 
 EXTRACT_WORDS = 400
 """Longest extract: about two chunks."""
+MIN_MATCH = 0.5
+"""At least half of what a question asks for is in some chunk. Measured with the next, docs/answering.md."""
+MIN_MATCH_ENCODED = 0.35
+"""Cosines of MiniLM: questions and the best chunk 0.39 and more, questions on other subjects 0.34 at most."""
+ASKING = set(f"{STOP_WORDS} about get give have has like look make made mean much need tell use work".split())
+"""Words of the asking, not of what is asked for."""
+STEM = 5
+"""Letters by which two words are taken for one: `roasting`, `roasted`."""
 PAGE_CSS = """
 .sources { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; font-size: 0.9rem; }
 .sources h2 { font-size: 1rem; margin: 0 0 0.5rem; }
@@ -74,17 +84,27 @@ def answer(
     hits: Sequence[Hit],
     strategy: Strategy,
     rules: PlacementRules | None = None,
-    encode: Encode | None = None,
+    encoder: TextEncoder | None = None,
+    min_match: float | None = None,
 ) -> Answered:
-    """The strategy's answer, held to the rules. Raises InputError for an empty question, and where nothing was found.
+    """The strategy's answer, held to the rules.
 
-    encode: of `placing.relevance`.
+    encoder: that of the index, for `best_match` and `placing.relevance`. min_match: least match of the question and
+    some chunk, by default MIN_MATCH or MIN_MATCH_ENCODED; 0 takes whatever was found. Raises InputError for an empty
+    question, where nothing was found, and where nothing that was found answers it.
     """
     if not question.strip():
         raise InputError("the question is empty")
     if not hits:
         raise InputError(f"nothing in the index fits {question[:80]!r}; ask in its words, or index more documents")
+    least = (MIN_MATCH_ENCODED if encoder else MIN_MATCH) if min_match is None else min_match
+    if least and (found := best_match(question, hits, encoder))[0] < least:
+        said = (
+            f"the best chunk, {found[1].id} ({beginning(found[1].title)}), matches to {found[0]:.2f}, below {least:.2f}"
+        )
+        raise InputError(f"nothing in the index answers {question[:80]!r}: {said}; ask otherwise, or lower --min_match")
     written = strategy(question, hits)
+    encode = encoder.passages if encoder else None
     document, removed = restricted(written.document, written.candidates, rules or PlacementRules(), encode)
     used = [chunk for source in written.sources for chunk in source.chunks]
     sources = sources_of(hits, used, document, written.candidates)
@@ -96,6 +116,22 @@ def answer(
         "removed": dict(removed),
     }
     return replace(written, document=replace(document, meta=meta), sources=sources, removed=removed)
+
+
+def best_match(question: str, hits: Sequence[Hit], encoder: TextEncoder | None = None) -> tuple[float, Chunk]:
+    """How well the best of the chunks fits the question, and which that is.
+
+    The cosine of their vectors; without an encoder the share of the question's words that the chunk has, 1 for a
+    question that names nothing. Title and captions belong to a chunk, as in the search.
+    """
+    texts = [searched_text(hit.chunk) for hit in hits]
+    if encoder:
+        fits = (encoder.passages(texts) @ encoder.queries([question])[0]).tolist()
+    else:
+        asked = {word[:STEM] for word in words(question) if word not in ASKING}
+        fits = [len(asked & {word[:STEM] for word in words(text)}) / len(asked) if asked else 1.0 for text in texts]
+    best = max(range(len(hits)), key=fits.__getitem__)
+    return fits[best], hits[best].chunk
 
 
 # ---- what a strategy is made of ----
@@ -222,7 +258,10 @@ def save(answered: Answered, path: Path) -> None:
     if path.suffix == ".html":
         content = to_html(answered)
     elif path.suffix == ".md":
-        lines = [f"{number}. {_markdown(line)}" for number, line in enumerate(_source_lines(answered), 1)]
+        lines = [
+            f"{number}. {_markdown(' '.join(_source_line(source)))}"
+            for number, source in enumerate(answered.sources, 1)
+        ]
         title = TextSegment(f"# {_markdown(_question(answered))}")
         end = TextSegment("\n".join(["## Sources", "", *lines]))
         page = InterleavedDocument((title, *answered.document.segments, end))
@@ -235,7 +274,10 @@ def save(answered: Answered, path: Path) -> None:
 def to_html(answered: Answered) -> str:
     """A self-contained page: the question, the answer, the sources as a list, and what was left out."""
     title = _question(answered)
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in _source_lines(answered))
+    items = "".join(
+        f'<li>{html.escape(title)} <span class="where">{html.escape(where)}</span></li>'
+        for title, where in map(_source_line, answered.sources)
+    )
     return html_page(
         title,
         f"<main><h1>{html.escape(title)}</h1>{document_html(answered.document)}"
@@ -245,14 +287,12 @@ def to_html(answered: Answered) -> str:
     )
 
 
-def _source_lines(answered: Answered) -> list[str]:
-    lines = []
-    for source in answered.sources:
-        parts = [f"text {', '.join(source.chunks)}"] if source.chunks else []
-        parts += [f"candidate {', '.join(map(str, source.pictures))}"] if source.pictures else []
-        title = "" if source.title in ("", source.document) else f"{source.title}: "
-        lines.append(_line(f"{title}{source.document} ({'; '.join(parts)})"))
-    return lines
+def _source_line(source: Source) -> tuple[str, str]:
+    """Title, and file or address with what is taken from there; where there is no title, the file stands for it."""
+    count = len(source.pictures)
+    taken = [*["text"] * bool(source.chunks), *[f"{count} picture{'s' * (count > 1)}"] * bool(count)]
+    title, name, used = beginning(source.title), _line(source.document), f"({', '.join(taken)})"
+    return (name, used) if title in ("", name) else (title, f"{name} {used}")
 
 
 def _question(answered: Answered) -> str:

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from limner.models import rendering
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, data_uri
 from limner.models.errors import InputError
-from limner.models.rendering import document_html, save, to_html, to_markdown
+from limner.models.rendering import beginning, caption_of, document_html, markdown_html, save, to_html, to_markdown
 
 HOSTILE = "<script>alert(1)</script> & \"><img src=x onerror=alert(1)> '--> <img3> </main>"
 
@@ -23,6 +24,7 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.images: list[dict] = []
+        self.links: list[dict] = []
         self.seen = ""
         self.feed(page)
 
@@ -30,6 +32,8 @@ class Reader(HTMLParser):
         self.tags.append(tag)
         if tag == "img":
             self.images.append(dict(attrs))
+        if tag == "a":
+            self.links.append(dict(attrs))
 
     def handle_data(self, data):
         self.seen += data
@@ -72,6 +76,60 @@ def test_hostile_text_stays_text_in_html():
         "src", "alt", "width", "height", "class"
     }  # fmt: skip
     assert page.images[0]["alt"] == HOSTILE and page.seen.count(HOSTILE) == 4, "title, heading, text and caption"
+
+
+def test_html_shows_the_markdown_of_texts():
+    shown = markdown_html("\n# Steps\nMix *well*\nand **rest**.\n\n2. Bake\n3. Eat\n\n[more](https://e.org/a?b=1&c=2)")
+    assert shown.startswith('<h3>Steps</h3><p>Mix <em>well</em><br />\nand <strong>rest</strong>.</p>\n<ol start="2">')
+    assert '<a href="https://e.org/a?b=1&amp;c=2" rel="nofollow noopener">more</a>' in shown
+    # Of one list that pictures cut, each part is one: no item of it belongs to another.
+    assert markdown_html("\n    - salt\n    - oil").count("<ul>") == 1
+    cut = InterleavedDocument(
+        (TextSegment("1. Mix.\n2. Roll"), ImageSegment(picture()), TextSegment(" it out.\n\n3. Eat."))
+    )
+    order = [document_html(cut).index(part) for part in ("Roll</li>", "<img", "<p>it out.", '<ol start="3">')]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a](javascript:alert(1)) [b](JaVa&#83;cript:x) <vbscript:x> [c](data:text/html,x) [d](/rel) [e]\n\n[e]: file:///x",
+        '[a](https://e.org/"onclick="alert(1) "t\\"onclick=alert(1)") ![x](http://t/x.png) [![y](z.png)](javascript:1)',
+        "<a href='javascript:alert(1)'>x</a>\n\n<script>\nalert(1)\n</script>\n\n```html\n<img src=x onerror=alert(1)>",
+        "| <b onclick=x> | b |\n|---|---|\n| `<i>` | \\<u> |\n\n&lt;s&gt; \ud800 \0 " + "[" * 500 + "> " * 500,
+    ],
+)
+def test_hostile_markdown_loads_and_runs_nothing(text):
+    shown = Reader(markdown_html(text))
+    assert set(shown.tags) <= {"p", "a", "br", "pre", "code", "table", "thead", "tbody", "tr", "th", "td", "blockquote"}
+    assert all(set(one) == {"href", "rel"} and one["href"].startswith("https://e.org/") for one in shown.links)
+
+
+def test_a_file_name_is_no_caption():
+    for name in (
+        "IMG_1234",
+        "DSC00012.JPG",
+        "20230405_1203",
+        "a3f9b2c4d5e6.png",
+        "550e8400-e29b-41d4-a716-446655440000",
+    ):
+        assert caption_of(name) == ""
+        document = InterleavedDocument((ImageSegment(picture(), alt=name),))
+        assert name not in to_html(document) and name not in to_markdown(document)
+    for words in ("apple-strudel-1", "Option A", "B2", "the pot", "IMG_1 of the pot", "\u6c64"):
+        assert caption_of(words) == words
+
+
+def test_a_page_without_a_name_has_the_beginning_of_the_prompt(tmp_path: Path):
+    asked = "Illustrate: <b>a circle</b> " + "and a square " * 20
+    document = InterleavedDocument((TextSegment(asked), TextSegment("A circle.", trainable=True)))
+    save(document, tmp_path / "a.html")
+    title = (tmp_path / "a.html").read_text().partition("<title>")[2].partition("</title>")[0]
+    assert title.startswith("Illustrate: &lt;b&gt;a circle&lt;/b&gt; and a square") and title.endswith(" square ...")
+    save(replace(document, segments=document.completion.segments), tmp_path / "a.html")
+    assert "<title>a</title>" in (tmp_path / "a.html").read_text()
+    assert len(beginning("y" * 200)) == 70 and beginning(" short\n text ") == "short text"
 
 
 def test_a_page_refers_to_nothing_outside_itself():

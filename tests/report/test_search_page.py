@@ -65,6 +65,12 @@ def test_pictures_are_small_and_where_they_stood():
     assert many.count("<img") == MOST_PICTURES and "and 3 more pictures" in many
 
 
+def test_texts_show_their_markdown_and_a_file_name_is_no_caption():
+    page = search_page(found(hostile="**IMG** [x](javascript:1)"))
+    assert "<strong>IMG</strong> x" in page and "href" not in page
+    assert "<figcaption>" not in search_page(found(hostile="IMG_1234"))
+
+
 def test_the_listing_says_title_score_text_and_pictures():
     lines = listing(found()).split("\n")
     assert lines[0].startswith("1. Soup the pot  [a.md:0]  0.0325  full text, text vector")

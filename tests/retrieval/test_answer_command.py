@@ -37,7 +37,9 @@ def answered(index, question, out, *flags):
 def test_a_question_becomes_a_page_with_sources(index, tmp_path, capsys):
     page = answered(index, "How is strudel pastry made?", tmp_path / "answer.html")
     assert "<h1>How is strudel pastry made?</h1>" in page and "inserted, candidate 1" in page
-    assert "<li>" in page and "strudel.md" in page.partition("Sources")[2]
+    assert (
+        '<li>Roll out the strudel pastry. Bake it. <span class="where">strudel.md (text, 1 picture)</span></li>' in page
+    )
     assert HOSTILE not in page
     assert "1 pictures (1 inserted)" in capsys.readouterr().out
     markdown = answered(index, "fennel soup", tmp_path / "soup.md")
@@ -72,6 +74,13 @@ def test_models_behind_an_endpoint_answer(index, tmp_path, capsys):
             assert "faults: 1 out of range" in capsys.readouterr().out
 
 
+def test_what_nothing_in_the_index_answers_needs_leave(index, tmp_path):
+    for words in (["zebra quantum tax salt"], ["strudel pastry", "--min-match", "1.0", "--documents", "soup.md"]):
+        with pytest.raises(InputError, match="nothing in the index .*(--min_match|index more documents)"):
+            answered(index, *words[:1], tmp_path / "a.json", *words[1:])
+    assert "Boil" in answered(index, "zebra quantum tax salt", tmp_path / "a.json", "--min-match", "0").text
+
+
 def test_errors_say_what_to_do(index, tmp_path):
     out = ["--out", str(tmp_path / "a.html")]
     Index.create(tmp_path / "empty", Encoders())
@@ -89,6 +98,7 @@ def test_errors_say_what_to_do(index, tmp_path):
         ([index, "strudel", *out, "--strategy", "vlm", "--text", "x"], "writes its own"),
         ([index, "strudel", *out, "--text", str(tmp_path / "blank.txt")], "no answer to illustrate"),
         ([index, "strudel", *out, "--max-images", "-1"], "max.images"),
+        ([index, "strudel", *out, "--min-match", "2"], "min.match"),
         ([index, "strudel", *out, "--images", "some"], "choose from 'given', 'generated', 'both'"),
     ):
         with pytest.raises(InputError, match=message.replace("(", "\\(")):

@@ -8,10 +8,12 @@ from PIL import Image
 from limner.data.insertion import Candidate, taken_out
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, encode_png
 from limner.models.errors import InputError
-from limner.retrieval.answering import Illustrate, answer, candidates_of, described, extract, save
+from limner.retrieval.answering import Illustrate, answer, best_match, candidates_of, described, extract, save, to_html
 from limner.retrieval.corpus import Chunk, Hit, Picture, make_chunks
 from limner.retrieval.placing import PlacementRules, open_places, restricted
 from limner.retrieval.rule import RuleInserter
+
+from .small_encoders import Words
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'](javascript:alert(3))"
 
@@ -135,6 +137,21 @@ def test_nothing_to_answer_from_is_an_error():
         answer(" ", hits_of(recipe()), Illustrate(RuleInserter().place))
 
 
+def test_the_match_is_of_the_best_chunk_by_words_or_by_meaning():
+    other = InterleavedDocument((TextSegment("The cat sat on a mat in the automobile."),), "cat.md")
+    hits = hits_of(recipe(), other)
+    fit, chunk = best_match("How do you make strudels with golden pastry and zebras?", hits)
+    assert fit == pytest.approx(3 / 4) and chunk.document == "strudel.md"
+    assert best_match("What is it?", hits)[0] == 1.0 and best_match("Zebra law?", hits)[0] == 0
+    fit, chunk = best_match("feline car", hits, Words())  # other words of the same meaning
+    assert chunk.document == "cat.md" and fit > 0.4 and best_match("feline car", hits)[0] == 0
+    strategy = Illustrate(RuleInserter().place)
+    assert answer("feline car", hits, strategy, encoder=Words()).sources
+    for given in ({}, {"encoder": Words(), "min_match": 0.9}):
+        with pytest.raises(InputError, match="nothing in the index answers 'feline car': the best chunk"):
+            answer("feline car", hits, strategy, **given)
+
+
 class Tags(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -150,7 +167,7 @@ def test_hostile_documents_reach_no_page_as_markup(tmp_path):
     hostile = InterleavedDocument(segments, f"{HOSTILE}.md", {"title": f"{HOSTILE}\n\n# Title"})
     strategy = Illustrate(RuleInserter(PlacementRules(min_relevance=0.01)).place)
     answered = answer(f"Pastry {HOSTILE}?", hits_of(hostile), strategy)
-    assert answered.document.images and answered.sources
+    assert answered.document.images and answered.sources and ":0" not in to_html(answered).partition("Sources")[2]
     for name in ("page.html", "page.md", "page.json"):
         save(answered, tmp_path / name)
     page = (tmp_path / "page.html").read_text()

@@ -62,6 +62,6 @@ def test_the_rules_limit_what_is_offered_and_drawn():
 def test_a_real_policy_answers(make_policy):
     rules = PlacementRules(images="given")
     strategy = Unified(Model(make_policy()), rules, load_template("unified_question"), {"max_new_tokens": 40})
-    answered = answer("Illustrate: small red circle.", HITS, strategy, rules)
+    answered = answer("Illustrate: small red circle.", HITS, strategy, rules, min_match=0)
     assert not [image for image in answered.document.images if image.origin == "generated"]
     assert [candidate.source for candidate in answered.candidates] == ["red.md"]
