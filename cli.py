@@ -10,39 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .configs.commands import COMMANDS, listing
+from .configs.schema import did_you_mean
 from .models.errors import ArgumentParser, InputError, run_or_exit
 
 if TYPE_CHECKING:
     from .data.insertion import Candidate
 
-USAGE = """usage: limner COMMAND [...]
+USAGE = f"""usage: limner COMMAND [...]
 
-  demo                  train and look at the embedded model: writes runs/demo/report.html
-  data from-markdown    turn a folder of Markdown with pictures into shards
-  data preview          an HTML page of samples of a shard folder
-  data validate         check every record of a shard folder
-  data insertion        make tasks for an inserter from documents: pictures taken out, distractors added
-  warmup                stage I: cross-entropy on interleaved, understanding and text-to-image data
-  grpo                  stage II: extended GRPO
-  preflight             check that a GRPO run can learn, and take no step
-  plan                  predict whether a GRPO run fits the memory
-  trajectories          an HTML page of the groups that a GRPO run sampled
-  insert-or-generate    warm-up, GRPO and a control where candidates are inserted, pictures drawn, or none
-  study                 arms x seeds to one table and one figure
-  bench grpo            time rollout, scoring and update, and stock TRL beside it
-  bench sampler         time the sampler, and transformers' own `generate` beside it
-  bench insertion       train an embedded inserter, and time its two modes
-  bench retrieval       recall, latency and size of a vector index against exact search
-  generate              write an illustrated answer to a prompt
-  index                 index documents with pictures: Markdown, shards, MRAMG-Bench files
-  search                find parts of them by words, by meaning and by picture
-  answer                answer a question from an index, with its pictures and sources
-  eval                  score a model, or answers, on benchmarks or the embedded world
-  guard                 compare evaluations before and after training, and stop at a loss
-  qualify-judge         can a judge or a reward tell better from worse: human preferences, damaged documents
-  convert               bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM
-  serve-rewards         score completions for training runs on other machines
-  publish               write a release with its model card, and upload it to the Hub
+{listing()}
 
 `limner COMMAND --help` says more. Train on several processes with `torchrun --nproc-per-node N -m limner.train.warmup`
 (or `limner.train.grpo`) and the same flags."""
@@ -85,7 +62,8 @@ def run(argv: Sequence[str]) -> None:
         print(USAGE)
         return
     if argv[0] not in commands:
-        raise InputError(f"{argv[0]!r} is no command; known: {', '.join(commands)}")
+        hint = did_you_mean(argv[0], commands) or f"known: {', '.join(commands)}"
+        raise InputError(f"{argv[0]!r} is no command; {hint}")
     commands[argv[0]](argv[1:])
 
 
@@ -139,7 +117,7 @@ def _study(argv: Sequence[str]) -> None:
 
 def _bench(argv: Sequence[str]) -> None:
     if argv and argv[0] in ("-h", "--help"):
-        print("usage: limner bench {grpo,sampler,insertion,retrieval} [--json FILE] [...]")
+        print(f"usage: limner bench NAME [--json FILE] [...]\n\n{listing('bench')}")
         return
     if not argv or argv[0] not in ("grpo", "sampler", "insertion", "retrieval"):
         raise InputError("limner bench: say what to time; known: grpo, sampler, insertion, retrieval")
@@ -217,19 +195,19 @@ def _data(argv: Sequence[str]) -> None:
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="{from-markdown,preview,validate,insertion}"
     )
-    command = commands.add_parser("from-markdown", help="turn a folder of Markdown with pictures into shards")
+    command = commands.add_parser("from-markdown", help=COMMANDS["data from-markdown"])
     command.add_argument("source", type=Path, metavar="SRC")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
     command.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
     command.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
-    command = commands.add_parser("preview", help="an HTML page of samples")
+    command = commands.add_parser("preview", help=COMMANDS["data preview"])
     command.add_argument("directory", type=Path, metavar="DIR")
     command.add_argument("--out", type=Path, metavar="FILE", help="page to write (default DIR-preview.html beside DIR)")
     command.add_argument("--samples", type=int, default=24, help="documents shown (default 24)")
     command.add_argument("--split", choices=("train", "heldout"), default="train")
-    command = commands.add_parser("validate", help="check every record")
+    command = commands.add_parser("validate", help=COMMANDS["data validate"])
     command.add_argument("directory", type=Path, metavar="DIR")
-    command = commands.add_parser("insertion", help="make tasks for an inserter")
+    command = commands.add_parser("insertion", help=COMMANDS["data insertion"])
     command.add_argument("source", type=Path, metavar="SRC", help="shards, MRAMG files, or a folder of Markdown")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tasks to write")
     command.add_argument("--distractors", type=int, default=6, help="wrong candidates of a task (default 6)")
@@ -261,7 +239,7 @@ def _preview(arguments: argparse.Namespace) -> None:
 
     page = arguments.out or arguments.directory.with_name(f"{arguments.directory.absolute().name}-preview.html")
     shown = write_preview(arguments.directory, page, arguments.samples, arguments.split)
-    print(f"{page}: {shown} documents")
+    print(f"{page}: {shown} document{'s' * (shown != 1)}")
 
 
 def _insertion(arguments: argparse.Namespace) -> None:
@@ -300,7 +278,7 @@ def _validate(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.directory}: {problems[0]}{more}")
     total = sum(sum(counts.values()) for counts in kinds.values())
     parts = [f"{split} {kind} {n}" for split, counts in kinds.items() for kind, n in counts.items() if n]
-    print(f"{arguments.directory}: {total} records are sound ({', '.join(parts)})")
+    print(f"{arguments.directory}: {total} record{'s are' if total != 1 else ' is'} sound ({', '.join(parts)})")
 
 
 def _generate(argv: Sequence[str]) -> None:
@@ -338,7 +316,8 @@ def _generate(argv: Sequence[str]) -> None:
         "an unfinished picture was left out": answer.cut_image,
         "word the prompt as the model's training data do, or try another --seed": not answer.images,
     }
-    said = [f"{len(answer.images)} pictures", *(note for note, holds in notes.items() if holds)]
+    count = len(answer.images)
+    said = [f"{count} picture{'s' * (count != 1)}", *(note for note, holds in notes.items() if holds)]
     print(f"{arguments.out}: {'; '.join(said)}")
 
 

@@ -1,10 +1,10 @@
 """Packaged YAML configurations, found by name (`warmup/tiny`), and the reading of any configuration.
 
 A configuration is a few dataclasses: training arguments of transformers or TRL, and plain ones of ours. `parse` fills
-them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.text 0.5`). TRL's parser
-defines the flags, but hands on untouched what was given, and `schema.build` checks every value: to argparse the YAML
-values would be defaults, and of those it checks none that is not a string. The help is made from the docstrings under
-the fields.
+them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.text 0.5`), and dashes in it
+are underscores. TRL's parser defines the flags, but hands on untouched what was given, and `schema.build` checks every
+value: to argparse the YAML values would be defaults, and of those it checks none that is not a string. The help is made
+from the docstrings under the fields.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import yaml
 
 from ..models.errors import InputError
 from ..models.redaction import without_secrets
+from .commands import COMMANDS
 from .schema import (
     Flag,
     Patch,
@@ -30,6 +31,7 @@ from .schema import (
     build,
     default_of,
     docs_of,
+    field_path,
     fields_of,
     is_structured,
     plain,
@@ -156,7 +158,9 @@ def _packaged_root() -> Path:
 
 def _help(dataclass_types: Sequence[type], prog: str | None, usage: str, everything: bool) -> str:
     """Our settings, section by section; then that those of transformers or TRL hold as well, or all of them."""
-    parser = argparse.ArgumentParser(prog=prog, usage=usage, add_help=False)
+    does = COMMANDS.get((prog or "").removeprefix("limner "), "")
+    does = f"{does[:1].upper()}{does[1:]}." if does else None
+    parser = argparse.ArgumentParser(prog=prog, usage=usage, description=does, add_help=False)
     for cls in dataclass_types:
         _explain(parser, parser, cls)
     for cls in dataclass_types:
@@ -227,11 +231,13 @@ def _dotted_flags(words: Sequence[str], fields: dict[str, Any]) -> Iterator[tupl
     remaining = iter(words)
     for word in remaining:
         name, equals, value = word.removeprefix("--").partition("=")
-        path = name.split(".")
+        first, *inside = name.split(".")
+        first = first.replace("-", "_")
+        path = [first, *field_path(inside, fields.get(first, Any))]
         if not word.startswith("--"):
             raise InputError(f"command line: {word!r} belongs to no flag")
-        if len(path) == 1 or not is_structured(fields.get(path[0], Any)):
-            raise unknown_key(path[0].replace("-", "_"), fields, f"--{name}")
+        if len(path) == 1 or not is_structured(fields.get(first, Any)):
+            raise unknown_key(first, fields, f"--{name}")
         if not equals:
             value = next(remaining, "--")
         if value.startswith("--") and not equals:

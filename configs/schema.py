@@ -8,7 +8,7 @@ import re
 import reprlib
 import textwrap
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from itertools import pairwise
@@ -108,11 +108,25 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
 def unknown_key(key: object, names: Iterable[str], where: str) -> InputError:
     """The error for a key that no field has, with the nearest names."""
     names = list(names)
-    near = difflib.get_close_matches(str(key), names, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(names))}"
-    if not near and len(names) > 20:
-        hint = "see --help-all for all keys"
-    return InputError(f"{where}: unknown key; {hint}")
+    known = "see --help-all for all keys" if len(names) > 20 else f"known: {', '.join(sorted(names))}"
+    return InputError(f"{where}: unknown key; {did_you_mean(str(key), names) or known}")
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """A question with the nearest names; empty where none is near."""
+    near = difflib.get_close_matches(word, list(names), n=2)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def field_path(path: Sequence[str], kind: Any) -> list[str]:
+    """A flag's path into a value of this type, as its fields are spelled (`text-plan` is text_plan); the keys of a
+    mapping stay as they are."""
+    if not path:
+        return []
+    if section := section_of(kind):
+        name = path[0].replace("-", "_")
+        return [name, *field_path(path[1:], fields_of(section).get(name, Any))]
+    return [path[0], *field_path(path[1:], (get_args(kind) or (Any,))[-1])]
 
 
 @cache

@@ -315,7 +315,7 @@ def write_source(
     """
     if directory.exists():
         if not overwrite:
-            raise InputError(f"{directory}: exists already; name another directory or ask to overwrite")
+            raise InputError(f"{directory}: exists already; name another directory, or --overwrite it")
         names = os.listdir(directory) if directory.is_dir() else [directory.name]
         if strange := set(names) - {"pictures", *(f"{split}.jsonl" for split in SPLITS)}:
             raise InputError(f"{directory}: holds {min(strange)!r}, no tasks, so it is not overwritten; move that away")

@@ -171,7 +171,7 @@ class ShardWriter:
         if not self.directory.exists():
             return
         if not self.overwrite:
-            raise InputError(f"{self.directory}: exists already; name another directory or ask to overwrite")
+            raise InputError(f"{self.directory}: exists already; name another directory, or --overwrite it")
         names = os.listdir(self.directory) if self.directory.is_dir() else [self.directory.name]
         if strange := [name for name in names if name != INDEX and not SHARD_FILE.fullmatch(name)]:
             raise InputError(

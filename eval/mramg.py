@@ -289,8 +289,9 @@ class MRAMG:
         else:
             said.append("Candidates are those that the file of answers names.")
         said.append(
-            "No choice: all candidates are gold. Baselines insert nothing; all candidates in the order offered; each "
-            f"with probability 1/2 in random order (seed {config.seed})."
+            "Where all candidates are gold there is nothing to choose, and inserting all is right. Baselines insert "
+            "nothing; all candidates in the order offered; each with probability 1/2 in random order "
+            f"(seed {config.seed})."
         )
         if self.writes and config.gold_text:
             said.append("ROUGE-L and BERTScore are left out: the text is the ground truth's own.")

@@ -19,7 +19,7 @@ COLUMNS = {**PLACED, **WRITTEN, **{name: metric.column for name, metric in JUDGE
 """Metrics and their names in tables, in the order of the published ones."""
 BASELINES = ("insert nothing", "insert all", "insert at random")
 CHOICE = "no choice"
-"""100 for a question whose candidates are all gold, else 0."""
+"""100 for a question whose candidates are all gold, else 0; "only right pictures" in the tables."""
 RECALLS = ("context recall", "visual recall")
 """Shares of the provenance's documents and of the gold pictures that are among what was found."""
 
@@ -121,9 +121,13 @@ def _average(outcomes: Sequence[Outcome], domain: str) -> dict[str, Estimate]:
 
 
 def tables(outcomes: Sequence[Outcome], label: str) -> list[Table]:
-    """All questions, each domain beside the published rows of its subsets, and what the search has found."""
-    found = [Table("Scores, percent", tuple(COLUMNS.values()), _rows(outcomes, label, [*COLUMNS]))]
-    for domain, part in groups(outcomes, DOMAINS.__getitem__).items():
+    """All questions, where they are of several domains; each domain beside the published rows of its subsets; and what
+    the search has found."""
+    found: list[Table] = []
+    domains = groups(outcomes, DOMAINS.__getitem__)
+    if len(domains) != 1:
+        found.append(Table("Scores, percent", tuple(COLUMNS.values()), _rows(outcomes, label, [*COLUMNS])))
+    for domain, part in domains.items():
         wanted = averaged(domain)
         subsets = groups(part, lambda subset: subset)
         rows = _rows(part, f"{label}, {domain}", [*wanted, AVERAGE], domain)
@@ -133,7 +137,8 @@ def tables(outcomes: Sequence[Outcome], label: str) -> list[Table]:
         published = tuple(row for subset in subsets for row in published_rows(subset))
         found.append(Table(f"{domain.capitalize()}, percent", columns, rows, published, SOURCE))
     if any(outcome.aspect in RECALLS for outcome in outcomes):
-        recall = {"all": outcomes, **groups(outcomes, lambda subset: subset)}
+        by_subset = groups(outcomes, lambda subset: subset)
+        recall = {**({"all": outcomes} if len(by_subset) > 1 else {}), **by_subset}
         rows = [(name, [_means(part).get(column) for column in RECALLS]) for name, part in recall.items()]
         found.append(Table("Found by the search, percent", RECALLS, rows))
     return found
@@ -142,9 +147,11 @@ def tables(outcomes: Sequence[Outcome], label: str) -> list[Table]:
 def _rows(
     outcomes: Sequence[Outcome], label: str, wanted: Sequence[str], domain: str = ""
 ) -> list[tuple[str, list[Estimate | None]]]:
-    """The run's row and those of the baselines, each with the share of questions without a choice."""
+    """The run's row and those of the baselines, each with the share of questions that leave nothing to choose."""
     means: Mapping[str, Estimate] = _means(outcomes) | (_average(outcomes, domain) if domain else {})
-    share = f"no choice in {means[CHOICE]['value']:.1f} %" if CHOICE in means else "no answers"
+    share = "no answers"
+    if CHOICE in means:
+        share = f"{means[CHOICE]['value']:.1f} % of questions offer only right pictures"
     rows: list[tuple[str, list[Estimate | None]]] = [(f"{label} ({share})", [means.get(name) for name in wanted])]
     for name in BASELINES:
         rows.append((f"{name} ({share})", [means.get(f"{metric}: {name}") for metric in wanted]))

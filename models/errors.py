@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -13,7 +13,16 @@ class InputError(ValueError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose faults are InputErrors."""
+    """argparse whose faults are InputErrors, and which takes `--max_images` for `--max-images`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._dashed(word) for word in words], namespace)
+
+    def _dashed(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        return f"{name}{equals}{value}" if name in self._option_string_actions else word
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}")

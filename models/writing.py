@@ -19,7 +19,7 @@ from PIL import Image
 
 from .candidates import BEGUN, marker
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, open_image
-from .errors import InputError
+from .errors import InputError, reading
 from .generation import Sampling, generate, stream
 from .policy import UnifiedPolicy
 from .rendering import save
@@ -126,8 +126,8 @@ def write(
             for prompt, sample in zip(asked, samples, strict=True)
         ]
         documents = processor.paint([reading.document for reading in readings])
-        for prompt, document, reading in zip(asked, documents, readings, strict=True):
-            answers.append(Answer(document, reading.ended, reading.cut_image, prompt, reading.faults))
+        for prompt, document, read in zip(asked, documents, readings, strict=True):
+            answers.append(Answer(document, read.ended, read.cut_image, prompt, read.faults))
     return answers
 
 
@@ -240,10 +240,8 @@ def _document(prompt: Prompt, pictures: Sequence[Picture] = ()) -> InterleavedDo
 
 def _given(picture: Picture, number: int) -> ImageSegment:
     name = f"picture {number}" if isinstance(picture, Image.Image) else str(picture)
-    try:
+    with reading(Path(name)):
         image = picture if isinstance(picture, Image.Image) else open_image(Path(picture).read_bytes())
         segment = ImageSegment(image)
         segment.pixels()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: {error}") from None
     return segment

@@ -154,7 +154,8 @@ def _reached(metrics: Mapping[str, Any]) -> Verdict:
     for name in ordered(reach):
         step, seconds = (number(dig(reach, name, key)) for key in ("step", "seconds"))
         after = "" if seconds is None else f" ({seconds:,.0f} s)"
-        words.append(f"{label(name)} never" if step is None else f"{label(name)} at step {step:,.0f}{after}")
+        at = "never" if step is None else f"at {step_unit(name)} {step:,.0f}{after}"
+        words.append(f"{label(name)} {at}")
     arm = "grpo_process"
     met = number(dig(reach, arm, "step")) is not None if arm in reach else None
     return Verdict(f"{label(arm)} reaches {REACH:.2f}, sampled", met, "; ".join(words))
@@ -216,8 +217,16 @@ def colour(arm: str) -> int:
     return list(ARMS).index(arm) if arm in ARMS else len(ARMS)
 
 
+def step_unit(arm: str) -> str:
+    """What a step of an arm's learning curve is: those of warm-up data count optimizer steps."""
+    return "optimizer step" if arm in ("warmup", "control") else "rollout batch"
+
+
 def metric_label(metric: str) -> str:
-    return ": ".join(METRICS[metric]) if metric in METRICS else metric
+    """Figures of greedy stories have the names of the sampled ones."""
+    way, _, name = metric.partition(".")
+    known = METRICS.get(metric) or METRICS.get(f"sampled.{name}")
+    return f"{way.replace('_', ' ')}: {known[1]}" if known else metric
 
 
 def signed(estimate: Estimate) -> str:

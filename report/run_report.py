@@ -48,6 +48,7 @@ from .run_metrics import (
     ordered,
     records,
     signed_interval,
+    step_unit,
     verdicts,
 )
 
@@ -209,19 +210,24 @@ def _curves(metrics: Mapping[str, Any]) -> Html:
     names = [name for name in arm_names(metrics) if records(metrics, "arms", name, "curve")]
     if not names:
         return note("No learning curve was recorded.")
+    lines = {
+        x: {
+            name: _line(label(name), records(metrics, "arms", name, "curve"), x, "sampled_story_exact", colour(name))
+            for name in names
+        }
+        for x in ("step", "seconds")
+    }
+    by_unit: dict[str, list[Line]] = {}
+    for name in names:
+        by_unit.setdefault(step_unit(name), []).append(lines["step"][name])
     charts = [
-        line_chart(
-            [
-                _line(label(name), records(metrics, "arms", name, "curve"), x, "sampled_story_exact", colour(name))
-                for name in names
-            ],
-            title=title,
-            x_label=x,
-            rules=[REACH],
-        )
-        for x, title in (("step", "By step"), ("seconds", "By seconds of training"))
+        line_chart(drawn, title=f"By {x}", x_label=x, rules=[REACH])
+        for x, drawn in {**by_unit, "seconds of the arm's own training": [*lines["seconds"].values()]}.items()
     ]
-    words = f"Held-out stories exactly right, sampled. The legend gives the last value; the rule stands at {REACH:.2f}."
+    words = "Held-out stories exactly right, sampled"
+    if prompts := number(dig(metrics, "settings", "curve_prompts")):
+        words += f", on the first {prompts:,.0f} held-out prompts; the table of the arms has all of them"
+    words += f". The legend gives the last value; the rule stands at {REACH:.2f}."
     return join([note(words), element("div", *charts, style="charts"), _reach_table(metrics)])
 
 
@@ -232,8 +238,8 @@ def _reach_table(metrics: Mapping[str, Any]) -> Html:
     rows = []
     for name in ordered(reach):
         step, seconds = (number(dig(reach, name, key)) for key in ("step", "seconds"))
-        rows.append([label(name), "not reached" if step is None else _whole(step), _whole(seconds)])
-    return table(["arm", "step", "seconds"], rows, caption=f"First time at or above {REACH:.2f} on held-out prompts")
+        rows.append([label(name), "not reached" if step is None else f"{step_unit(name)} {step:,.0f}", _whole(seconds)])
+    return table(["arm", "at", "seconds"], rows, caption=f"First time at or above {REACH:.2f} on held-out prompts")
 
 
 def _training(metrics: Mapping[str, Any]) -> Html:
@@ -269,7 +275,7 @@ def _group_chart(group: str, keys: list[str], steps: list[Mapping[str, Any]]) ->
     wide = not shares and min(values) > 0 and max(values) > 50 * min(values)
     title = group.replace("_", " ") + (" (logarithmic)" if wide else "")
     limits = (0.0, 1.0) if shares else None
-    return line_chart(lines, title=title, x_label="step", log_y=wide, y_range=limits, size=(360, 210))
+    return line_chart(lines, title=title, x_label="optimizer step", log_y=wide, y_range=limits, size=(360, 210))
 
 
 def _line(name: str, rows: Iterable[Mapping[str, Any]], x: str, y: str, colour: int) -> Line:
@@ -293,9 +299,8 @@ def _stages(metrics: Mapping[str, Any]) -> Html:
             parts.append(note("Nothing was recorded."))
         if loss := records(stage, "loss"):
             lines = [_line(kind, loss, "step", kind, c) for kind, c in MODALITY_COLOURS.items()]
-            parts.append(
-                element("div", line_chart(lines, title="Warm-up loss, nats a token", x_label="step"), style="charts")
-            )
+            chart = line_chart(lines, title="Warm-up loss, nats a token", x_label="optimizer step")
+            parts.append(element("div", chart, style="charts"))
     return join([*parts, element("h3", "Tokens seen"), _tokens(metrics)])
 
 

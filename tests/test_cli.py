@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from limner.cli import main
+from limner.configs.commands import COMMANDS
 from limner.data.picture_stories import SCENES, outlines, story
 from limner.data.shards import ShardWriter
 from limner.models.checkpoint import save
@@ -57,6 +58,13 @@ def test_help_and_unknown_command(limner):
     assert limner("--help")[0] == 0
     assert "usage: limner" in limner()[1]
     fails(limner("trian"), "trian", "warmup")
+    fails(limner("genrate"), "genrate", "did you mean generate?")
+
+
+@pytest.mark.parametrize("command", ["guard", "qualify-judge", "serve-rewards", "preflight", "eval"])
+def test_help_of_a_command_says_what_it_does(limner, command):
+    code, said, _ = limner(command, "--help")
+    assert code == 0 and COMMANDS[command].lower() in " ".join(said.lower().split())
 
 
 def test_generate_writes_each_form(limner, checkpoint, tmp_path):
@@ -67,7 +75,8 @@ def test_generate_writes_each_form(limner, checkpoint, tmp_path):
         )
         assert code == 0 and str(out) in said and out.is_file()
     plain = ("generate", "--model", checkpoint, "--prompt", "x", "--out", tmp_path / "b.md", "--max-new-tokens", 30)
-    code, said, _ = limner(*plain, "--guidance", 2, "--max-images", 0)
+    code, said, err = limner(*plain, "--guidance", 2, "--max_images", 0)
+    assert "Loading" not in err
     assert code == 0 and "0 pictures; " in said and "word the prompt" in said
     document = json.loads((tmp_path / "answer.json").read_text())
     assert document["segments"][0] == {"type": "text", "text": "A <boi> story", "trainable": False}
@@ -78,7 +87,9 @@ def test_generate_faults(limner, checkpoint, tmp_path):
     fails(limner(*flags, tmp_path / "answer.pdf"), "answer.pdf", ".html")
     fails(limner("generate", "--model", tmp_path, "--prompt", "x", "--out", "a.md"), str(tmp_path), "limner.json")
     fails(limner(*flags, tmp_path / "a.md", "--temperature", "-1"), "temperature")
-    fails(limner(*flags, tmp_path / "a.md", "--image", tmp_path / "none.png"), "none.png")
+    missing = limner(*flags, tmp_path / "a.md", "--image", tmp_path / "none.png")
+    fails(missing, "none.png: cannot be read: No such file")
+    assert missing[2].count("none.png") == 1
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     fails(limner(*flags, tmp_path / "a.md", "--image", tmp_path / "broken.png"), "broken.png")
     fails(limner("generate", "--prompt", "x"), "--model")
@@ -132,6 +143,7 @@ def test_prompts_faults_name_file_and_line(limner, checkpoint, tmp_path):
     small = ("--per_device_train_batch_size", "2", "--num_generations", "2", "--steps_per_generation", "1")
     said = fault(*small, "--max_completion_length", "8")
     assert "p.jsonl:2" in said and "outline" in said
+    assert not (tmp_path / "run").exists(), "a check leaves no folder"
 
 
 def test_truncated_shard(limner, shards):
@@ -155,7 +167,7 @@ def test_markdown_folder_to_preview(limner, tmp_path):
     assert limner("data", "validate", tmp_path / "out")[0] == 0
     assert limner("data", "preview", tmp_path / "out", "--out", tmp_path / "page.html")[0] == 0
     assert "<img" in (tmp_path / "page.html").read_text()
-    fails(limner("data", "from-markdown", source, "--out", tmp_path / "out"), str(tmp_path / "out"))
+    fails(limner("data", "from-markdown", source, "--out", tmp_path / "out"), str(tmp_path / "out"), "--overwrite")
     fails(limner("data", "from-markdown", tmp_path / "nowhere", "--out", tmp_path / "o2"), "nowhere")
 
 

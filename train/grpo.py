@@ -14,6 +14,7 @@ torchrun --nproc-per-node 2 -m limner.train.grpo --config grpo/tiny
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -155,10 +156,11 @@ def preflight(argv: Sequence[str] | None = None) -> None:
     """`limner preflight`: the checks alone, of the run that the same flags would start."""
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner preflight", section="grpo")
     args.report_to, args.save_strategy = [], IntervalStrategy.NO
-    trainer = make_trainer(config, args)
-    trainer.callback_handler.callbacks = [Preflight(trainer, only=True)]
-    with contextlib.suppress(PreflightDone):
-        trainer.train()
+    with tempfile.TemporaryDirectory() as args.output_dir:  # transformers makes the run's folder
+        trainer = make_trainer(config, args)
+        trainer.callback_handler.callbacks = [Preflight(trainer, only=True)]
+        with contextlib.suppress(PreflightDone):
+            trainer.train()
     trainer.accelerator.end_training()
 
 

@@ -12,9 +12,9 @@ from trl import GRPOConfig
 
 from limner import configs
 from limner.configs import build, find_config, packaged_names, parse, read_yaml, save_resolved
+from limner.models.chat_model import ChatConfig
 from limner.models.endpoint import EndpointConfig
 from limner.models.errors import InputError
-from limner.rewards.judge import ChatConfig
 
 
 class Device(Enum):
@@ -65,6 +65,18 @@ class Plain:
 
 
 @dataclass
+class Weights:
+    text_plan: float = 1.0
+    image_plan: float = 1.0
+
+
+@dataclass
+class Wide:
+    weights: Weights = field(default_factory=Weights)
+    by_name: dict[str, Weights] = field(default_factory=dict)
+
+
+@dataclass
 class Arguments(TrainingArguments):
     pace: float = 1.0
 
@@ -108,6 +120,15 @@ def test_dotted_flags(read):
     value = read("name: a\n", "--judges.b.retries", "9", "--scales.text", "1e-2")
     assert value.judges == {"a": Judge("x"), "b": Judge("y", 9)} and value.scales == {"text": 0.01}
     assert read("name: a\njudges: {c: {}}\n", "--rewards", "{text: 5}").judges == {"c": Judge()}
+
+
+def test_dashes_in_flags_are_underscores_of_fields(read):
+    """Keys of a mapping stay as they are."""
+    (value,) = parse([Wide], ["--weights.text-plan", "2", "--weights.image_plan=3", "--by-name.a-b.text-plan", "4"])
+    assert value.weights == Weights(2.0, 3.0) and value.by_name == {"a-b": Weights(4.0)}
+    _one_line(
+        lambda: parse([Wide], ["--weights.text-plam", "2"]), "--weights.text-plam: unknown key; did you mean text_"
+    )
 
 
 FAULTS = {

@@ -102,7 +102,12 @@ def metrics() -> dict:
             "n": 600,
         }
         for name, story in (("control", 0.06), ("grpo_outcome", 0.64), ("grpo_process", 0.77))
-        for metric, gain in (("sampled.story_exact", story), ("understanding.vqa", 0.0), ("text_to_image.exact", 0.01))
+        for metric, gain in (
+            ("sampled.story_exact", story),
+            ("greedy.image_exact", story),
+            ("understanding.vqa", 0.0),
+            ("text_to_image.exact", 0.01),
+        )
     ]
     reach = {
         "rejection": None,
@@ -129,7 +134,11 @@ def metrics() -> dict:
         "seed": 0,
         "command": "limner demo --arms all --out runs/demo",
         "versions": {"limner": "0.1.0", "torch": "2.9.0"},
-        "settings": {"grpo": {"num_generations": 8, "beta": {"text": 0.01, "image": 0.01}}, "seeds": [0, 1, 2]},
+        "settings": {
+            "curve_prompts": 128,
+            "grpo": {"num_generations": 8, "beta": {"text": 0.01, "image": 0.01}},
+            "seeds": [0, 1, 2],
+        },
     }
 
 
@@ -168,6 +177,9 @@ def test_the_whole_report_is_well_formed_and_refers_to_nothing_outside(tmp_path:
         "+0.77",
         "not reached",
         "limner demo --arms all",
+        "on the first 128 held-out prompts",
+        "greedy: pictures exact",
+        "Process GRPO at rollout batch 20",
     ):
         assert words in seen.replace("\xa0", " "), words
     for words in (
@@ -179,6 +191,14 @@ def test_the_whole_report_is_well_formed_and_refers_to_nothing_outside(tmp_path:
         "Mean over 3 seeds (0, 1, 2)",
     ):
         assert words in seen, words
+
+
+def test_steps_of_another_kind_have_a_chart_of_their_own():
+    charts = dict(
+        re.findall(r"<figcaption>(By [^<]*)</figcaption>.*?aria-label=\"([^\"]*)\"", report_html(metrics(), []))
+    )
+    assert len(charts) == 3 and "Process GRPO from" in charts["By rollout batch"]
+    assert "Warm-up from" in charts["By optimizer step"] and "GRPO" not in charts["By optimizer step"]
 
 
 def test_rewards_stand_with_their_segments():
