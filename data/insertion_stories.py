@@ -2,20 +2,23 @@
 
     Candidate 1: [picture] Candidate 2: [picture]
     Illustrate: small red circle top left; big blue square bottom right; big green circle top left (no picture).
-    -> A small red circle at the top left. <img2>
-       A big blue square at the bottom right. [picture]
+    -> A small red circle at the top left. (1) big (2) small red circle top left <img2>
+       A big blue square at the bottom right. (1) big red (2) small [picture]
        A big green circle at the top left.
 
 Candidates have no captions: which one fits, if any, is in its pixels alone. They are pictures of some of the steps,
-and near misses, which differ from a step in one attribute. Warm-up stories are noisy as those of `picture_stories`, and
-place wrongly as well; questions about candidates are clean. The biased part of the noise moves the mode: a near miss in
-size or place is inserted more often than not, and big things are drawn although no picture is wanted.
+and near misses, which differ from a step in one attribute. Before it chooses, the answer looks at one candidate after
+another, word by word, up to the first that differs: reading a picture and comparing two words is learnt soon, finding
+the picture of a sentence is not. Warm-up stories are noisy as those of `picture_stories`, and place wrongly as well;
+questions about candidates are clean. The biased part of the noise moves the mode: a near miss in size
+or place is inserted more often than not, and big things are drawn although no picture is wanted.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeGuard
@@ -24,7 +27,6 @@ from ..models.candidates import offer
 from ..models.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ..models.errors import InputError
 from .picture_stories import (
-    ATTRIBUTES,
     CLEAN,
     MAX_SCENES,
     MIN_SCENES,
@@ -181,10 +183,11 @@ def insertion_story(
             choice, candidate = _placed(rng, plan, step, left, noise)
             said, shown = scraped(rng, scene, noise.story)
         left.discard(candidate)
+        text = said.sentence + ("" if choice == "leave" else looks(scene, plan.candidates[:candidate], candidate))
         if segments and isinstance(segments[-1], TextSegment):
-            segments[-1] = replace(segments[-1], text=f"{segments[-1].text} {said.sentence}")
+            segments[-1] = replace(segments[-1], text=f"{segments[-1].text} {text}")
         else:
-            segments.append(TextSegment(said.sentence, trainable=True))
+            segments.append(TextSegment(text, trainable=True))
         if candidate is not None:
             segments.append(offered[candidate])
         elif choice == "generate" and shown is not None:
@@ -213,35 +216,52 @@ def _placed(
     return choice, candidate
 
 
-SCENES_ASKED = 4
+LOOK = re.compile(r" ?\(([1-9])\)((?: [a-z]+)*)")
+
+
+def looks(scene: Scene, candidates: Sequence[Scene], inserted: int | None) -> str:
+    """What candidates show, each up to the first word that is not the scene's; of the inserted one all words."""
+    text = ""
+    for number, candidate in enumerate(candidates, 1):
+        words = candidate.words.split()
+        alike = [a == b for a, b in zip(words, scene.words.split(), strict=True)]
+        read = len(words) if number == inserted or all(alike) else alike.index(False) + 1
+        text += f" ({number}) {' '.join(words[:read])}"
+    return text
+
+
+def true_looks(text: str, candidates: Sequence[Scene]) -> list[bool]:
+    """For each look in a text whether the candidate shows what it says; one that says nothing is not true."""
+    return [
+        bool(words)
+        and int(number) <= len(candidates)
+        and f" {candidates[int(number) - 1].words} ".startswith(f"{words} ")
+        for number, words in LOOK.findall(text)
+    ]
+
+
+SCENES_ASKED = 3
 
 
 def candidate_question(rng: random.Random, identifier: str = "") -> InterleavedDocument:
-    """A clean question about candidates: which of four scenes they are, which have an attribute, or what they show.
+    """A clean question about candidates: what they show, or which of some scenes they are.
 
-    The first answer repeats each scene, so that a number follows what it belongs to, as a choice in a story follows its
-    sentence. Half of the scenes are candidates, a quarter differs from one in one attribute, a quarter is any: what is
-    told apart easily is learned first.
+    Half of the scenes are candidates, a quarter differs from one in one attribute, a quarter is any.
     """
     plan = draw_plan(rng)
     shown = plan.candidates
-    pictures = [(draw_scene(scene), "") for scene in shown]
-    task = rng.choices(("describe", "attribute", "scenes"), (1, 2, 2))[0]
-    if task == "describe":
-        text, answer = "Describe the candidates.", " ".join(f"{k}: {s.sentence}" for k, s in enumerate(shown, 1))
-    elif task == "attribute":
-        name = rng.choice(list(ATTRIBUTES))
-        value = rng.choice([*ATTRIBUTES[name], *(getattr(scene, name) for scene in shown)])
-        numbers = [str(number) for number, scene in enumerate(shown, 1) if getattr(scene, name) == value]
-        text, answer = f"Which candidates show {value}?", f"{', '.join(numbers) or 'none'}."
+    if rng.random() < 0.5:
+        text = "Describe the candidates."
+        answer = " ".join(f"({number}) {scene.words}" for number, scene in enumerate(shown, 1))
     else:
         kinds = rng.choices(("candidate", "near", "any"), (2, 1, 1), k=SCENES_ASKED)
         nearest = [rng.choice(SCENES if kind == "any" else shown) for kind in kinds]
         asked = [another(rng, s) if kind == "near" else s for s, kind in zip(nearest, kinds, strict=True)]
         text = f"Which candidates are these? {'; '.join(scene.words for scene in asked)}."
-        found = [str(shown.index(scene) + 1) if scene in shown else "none" for scene in asked]
-        answer = "; ".join(f"{s.words}: {number}" for s, number in zip(asked, found, strict=True)) + "."
-    prompt = offer(text, pictures, identifier)
+        found = [shown.index(scene) + 1 if scene in shown else None for scene in asked]
+        read = [s.sentence + looks(s, shown[:n], n) for s, n in zip(asked, found, strict=True)]
+        answer = " ".join(f"{words} {n or 'none'}." for words, n in zip(read, found, strict=True))
+    prompt = offer(text, [(draw_scene(scene), "") for scene in shown], identifier)
     meta = {"kind": "understanding", "task": "candidates"}
     return replace(prompt, segments=(*prompt.segments, TextSegment(answer, trainable=True)), meta=meta)
 
@@ -290,11 +310,15 @@ class Step:
 
 
 def read_steps(segments: Sequence[Segment]) -> list[Step]:
-    """The steps of an answer: each sentence with the pictures up to the next; those before any are one more."""
+    """The steps of an answer: each sentence with the pictures up to the next; those before any are one more.
+
+    Looks at candidates belong to no step.
+    """
     steps: list[Step] = []
     for index, segment in enumerate(segments):
         if isinstance(segment, TextSegment):
-            steps += [Step(read_sentence(words), (), index, ()) for words in sentences(segment.text) if words.strip()]
+            said = sentences(LOOK.sub("", segment.text))
+            steps += [Step(read_sentence(words), (), index, ()) for words in said if words.strip()]
             continue
         last = steps.pop() if steps else Step(None, (), None, ())
         steps.append(replace(last, images=(*last.images, segment), places=(*last.places, index)))

@@ -12,7 +12,7 @@ from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
 from ..models.writing import Answer, write
 
-STORY_TOKENS = 192
+STORY_TOKENS = 224
 """Room for four steps and more; a longer answer is cut and scored as it stands."""
 MAX_IMAGES = 8
 """Drawn; inserted ones do not count."""
@@ -90,10 +90,10 @@ def done_at(step: Step | None, plan: Plan, number: int) -> str:
 
 
 def score_candidate_questions(policy: UnifiedPolicy, count: int, seed: int = 0) -> list[float]:
-    """Which candidate shows a scene, and what one shows: 1 where the sampled answer is right to the letter."""
+    """Which candidate shows a scene, and what all show: 1 where the sampled answer is right to the letter."""
     rng = random.Random(f"candidate questions {seed}")
     asked = [candidate_question(rng) for _ in range(count)]
-    answers = write(policy, asked, Sampling(max_new_tokens=32, temperature=1.0, max_images=1, seed=seed))
+    answers = write(policy, asked, Sampling(max_new_tokens=96, temperature=1.0, max_images=1, seed=seed))
     return [
         float(answer.document.text == question.completion.text) for answer, question in zip(answers, asked, strict=True)
     ]

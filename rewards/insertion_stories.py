@@ -1,8 +1,8 @@
 """Exact rewards of insert or generate on the embedded world: the choice at each step, its sentence, its drawn picture.
 
-A picture answers for the choice it is, a text for the steps in it that were left without one. Drawn pictures are held
-against the plan and the sentence where one was to be drawn; elsewhere the choice says it all. What is past the plan
-earns 0, and a step that the answer lacks counts as 0 in the outcome.
+For a choice answer the picture that it is and the text of its step, in which the candidates were looked at. Drawn
+pictures are held against the plan and the sentence where one was to be drawn; elsewhere the choice says it all. What
+is past the plan earns 0, and a step that the answer lacks counts as 0 in the outcome.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..data.insertion_stories import Plan, Step, plan_of, read_steps
+from ..data.insertion_stories import Plan, Step, plan_of, read_steps, true_looks
 from ..data.picture_stories import Scene, read_pictures
+from ..models.document import TextSegment
 from .base import Completion, Reward, RewardOutput
 
 
@@ -23,6 +24,8 @@ class InsertionStoriesConfig:
     """Insert the candidate that fits, draw where none does, leave where no picture is wanted."""
     text: float = 1.0
     """Sentences against the plan."""
+    look: float = 1.0
+    """What is said of candidates against their pixels."""
     image_plan: float = 1.0
     """Drawn pictures against the plan."""
     image_sentence: float = 1.0
@@ -33,6 +36,7 @@ def insertion_story_rewards(config: InsertionStoriesConfig) -> list[tuple[Reward
     return [
         (ChoiceReward(), config.choice),
         (StepTextReward(), config.text),
+        (LookReward(), config.look),
         (StepImageReward("plan"), config.image_plan),
         (StepImageReward("sentence"), config.image_sentence),
     ]
@@ -47,7 +51,7 @@ class ChoiceReward:
             for number, step in enumerate(steps):
                 held = number < len(plan.scenes) and step.choice == plan.wanted(number)
                 right += held
-                for place in step.places or (step.segment,):
+                for place in (step.segment, *step.places):
                     add(place, float(held))
             return right / max(len(plan.scenes), len(steps))
 
@@ -67,6 +71,24 @@ class StepTextReward:
             return total / max(len(plan.scenes), len(steps))
 
         return _scored(completions, score)
+
+
+class LookReward:
+    """The share of true looks, of an answer and of each text; None where nothing was looked at."""
+
+    name = "look"
+
+    def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
+        outcome, segments = [], []
+        for completion in completions:
+            shown = plan_of(completion.prompt).candidates
+            found = [
+                true_looks(segment.text, shown) if isinstance(segment, TextSegment) else []
+                for segment in completion.answer.segments
+            ]
+            outcome.append(_mean([look for looks in found for look in looks]))
+            segments.append([_mean(looks) for looks in found])
+        return RewardOutput(outcome, segments)
 
 
 class StepImageReward:
@@ -113,5 +135,9 @@ def _scored(
                 given[place].append(value)
 
         outcome.append(score(plan_of(completion.prompt), read_steps(completion.answer.segments), add))
-        segments.append([sum(values) / len(values) if values else None for values in given])
+        segments.append([_mean(values) for values in given])
     return RewardOutput(outcome, segments)
+
+
+def _mean(scores: Sequence[float]) -> float | None:
+    return sum(scores) / len(scores) if scores else None

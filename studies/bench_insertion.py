@@ -65,7 +65,7 @@ class InsertionBenchConfig:
     warmup_steps: int = 1400
     warmup_batch: int = 32
     warmup_rate: float = 2e-3
-    grpo_steps: int = 60
+    grpo_steps: int = 150
     grpo_prompts: int = 12
     """Tasks a step, each answered eight times."""
     grpo_rate: float = 5e-4

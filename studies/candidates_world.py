@@ -40,7 +40,7 @@ class CandidatesWorldConfig:
     """Plans that GRPO writes stories for."""
     interleaved: int = 10_000
     """Noisy warm-up stories."""
-    understanding: int = 30_000
+    understanding: int = 16_000
     """Clean questions, most of them about candidates."""
     text_to_image: int = 3600
     """Clean pictures of a sentence."""

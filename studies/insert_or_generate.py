@@ -59,7 +59,7 @@ ARMS = {
 }
 """In the order in which they run, with their names for people."""
 AGAINST = (("grpo", "warmup"), ("grpo", "control"), ("control", "warmup"))
-MIXTURE = {"interleaved": 6.0, "understanding": 10.0, "text_to_image": 2.0}
+MIXTURE = {"interleaved": 6.0, "understanding": 8.0, "text_to_image": 2.0}
 CLEAN = {"understanding": 8.0, "text_to_image": 2.0}
 QUESTIONS_ASKED = 300
 SAMPLES = 6

@@ -1,6 +1,7 @@
 """The world with candidates: what fits and what nearly fits, gold stories, and noise that moves the mode."""
 
 import random
+import re
 from collections import Counter
 from dataclasses import fields, replace
 from itertools import islice
@@ -17,9 +18,11 @@ from limner.data.insertion_stories import (
     insertion_documents,
     insertion_prompt,
     insertion_story,
+    looks,
     plan_of,
     read_plan,
     read_steps,
+    true_looks,
 )
 from limner.data.picture_stories import SCENES, parse_scene, read_pictures
 from limner.data.prompts import read_prompts
@@ -100,27 +103,40 @@ def test_noise_moves_the_mode_and_none_is_gold():
         InsertionNoise(biased=1.1)
 
 
+def test_looks_stop_at_the_first_word_that_differs():
+    scenes = "small red circle top left", "big blue square top right", "big green circle top left"
+    plan = Plan(
+        tuple(map(parse_scene, scenes)),
+        (True, True, False),
+        tuple(map(parse_scene, ("small blue square top right", "small red circle top left"))),
+    )
+    texts = [segment.text for segment in insertion_story(plan).completion.segments if isinstance(segment, TextSegment)]
+    assert texts == [
+        "A small red circle at the top left. (1) small blue (2) small red circle top left",
+        "A big blue square at the top right. (1) small (2) small",
+        "A big green circle at the top left.",
+    ]
+    assert looks(plan.scenes[1], plan.candidates, inserted=1) == " (1) small blue square top right (2) small"
+    said = "A big dog. (1) small blue (2) small blue (3) small (1) sma (2) A small red circle at the top left."
+    assert true_looks(said, plan.candidates) == [True, False, False, False, False]
+
+
 def test_answers_about_candidates_are_right():
-    rng, tasks = random.Random(1), Counter()
+    rng, described = random.Random(1), Counter()
     for _ in range(100):
         document = candidate_question(rng)
-        shown, question = list(document.prompt.candidates), document.prompt.segments[-1].text.strip()
+        question, answer = document.prompt.segments[-1].text.strip(), document.completion.text
         scenes = read_pictures([image.pixels() for image in document.prompt.images])
-        answer = document.completion.text
-        task, _, asked = question.partition("?")
-        value = task.removeprefix("Which candidates show ")
-        if value != task:
-            task = "attribute"
-            numbers = [str(number) for number, scene in enumerate(scenes, 1) if value in scene.words]
-            assert answer == f"{', '.join(numbers) or 'none'}."
-        elif asked:
-            expected = [parse_scene(words) for words in asked.strip(" .").split("; ")]
-            found = [str(scenes.index(scene) + 1) if scene in scenes else "none" for scene in expected]
-            assert answer == "; ".join(f"{s.words}: {n}" for s, n in zip(expected, found, strict=True)) + "."
-        else:
-            assert answer == " ".join(f"{number}: {scenes[number - 1].sentence}" for number in shown)
-        tasks[task] += 1
-    assert min(tasks.values()) > 10 and len(tasks) == 3
+        _, _, asked = question.partition("?")
+        described[not asked] += 1
+        if not asked:
+            assert answer == " ".join(f"({number}) {scene.words}" for number, scene in enumerate(scenes, 1))
+            continue
+        expected = [parse_scene(words) for words in asked.strip(" .").split("; ")]
+        numbers = [str(scenes.index(scene) + 1) if scene in scenes else "none" for scene in expected]
+        answered = re.findall(r"(An? [^.]+\.)(?: \([1-9]\)[ a-z]*)+ (none|[1-9])\.", answer)
+        assert answered == [(scene.sentence, number) for scene, number in zip(expected, numbers, strict=True)]
+    assert min(described.values()) > 30
 
 
 def test_warm_up_documents_leave_out_what_is_held_out():
