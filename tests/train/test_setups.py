@@ -51,7 +51,7 @@ UNTIED = ("segment", "modality-balanced")
 """Normalisations that are tried on a model whose head is a weight of its own, with guidance."""
 LORA = LoraConfig(rank=4, alpha=8)
 STALLS = {
-    "zero3": (0, checkpointing, "open_to_umask", set()),
+    "zero3": (0, checkpointing, "put_in_place", set()),
     "fsdp2": (1, InterleavedGRPOTrainer, "_save_rng_state", {"rng_state_1.pth", "rollouts_1.pth"}),
 }
 """Set-up -> where a save never ends (rank, function), and what is unwritten then: nothing, and the first process would
