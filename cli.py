@@ -119,8 +119,9 @@ def _bench(argv: Sequence[str]) -> None:
     if argv and argv[0] in ("-h", "--help"):
         print(f"usage: limner bench NAME [--json FILE] [...]\n\n{listing('bench')}")
         return
-    if not argv or argv[0] not in ("grpo", "sampler", "insertion", "retrieval"):
-        raise InputError("limner bench: say what to time; known: grpo, sampler, insertion, retrieval")
+    known = [name.removeprefix("bench ") for name in COMMANDS if name.startswith("bench ")]
+    if not argv or argv[0] not in known:
+        raise InputError(f"limner bench: say what to time; known: {', '.join(known)}")
     if argv[0] == "grpo":
         from .studies.bench_grpo import main
     elif argv[0] == "insertion":

@@ -217,6 +217,7 @@ def _placed(
 
 
 LOOK = re.compile(r" ?\(([1-9])\)((?: [a-z]+)*)")
+"""A look at a candidate, as a model writes it: number and words."""
 
 
 def looks(scene: Scene, candidates: Sequence[Scene], inserted: int | None) -> str:

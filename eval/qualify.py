@@ -33,7 +33,7 @@ import numpy as np
 
 from ..configs import parse, save_resolved
 from ..data.shards import INDEX
-from ..models.chat import Answer, ChatModel, Request
+from ..models.chat import Answer, ChatModel, Request, fill
 from ..models.chat_model import ChatConfig, chat_model
 from ..models.document import InterleavedDocument, TextSegment
 from ..models.errors import InputError
@@ -41,7 +41,7 @@ from ..models.rendering import write_atomically
 from ..rewards.base import Completion
 from ..rewards.build import RewardsConfig, reward_parts
 from ..rewards.guard import GuardedReward
-from ..rewards.judge import JudgeReward, Template, fill, read_verdict
+from ..rewards.judge import JudgeReward, Template, read_verdict
 from .ballots import Ballot, faults, figures
 from .benchmark import judge_template
 from .entries import spaced

@@ -14,8 +14,7 @@ torchrun --nproc-per-node 2 -m limner.train.grpo --config grpo/tiny
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -156,12 +155,25 @@ def preflight(argv: Sequence[str] | None = None) -> None:
     """`limner preflight`: the checks alone, of the run that the same flags would start."""
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner preflight", section="grpo")
     args.report_to, args.save_strategy = [], IntervalStrategy.NO
-    with tempfile.TemporaryDirectory() as args.output_dir:  # transformers makes the run's folder
+    with _no_new_folder(Path(args.output_dir or ".")):
         trainer = make_trainer(config, args)
         trainer.callback_handler.callbacks = [Preflight(trainer, only=True)]
         with contextlib.suppress(PreflightDone):
             trainer.train()
+        trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+
+
+@contextlib.contextmanager
+def _no_new_folder(directory: Path) -> Iterator[None]:
+    """For checks alone: what was made of the run's folder, which all processes must see, goes again if it is empty."""
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # another process was faster, or something stands in it
+                folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Preflight: a sound run passes, and each planted fault is caught under its own name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import TrainerCallback
 
 from limner.models.errors import InputError
 from limner.rewards.base import RewardOutput
+from limner.train import grpo
 from limner.train.algorithm import AlgorithmConfig, PerModality
 from limner.train.preflight import Preflight, PreflightDone, run_checks
 from limner.train.trainer import InterleavedGRPOTrainer
@@ -150,3 +153,21 @@ def test_preflight_alone_takes_no_step_and_a_checked_run_is_the_same_run(make_po
         return parameters(policy)
 
     assert torch.equal(after_a_step(), after_a_step(Preflight))
+
+
+def test_the_command_checks_in_the_runs_own_folder_and_leaves_none_behind(tmp_path, monkeypatch):
+    """Processes must share it, so a folder of its own for each would fail the checks."""
+    seen = []
+
+    def stopped(config, args):
+        seen.append(Path(args.output_dir))
+        seen[-1].mkdir(parents=True, exist_ok=True)
+        raise InputError("stopped")
+
+    monkeypatch.setattr(grpo, "make_trainer", stopped)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for folder in (tmp_path / "new" / "run", kept):
+        with pytest.raises(InputError, match="stopped"):
+            grpo.preflight(["--output_dir", str(folder), "--use_cpu", "true", "--bf16", "false"])
+    assert seen == [tmp_path / "new" / "run", kept] and [*tmp_path.iterdir()] == [kept]
