@@ -100,7 +100,7 @@ def read_corpus(
             if identifier not in seen:
                 seen.add(identifier)
                 text = DEBRIS.sub("", text) if clean else text
-                meta = {"title": _title(text), "images": [f"{subset}/{ids[index]}" for index in pictures]}
+                meta = {"images": [f"{subset}/{ids[index]}" for index in pictures]}
                 report.documents += 1
                 report.images += len(pictures)
                 yield InterleavedDocument(_segments(text, pictures), identifier, meta)
@@ -173,12 +173,6 @@ def _keys(value: Any, place: str) -> tuple[str, ...]:
     if not isinstance(value, list):
         raise InputError(f"{place}: expected a list of ids, got {type(value).__name__}")
     return tuple(_key(one, place) for one in value)
-
-
-def _title(text: str) -> str:
-    """The first line with words, which may be a heading."""
-    lines = (line.replace(PIC, " ").lstrip(" #").strip() for line in text.splitlines())
-    return next((line for line in lines if line), "")
 
 
 def _segments(text: str, pictures: dict[int, ImageSegment]) -> tuple[Segment, ...]:

@@ -20,8 +20,9 @@ from ..configs import parse
 from ..models.chat_model import ChatConfig, chat_model
 from ..models.errors import InputError, reading
 from ..models.rendering import check_suffix
-from .answering import Illustrate, Strategy, answer, described, save
+from .answering import Answered, Illustrate, Strategy, answer, described, save
 from .asking import Asking, load_template
+from .corpus import Hit
 from .index import Index
 from .placing import Encode, PlacementRules
 from .rule import RuleInserter
@@ -102,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"{directory}: the index is empty; fill it with limner index SRC --out {directory}")
     hits = index.search(question, limit=config.hits, documents=config.documents)
     encoder = index.encoders.text
-    strategy = strategy_of(config, encoder.passages if encoder else None)
+    encode = encoder.passages if encoder else None
+
+    def strategy(question: str, hits: Sequence[Hit]) -> Answered:  # a model is loaded when there is something to answer
+        return strategy_of(config, encode)(question, hits)
+
     answered = answer(question, hits, strategy, config, encoder, config.min_match)
     save(answered, Path(config.out))
     print(f"{config.out}: {described(answered)}")

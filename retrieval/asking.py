@@ -152,7 +152,7 @@ def context_of(
 def wishes_of(rules: PlacementRules) -> str:
     wishes = []
     if rules.max_images is not None:
-        wishes.append(f"Use at most {rules.max_images} pictures.")
+        wishes.append(f"Use at most {rules.max_images} picture{'s' * (rules.max_images != 1)}.")
     if rules.sections:
         names = "; ".join(f"## {escape_markers(name)}" for name in rules.sections)
         wishes.append(f"Write the answer in sections, and use pictures only under these headings: {names}.")

@@ -198,10 +198,13 @@ def count_tokens(text: str) -> int:
 
 
 def title_of(document: InterleavedDocument) -> str:
-    """The source's title, else the first line of the text, else the id."""
+    """The source's title, else a heading of the first level, else the first line if it is prose, else the id."""
     given = document.meta.get("title")
-    lines = (line.lstrip("# ").strip() for line in document.text.split("\n", 20))
-    title = given if isinstance(given, str) and given.strip() else next((line for line in lines if line), document.id)
+    lines = [line for line in map(str.strip, document.text.split("\n", 20)[:20]) if line]
+    headings = [line.lstrip("# ") for line in lines if line.startswith("# ")]
+    prose = [line.lstrip("# ") for line in lines[:1] if not line.startswith(("- ", "* ", "+ ", "|", ">", "<"))]
+    named = given if isinstance(given, str) else ""
+    title = next((line for line in (named, *headings, *prose) if line.strip()), document.id)
     return valid_text(" ".join(title.split())[:MAX_TITLE])
 
 

@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from ..models.checkpoint import without_bars
 from ..models.errors import InputError, reading
 
 NONE, MINILM = "none", "minilm"
@@ -97,10 +98,11 @@ def load_encoders(text: str = NONE, image: str = NONE, *, device: str = "", batc
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # no such device, or none that this torch can use
         raise InputError(f"device: {device}: {str(error).partition(chr(10))[0]}") from None
-    return Encoders(
-        None if text == NONE else SentenceEncoder.load(text, device, batch_size),
-        None if image == NONE else PictureEncoder.load(image, device, batch_size),
-    )
+    with without_bars():
+        return Encoders(
+            None if text == NONE else SentenceEncoder.load(text, device, batch_size),
+            None if image == NONE else PictureEncoder.load(image, device, batch_size),
+        )
 
 
 class SentenceEncoder:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from transformers.utils.logging import disable_progress_bar
 
 from ..models.document import MAX_IMAGE_BYTES, open_image, to_rgb
 from ..models.errors import ArgumentParser, InputError, reading
@@ -77,7 +76,6 @@ def find(arguments: argparse.Namespace) -> Found:
     image = _read_picture(arguments.image) if arguments.image else None
     if not (arguments.query.strip() or image):
         raise InputError("limner search: give a query, --image, or both")
-    disable_progress_bar()
     index = Index.open(arguments.index, device=arguments.device)
     hits = index.search(arguments.query, image, arguments.limit, arguments.document, arguments.title)
     return Found(arguments.index, arguments.query, image, hits, len(index.documents))
@@ -107,13 +105,15 @@ def listing(found: Found) -> str:
         text = next((line for line in chunk.text.split("\n") if line.strip() and line != PIC), "")
         lines += [f"   {text[:LINE]}"] if text else []
         if chunk.pictures:
-            lines.append(f"   {len(chunk.pictures)} pictures: {'; '.join(p.caption or p.id for p in chunk.pictures)}")
+            count = len(chunk.pictures)
+            lines.append(
+                f"   {count} picture{'s' * (count > 1)}: {'; '.join(p.caption or p.id for p in chunk.pictures)}"
+            )
     lines.append(f"{len(found.hits)} parts of {found.documents} documents")
     return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in lines)
 
 
 def _index(arguments: argparse.Namespace) -> Index:
-    disable_progress_bar()
     given = {"text": arguments.text_encoder, "image": arguments.image_encoder}
     if not Index.exists(arguments.out):
         names = {"text": given["text"] or default_text_encoder(), "image": given["image"] or NONE}

@@ -41,7 +41,7 @@ def test_a_question_becomes_a_page_with_sources(index, tmp_path, capsys):
         '<li>Roll out the strudel pastry. Bake it. <span class="where">strudel.md (text, 1 picture)</span></li>' in page
     )
     assert HOSTILE not in page
-    assert "1 pictures (1 inserted)" in capsys.readouterr().out
+    assert "1 picture (1 inserted)" in capsys.readouterr().out
     markdown = answered(index, "fennel soup", tmp_path / "soup.md")
     assert "soup_images/1.png" in markdown and HOSTILE not in markdown
     assert (tmp_path / "soup_images" / "1.png").is_file()

@@ -189,4 +189,4 @@ def test_hostile_documents_reach_no_page_as_markup(tmp_path):
 def test_one_line_says_what_came_of_it():
     hits = hits_of(recipe(), recipe("tart.md", ("green", "yellow")))
     answered = answer("Strudel?", hits, Illustrate(RuleInserter().place), PlacementRules(max_images=1))
-    assert described(answered) == "1 pictures (1 inserted), 4 candidates, 1 sources; taken out by the rules: 1 too many"
+    assert described(answered) == "1 picture (1 inserted), 4 candidates, 1 source; taken out by the rules: 1 too many"

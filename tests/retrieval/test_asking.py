@@ -77,7 +77,7 @@ def test_markers_that_place_nothing_are_counted_and_leave_no_trace():
 def test_the_rules_are_told_to_the_model_and_hold_whatever_it_does():
     rules = PlacementRules(max_images=1, sections=["Steps"])
     answered, body = asked_of(lambda body: "Sweet. <img2>\n\n## Steps\nRoll out the pastry. <img1>", rules=rules)
-    assert "at most 1 pictures" in texts(body) and "## Steps" in texts(body)
+    assert "at most 1 picture." in texts(body) and "## Steps" in texts(body)
     assert [image.candidate for image in answered.document.images] == [1]
     assert answered.removed == {"outside the sections": 1}
     answered, body = asked_of(lambda body: "Roll. <img1>", rules=PlacementRules(images="generated"), pixels=True)

@@ -99,6 +99,10 @@ def test_titles():
     assert title_of(document("\n# *Soup*\nBoil.", id="a.md")) == "*Soup*"
     assert title_of(document("x", title="A\n  b")) == "A b"
     assert title_of(document(picture(), id="a.md")) == "a.md"
+    assert title_of(document("- Prep time: 10 min\n- Servings: 6\n\n# Strudel\n")) == "Strudel"
+    assert title_of(document("## Peeling\n\n# Strudel\n")) == "Strudel"
+    assert title_of(document("## Peeling\n\nPeel the apples.\n")) == "Peeling"
+    assert title_of(document("- Prep time: 10 min\n", id="a.md")) == "a.md"
 
 
 def test_text_that_has_no_utf8_and_languages_without_spaces():
