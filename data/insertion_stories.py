@@ -1,10 +1,10 @@
 """The embedded world with candidates: insert the picture that fits, draw where none does, leave where none is wanted.
 
     Candidate 1: [picture] Candidate 2: [picture]
-    Illustrate: small red circle top left; big blue square bottom right; big green circle top left (no picture).
-    -> A small red circle at the top left. (1) big (2) small red circle top left <img2>
-       A big blue square at the bottom right. (1) big red (2) small [picture]
-       A big green circle at the top left.
+    Illustrate: a) small red circle top left; b) big blue square top right; c) big red circle top left (no picture).
+    -> a) A small red circle at the top left. (1) big (2) small red circle top left <img2>
+       b) A big blue square at the top right. (1) big red (2) small [picture]
+       c) A big red circle at the top left.
 
 Candidates have no captions: which one fits, if any, is in its pixels alone. They are pictures of some of the steps,
 and near misses, which differ from a step in one attribute. Before it chooses, the answer looks at one candidate after
@@ -46,6 +46,8 @@ Choice = Literal["insert", "generate", "leave"]
 CHOICES: tuple[Choice, ...] = ("insert", "generate", "leave")
 NO_PICTURE = " (no picture)"
 MIN_CANDIDATES, MAX_CANDIDATES = 2, 3
+NOTHING_OFFERED = 0.4
+"""Share of warm-up stories without candidates: half as long, they teach what a step says and how it is drawn."""
 OVERLOOKED = ("size", "cell")
 """Attributes in which scraped pages overlook that a picture does not fit."""
 
@@ -138,7 +140,8 @@ def insertion_prompt(plan: Plan, identifier: str = "") -> InterleavedDocument:
     """The prompt of a plan; `meta` holds the plan, which the verifiers compare with."""
     meta = {"steps": plan.steps, "candidates": [scene.words for scene in plan.candidates]}
     pictures = [(draw_scene(scene), "") for scene in plan.candidates]
-    return offer(f"Illustrate: {'; '.join(plan.steps)}.", pictures, identifier, meta)
+    steps = "; ".join(f"{letter}) {words}" for letter, words in zip(LETTERS, plan.steps, strict=False))
+    return offer(f"Illustrate: {steps}.", pictures, identifier, meta)
 
 
 def read_plan(value: Any, where: str) -> Plan:
@@ -146,8 +149,8 @@ def read_plan(value: Any, where: str) -> Plan:
 
     Raises InputError naming `where`.
     """
-    steps, candidates = ([], []) if not isinstance(value, dict) else (value.get("steps"), value.get("candidates"))
-    if not _are_words(steps) or not _are_words(candidates):
+    steps, candidates = (None, None) if not isinstance(value, dict) else (value.get("steps"), value.get("candidates"))
+    if not steps or not _are_words(steps) or not _are_words(candidates):
         raise InputError(f'{where}: expected {{"steps": ["small red circle top left", ...], "candidates": [...]}}')
     try:
         return Plan(
@@ -160,7 +163,7 @@ def read_plan(value: Any, where: str) -> Plan:
 
 
 def _are_words(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and bool(value) and all(isinstance(words, str) for words in value)
+    return isinstance(value, list) and all(isinstance(words, str) for words in value)
 
 
 def plan_of(prompt: InterleavedDocument) -> Plan:
@@ -183,7 +186,9 @@ def insertion_story(
             choice, candidate = _placed(rng, plan, step, left, noise)
             said, shown = scraped(rng, scene, noise.story)
         left.discard(candidate)
-        text = said.sentence + ("" if choice == "leave" else looks(scene, plan.candidates[:candidate], candidate))
+        text = f"{LETTERS[step]}) {said.sentence}"
+        if choice != "leave":
+            text += looks(scene, plan.candidates[:candidate], candidate)
         if segments and isinstance(segments[-1], TextSegment):
             segments[-1] = replace(segments[-1], text=f"{segments[-1].text} {text}")
         else:
@@ -216,6 +221,9 @@ def _placed(
     return choice, candidate
 
 
+LETTERS = "abcd"
+"""Steps are lettered, in the prompt and before their sentences: counting them is hard where pictures stand between."""
+LABEL = re.compile(r"\b[a-d]\) ")
 LOOK = re.compile(r" ?\(([1-9])\)((?: [a-z]+)*)")
 """A look at a candidate, as a model writes it: number and words."""
 
@@ -229,16 +237,6 @@ def looks(scene: Scene, candidates: Sequence[Scene], inserted: int | None) -> st
         read = len(words) if number == inserted or all(alike) else alike.index(False) + 1
         text += f" ({number}) {' '.join(words[:read])}"
     return text
-
-
-def true_looks(text: str, candidates: Sequence[Scene]) -> list[bool]:
-    """For each look in a text whether the candidate shows what it says; one that says nothing is not true."""
-    return [
-        bool(words)
-        and int(number) <= len(candidates)
-        and f" {candidates[int(number) - 1].words} ".startswith(f"{words} ")
-        for number, words in LOOK.findall(text)
-    ]
 
 
 SCENES_ASKED = 3
@@ -281,7 +279,8 @@ def insertion_documents(
         if plain is None:
             plan = draw_plan(rng)
             if plan not in exclude:
-                yield insertion_story(plan, identifier, noise, rng)
+                offered = () if rng.random() < NOTHING_OFFERED else plan.candidates
+                yield insertion_story(replace(plan, candidates=offered), identifier, noise, rng)
         elif kind == "understanding" and rng.random() < 0.7:
             yield candidate_question(rng, identifier)
         else:
@@ -318,7 +317,7 @@ def read_steps(segments: Sequence[Segment]) -> list[Step]:
     steps: list[Step] = []
     for index, segment in enumerate(segments):
         if isinstance(segment, TextSegment):
-            said = sentences(LOOK.sub("", segment.text))
+            said = sentences(LABEL.sub("", LOOK.sub("", segment.text)))
             steps += [Step(read_sentence(words), (), index, ()) for words in said if words.strip()]
             continue
         last = steps.pop() if steps else Step(None, (), None, ())

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..data.insertion_stories import Plan, Step, plan_of, read_steps, true_looks
+from ..data.insertion_stories import Plan, Step, plan_of, read_steps
 from ..data.picture_stories import Scene, read_pictures
-from ..models.document import TextSegment
 from .base import Completion, Reward, RewardOutput
 
 
@@ -24,8 +23,6 @@ class InsertionStoriesConfig:
     """Insert the candidate that fits, draw where none does, leave where no picture is wanted."""
     text: float = 1.0
     """Sentences against the plan."""
-    look: float = 1.0
-    """What is said of candidates against their pixels."""
     image_plan: float = 1.0
     """Drawn pictures against the plan."""
     image_sentence: float = 1.0
@@ -36,7 +33,6 @@ def insertion_story_rewards(config: InsertionStoriesConfig) -> list[tuple[Reward
     return [
         (ChoiceReward(), config.choice),
         (StepTextReward(), config.text),
-        (LookReward(), config.look),
         (StepImageReward("plan"), config.image_plan),
         (StepImageReward("sentence"), config.image_sentence),
     ]
@@ -71,24 +67,6 @@ class StepTextReward:
             return total / max(len(plan.scenes), len(steps))
 
         return _scored(completions, score)
-
-
-class LookReward:
-    """The share of true looks, of an answer and of each text; None where nothing was looked at."""
-
-    name = "look"
-
-    def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
-        outcome, segments = [], []
-        for completion in completions:
-            shown = plan_of(completion.prompt).candidates
-            found = [
-                true_looks(segment.text, shown) if isinstance(segment, TextSegment) else []
-                for segment in completion.answer.segments
-            ]
-            outcome.append(_mean([look for looks in found for look in looks]))
-            segments.append([_mean(looks) for looks in found])
-        return RewardOutput(outcome, segments)
 
 
 class StepImageReward:

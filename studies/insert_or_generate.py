@@ -59,8 +59,8 @@ ARMS = {
 }
 """In the order in which they run, with their names for people."""
 AGAINST = (("grpo", "warmup"), ("grpo", "control"), ("control", "warmup"))
-MIXTURE = {"interleaved": 6.0, "understanding": 8.0, "text_to_image": 2.0}
-CLEAN = {"understanding": 8.0, "text_to_image": 2.0}
+MIXTURE = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
+CLEAN = {"understanding": 5.0, "text_to_image": 3.0}
 QUESTIONS_ASKED = 300
 SAMPLES = 6
 Items = dict[str, list[float | None]]
@@ -81,7 +81,7 @@ class InsertOrGenerateConfig:
     curve_prompts: int = 96
     """Held-out prompts scored while training."""
     world: CandidatesWorldConfig = field(default_factory=CandidatesWorldConfig)
-    new_model: NewModelConfig = field(default_factory=NewModelConfig)
+    new_model: NewModelConfig = field(default_factory=lambda: NewModelConfig(attend_alike=0.7))
     warmup: dict[str, Any] = field(default_factory=dict)
     """Settings of `warmup/insertion` to change: `--warmup.max_steps 500`."""
     grpo: dict[str, Any] = field(default_factory=dict)

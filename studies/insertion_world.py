@@ -24,6 +24,7 @@ from ..data.insertion import Candidate, InsertionTask, Placement
 from ..data.insertion_prompt import answer_text, messages
 from ..models.text_tokenizer import CONTROL_TOKENS, train_text_tokenizer
 from ..retrieval.insertion import Prompter
+from ..train.new_model import attend_alike
 
 ANIMALS = {"rabbit": "hare", "pigeon": "dove", "donkey": "mule", "frog": "toad", "snake": "serpent", "dog": "hound"}
 FURNITURE = {
@@ -157,7 +158,9 @@ def new_model(tokenizer: Any, hidden_size: int, layers: int, seed: int) -> Llama
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    attend_alike(model, 0.7)
+    return model
 
 
 def answer_loss(

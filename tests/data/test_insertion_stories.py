@@ -22,7 +22,6 @@ from limner.data.insertion_stories import (
     plan_of,
     read_plan,
     read_steps,
-    true_looks,
 )
 from limner.data.picture_stories import SCENES, parse_scene, read_pictures
 from limner.data.prompts import read_prompts
@@ -112,13 +111,11 @@ def test_looks_stop_at_the_first_word_that_differs():
     )
     texts = [segment.text for segment in insertion_story(plan).completion.segments if isinstance(segment, TextSegment)]
     assert texts == [
-        "A small red circle at the top left. (1) small blue (2) small red circle top left",
-        "A big blue square at the top right. (1) small (2) small",
-        "A big green circle at the top left.",
+        "a) A small red circle at the top left. (1) small blue (2) small red circle top left",
+        "b) A big blue square at the top right. (1) small (2) small",
+        "c) A big green circle at the top left.",
     ]
     assert looks(plan.scenes[1], plan.candidates, inserted=1) == " (1) small blue square top right (2) small"
-    said = "A big dog. (1) small blue (2) small blue (3) small (1) sma (2) A small red circle at the top left."
-    assert true_looks(said, plan.candidates) == [True, False, False, False, False]
 
 
 def test_answers_about_candidates_are_right():
@@ -140,9 +137,11 @@ def test_answers_about_candidates_are_right():
 
 
 def test_warm_up_documents_leave_out_what_is_held_out():
-    first = [plan_of(d) for d in islice(insertion_documents("interleaved", 3, NO_NOISE, frozenset()), 20)]
-    rest = [plan_of(d) for d in islice(insertion_documents("interleaved", 3, NO_NOISE, frozenset(first)), 30)]
-    assert not set(first) & set(rest)
+    first = [plan_of(d) for d in islice(insertion_documents("interleaved", 3, NO_NOISE, frozenset()), 40)]
+    assert 8 < sum(not plan.candidates for plan in first) < 24
+    offered = frozenset(plan for plan in first if plan.candidates)
+    rest = [plan_of(d) for d in islice(insertion_documents("interleaved", 3, NO_NOISE, offered), 50)]
+    assert not {plan.scenes for plan in offered} & {plan.scenes for plan in rest}
     kinds = {d.meta["task"] for d in islice(insertion_documents("understanding", 3, NO_NOISE, frozenset()), 60)}
     assert kinds == {"candidates", "caption", "vqa"}
 

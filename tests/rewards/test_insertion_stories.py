@@ -10,7 +10,7 @@ from limner.models.document import ImageSegment, InterleavedDocument, TextSegmen
 from limner.models.errors import InputError
 from limner.rewards.base import Completion
 from limner.rewards.build import RewardsConfig, build_reward
-from limner.rewards.insertion_stories import InsertionStoriesConfig, LookReward
+from limner.rewards.insertion_stories import InsertionStoriesConfig
 
 A, B, C = SCENES = tuple(
     map(parse_scene, ("small red circle top left", "big blue square bottom right", "small green triangle top right"))
@@ -73,15 +73,6 @@ def test_what_an_answer_earns(name):
     output = REWARD([Completion(PROMPT, InterleavedDocument(segments))])
     assert [output.breakdown[part][0] for part in PARTS] == pytest.approx(list(parts))
     assert output.segments[0] == pytest.approx(scores)
-
-
-def test_looks_are_held_against_the_candidates():
-    near, fits = (scene.words for scene in PLAN.candidates)
-    first = near.split()[0]
-    said = (f"{A.sentence} (1) {first} (2) {fits}", f"{B.sentence} (1) {near} more (3) {first}", C.sentence)
-    answer = InterleavedDocument(tuple(TextSegment(text, trainable=True) for text in said))
-    output = LookReward()([Completion(PROMPT, answer), Completion(PROMPT, InterleavedDocument(()))])
-    assert output.segments[0] == [1.0, 0.0, None] and output.outcome == [0.5, None]
 
 
 def test_no_other_answer_earns_as_much_as_gold():

@@ -75,3 +75,17 @@ def test_what_is_frozen_is_named():
 def test_the_setting_is_read_from_flags(config):
     read, _ = parse((config, GRPOConfig), ["--freeze", "model.vision_model", "lm_head", "--use_cpu", "--bf16", "false"])
     assert read.freeze == ["model.vision_model", "lm_head"]
+
+
+def test_queries_and_keys_can_start_alike():
+    """An identity on top of the same random weights, and nothing else changes."""
+    tokenizer = ImageTokenizerConfig(autoencoder_steps=2, quantised_steps=1, decoder_steps=1, channels=(16,), codes=32)
+    config = NewModelConfig(text_vocabulary=512, hidden_size=32, layers=2, heads=2, image_tokenizer=tokenizer)
+    pictures = [draw_scene(scene) for scene in SCENES[:40]]
+    processor, _ = new_processor([story(SCENES[i : i + 2]).text for i in range(0, 40, 2)], pictures, config)
+    plain, alike = (
+        dict(new_policy(processor, replace(config, attend_alike=x)).model.named_parameters()) for x in (0.0, 0.7)
+    )
+    changed = {name for name in plain if not torch.equal(plain[name], alike[name])}
+    assert len(changed) == 4 and all(".q_proj." in name or ".k_proj." in name for name in changed)
+    assert all(torch.allclose(alike[name] - plain[name], 0.7 * torch.eye(32), atol=1e-6) for name in changed)
