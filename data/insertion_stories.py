@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeGuard
@@ -45,6 +46,9 @@ from .sentences import sentences
 Choice = Literal["insert", "generate", "leave"]
 CHOICES: tuple[Choice, ...] = ("insert", "generate", "leave")
 NO_PICTURE = " (no picture)"
+LETTERS = string.ascii_lowercase
+"""Steps are lettered, in the prompt and before their sentences: counting them is hard where pictures stand between."""
+LABEL = re.compile(r"\b[a-z]\) ")
 MIN_CANDIDATES, MAX_CANDIDATES = 2, 3
 NOTHING_OFFERED = 0.4
 """Share of warm-up stories without candidates: half as long, they teach what a step says and how it is drawn."""
@@ -63,6 +67,8 @@ class Plan:
     def __post_init__(self) -> None:
         if len(set(self.scenes)) < len(self.scenes) or len(set(self.candidates)) < len(self.candidates):
             raise ValueError("a scene stands twice; which picture belongs where would be open")
+        if len(self.scenes) > len(LETTERS):
+            raise ValueError(f"{len(self.scenes)} steps; there are letters for {len(LETTERS)}")
 
     @property
     def steps(self) -> list[str]:
@@ -221,9 +227,6 @@ def _placed(
     return choice, candidate
 
 
-LETTERS = "abcd"
-"""Steps are lettered, in the prompt and before their sentences: counting them is hard where pictures stand between."""
-LABEL = re.compile(r"\b[a-d]\) ")
 LOOK = re.compile(r" ?\(([1-9])\)((?: [a-z]+)*)")
 """A look at a candidate, as a model writes it: number and words."""
 

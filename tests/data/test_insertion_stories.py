@@ -178,3 +178,10 @@ def test_a_plan_of_another_form_is_refused(value):
 def test_a_plan_in_which_a_picture_has_two_places_is_refused():
     with pytest.raises(ValueError, match="twice"):
         Plan((SCENES[0], SCENES[0]), (True, True), (SCENES[1],))
+
+
+def test_every_step_has_a_letter():
+    plan = Plan(tuple(SCENES[:26]), (True,) * 26, ())
+    assert "; z) " in insertion_prompt(plan).text and len(read_steps(insertion_story(plan).completion.segments)) == 26
+    with pytest.raises(ValueError, match="27 steps; there are letters for 26"):
+        Plan(tuple(SCENES[:27]), (True,) * 27, ())
