@@ -51,7 +51,7 @@ LETTERS = string.ascii_lowercase
 LABEL = re.compile(r"\b[a-z]\) ")
 MIN_CANDIDATES, MAX_CANDIDATES = 2, 3
 NOTHING_OFFERED = 0.4
-"""Share of warm-up stories without candidates: half as long, they teach what a step says and how it is drawn."""
+"""Share of stories to learn from without candidates: half as long, they teach what a step says and how it is drawn."""
 OVERLOOKED = ("size", "cell")
 """Attributes in which scraped pages overlook that a picture does not fit."""
 
@@ -140,6 +140,11 @@ def draw_plans(seed: int, count: int, exclude: frozenset[Plan] = frozenset()) ->
         if plan not in exclude:
             found[plan] = None
     return list(found)
+
+
+def thinned(rng: random.Random, plan: Plan) -> Plan:
+    """The plan, or in NOTHING_OFFERED of all cases the plan without candidates."""
+    return replace(plan, candidates=()) if rng.random() < NOTHING_OFFERED else plan
 
 
 def insertion_prompt(plan: Plan, identifier: str = "") -> InterleavedDocument:
@@ -282,8 +287,7 @@ def insertion_documents(
         if plain is None:
             plan = draw_plan(rng)
             if plan not in exclude:
-                offered = () if rng.random() < NOTHING_OFFERED else plan.candidates
-                yield insertion_story(replace(plan, candidates=offered), identifier, noise, rng)
+                yield insertion_story(thinned(rng, plan), identifier, noise, rng)
         elif kind == "understanding" and rng.random() < 0.7:
             yield candidate_question(rng, identifier)
         else:

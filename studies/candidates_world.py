@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from ..data.insertion_stories import (
     insertion_documents,
     insertion_story,
     read_plan,
+    thinned,
 )
 from ..data.picture_stories import QUESTIONS, SCENES, caption, draw_scene, question, read_pictures, text_to_image
 from ..data.prompts import read_lines
@@ -37,7 +39,7 @@ class CandidatesWorldConfig:
     heldout_prompts: int = 400
     """Plans kept out of every stage, for the figures."""
     train_prompts: int = 4000
-    """Plans that GRPO writes stories for."""
+    """Plans that GRPO writes stories for; to some nothing is offered."""
     interleaved: int = 10_000
     """Noisy warm-up stories."""
     understanding: int = 16_000
@@ -51,7 +53,8 @@ def prepare(
 ) -> tuple[list[Plan], list[Plan], dict[str, Any]]:
     """Prompts, tokenizers, shards and the untrained model; (held-out plans, training plans, figures)."""
     heldout = draw_plans(1_000_000 + seed, world.heldout_prompts)
-    train = draw_plans(2_000_000 + seed, world.train_prompts, exclude=frozenset(heldout))
+    rng = random.Random(f"thinned {seed}")
+    train = [thinned(rng, p) for p in draw_plans(2_000_000 + seed, world.train_prompts, exclude=frozenset(heldout))]
     file = root / "prepared.json"
     if not file.exists():
         write_plans(root / "prompts" / "heldout.jsonl", heldout)
