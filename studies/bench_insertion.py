@@ -61,7 +61,7 @@ class InsertionBenchConfig:
     noise: AnswerNoise = field(default_factory=AnswerNoise)
     """Of warm-up answers."""
     hidden_size: int = 128
-    layers: int = 2
+    layers: int = 3
     warmup_steps: int = 1400
     warmup_batch: int = 32
     warmup_rate: float = 2e-3
@@ -172,7 +172,7 @@ def reinforce(config: InsertionBenchConfig, model: Any, prompter: Prompter, seed
         output_dir=str(Path(config.out) / f"seed-{seed}"),
         num_generations=8,
         per_device_train_batch_size=8 * config.grpo_prompts,
-        max_completion_length=24 + 16 * config.world.candidates,
+        max_completion_length=24 + 20 * config.world.candidates,
         max_steps=config.grpo_steps,
         learning_rate=config.grpo_rate,
         lr_scheduler_type="linear",

@@ -3,9 +3,9 @@
     1. A lantern.         img 1: A hare.          belongs nowhere
     2. A couch.           img 2: A sofa.          stands after 2
 
-Half of the captions use another word, so that matching words finds only a part. The answers that the model is warmed up
-on think about each candidate in turn, `A hare. - A sofa. 2`, and are noisy: some of it at random, some of it biased
-(animals one sentence too late, furniture left out, both more often than not), so that the mode is wrong.
+Half of the captions use another word, so that matching words finds only a part. The answers that the model is warmed
+up on think about each candidate in turn, `1: A hare. no 2: A sofa. 2`, and are noisy: some of it at random, some of it
+biased (animals one sentence too late, furniture left out, both more often than not), so that the mode is wrong.
 """
 
 from __future__ import annotations
@@ -124,9 +124,14 @@ def noisy(task: InsertionTask, rng: random.Random, noise: AnswerNoise) -> list[P
 
 
 def thought(task: InsertionTask, placements: Sequence[Placement]) -> str:
-    """Each candidate in its order, by its caption, and where it stands: ten small decisions instead of one."""
+    """Each candidate in its order, by number and caption, and where it stands: ten small decisions instead of one.
+
+    Without the numbers the answer would have to count candidates, which a small model does badly.
+    """
     after = {placement.candidate: str(placement.after) for placement in placements}
-    return " ".join(f"{item.caption} {after.get(number, '-')}" for number, item in enumerate(task.candidates, 1))
+    return " ".join(
+        f"{number}: {item.caption} {after.get(number, 'no')}" for number, item in enumerate(task.candidates, 1)
+    )
 
 
 # ---- the model ----

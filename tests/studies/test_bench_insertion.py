@@ -64,7 +64,7 @@ def test_the_mode_of_the_noise_is_wrong_for_animals_and_furniture():
 def test_a_thought_says_where_each_candidate_stands():
     (task,) = make_world(0, 1, WorldSize(candidates=3), "test")
     a, b, c = (candidate.caption for candidate in task.candidates)
-    assert thought(task, [Placement(2, 1), Placement(0, 3)]) == f"{a} 2 {b} - {c} 0"
+    assert thought(task, [Placement(2, 1), Placement(0, 3)]) == f"1: {a} 2 2: {b} no 3: {c} 0"
 
 
 def test_a_thing_is_one_token_wherever_it_is_named():
