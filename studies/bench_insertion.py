@@ -157,8 +157,7 @@ def warm_up(config: InsertionBenchConfig, model: Any, prompter: Prompter, seed: 
     rng = random.Random(f"warmup {seed}")
 
     def loss(step: int) -> torch.Tensor:
-        fewest, most = min(3, config.world.candidates), config.world.candidates
-        size = replace(config.world, candidates=min(rng.randint(fewest, most), rng.randint(fewest, most)))
+        size = replace(config.world, candidates=rng.randint(min(3, config.world.candidates), config.world.candidates))
         tasks = [make_task(rng, size) for _ in range(config.warmup_batch)]
         return answer_loss(model, prompter, tasks, [noisy(task, rng, config.noise) for task in tasks])
 
