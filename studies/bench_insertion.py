@@ -52,6 +52,8 @@ from .seed import limit_threads, say
 
 GOAL = 5.0
 """Times that scoring pairs is faster than writing, at an F1 that is no lower."""
+UPDATES = 4
+"""Of GRPO on each rollout batch."""
 
 
 @dataclass
@@ -62,13 +64,14 @@ class InsertionBenchConfig:
     """Of warm-up answers."""
     hidden_size: int = 128
     layers: int = 3
-    warmup_steps: int = 1400
+    warmup_steps: int = 2400
     warmup_batch: int = 32
     warmup_rate: float = 2e-3
-    grpo_steps: int = 150
-    grpo_prompts: int = 12
-    """Tasks a step, each answered eight times."""
-    grpo_rate: float = 5e-4
+    grpo_batches: int = 40
+    """Rollout batches, with four updates each."""
+    grpo_prompts: int = 24
+    """Tasks a batch, each answered eight times."""
+    grpo_rate: float = 3e-4
     pair_steps: int = 600
     heldout: int = 300
     """Tasks for the figures; none of them is trained on."""
@@ -80,7 +83,7 @@ class InsertionBenchConfig:
     """File for the figures."""
 
     def __post_init__(self) -> None:
-        counts = ("warmup_steps", "grpo_steps", "grpo_prompts", "pair_steps", "heldout", "timed", "turns")
+        counts = ("warmup_steps", "grpo_batches", "grpo_prompts", "pair_steps", "heldout", "timed", "turns")
         if wrong := [name for name in counts if getattr(self, name) < 1]:
             raise InputError(f"{wrong[0]}: {getattr(self, wrong[0])}; at least 1")
         if not self.seeds:
@@ -170,11 +173,13 @@ def reinforce(config: InsertionBenchConfig, model: Any, prompter: Prompter, seed
     args = GRPOConfig(
         output_dir=str(Path(config.out) / f"seed-{seed}"),
         num_generations=8,
-        per_device_train_batch_size=8 * config.grpo_prompts,
+        per_device_train_batch_size=8 * config.grpo_prompts // UPDATES,
+        steps_per_generation=UPDATES,
         max_completion_length=24 + 20 * config.world.candidates,
-        max_steps=config.grpo_steps,
+        max_steps=config.grpo_batches * UPDATES,
         learning_rate=config.grpo_rate,
         lr_scheduler_type="linear",
+        warmup_steps=2 * UPDATES,
         adam_beta2=0.95,
         logging_steps=1,
         save_strategy="no",
@@ -184,7 +189,7 @@ def reinforce(config: InsertionBenchConfig, model: Any, prompter: Prompter, seed
         activation_checkpointing=False,
         seed=seed,
     )
-    tasks = make_world(3_000_000 + seed, config.grpo_prompts * config.grpo_steps, config.world, "grpo")
+    tasks = make_world(3_000_000 + seed, config.grpo_prompts * config.grpo_batches, config.world, "grpo")
     trainer = make_trainer(InsertionConfig(), args, (model, prompter), tasks)
     train_inserter(trainer)
     model.eval()

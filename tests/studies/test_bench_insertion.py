@@ -102,7 +102,7 @@ def test_all_stages_run_and_are_printed(tmp_path, capsys):
         "--hidden_size=32",
         "--layers=1",
         "--warmup_steps=3",
-        "--grpo_steps=1",
+        "--grpo_batches=1",
         "--grpo_prompts=1",
         "--pair_steps=2",
     ]
