@@ -49,6 +49,7 @@ NO_PICTURE = " (no picture)"
 LETTERS = string.ascii_lowercase
 """Steps are lettered, in the prompt and before their sentences: counting them is hard where pictures stand between."""
 LABEL = re.compile(r"\b[a-z]\) ")
+"""The letter of a step, as a model writes it."""
 MIN_CANDIDATES, MAX_CANDIDATES = 2, 3
 NOTHING_OFFERED = 0.4
 """Share of stories to learn from without candidates: half as long, they teach what a step says and how it is drawn."""

@@ -27,7 +27,7 @@ from ..data.sentences import sentences
 from ..models.document import InterleavedDocument, TextSegment, open_image, to_rgb
 from ..models.errors import InputError
 from ..models.rendering import beginning, check_suffix, document_html, html_page, to_markdown, write_atomically
-from .corpus import PIC, Chunk, Hit
+from .corpus import PIC, Chunk, Hit, some
 from .encoders import TextEncoder
 from .placing import PlacementRules, restricted, words
 from .tables import STOP_WORDS, searched_text
@@ -243,8 +243,8 @@ class Illustrate:
 def described(answered: Answered) -> str:
     """One line: pictures, and what was left out and why."""
     origins = Counter(picture.origin for picture in answered.document.images)
-    parts = [f"{_some(len(answered.document.images), 'picture')} ({_counts(origins)})" if origins else "no pictures"]
-    parts[0] += f", {_some(len(answered.candidates), 'candidate')}, {_some(len(answered.sources), 'source')}"
+    parts = [f"{some(len(answered.document.images), 'picture')} ({_counts(origins)})" if origins else "no pictures"]
+    parts[0] += f", {some(len(answered.candidates), 'candidate')}, {some(len(answered.sources), 'source')}"
     if answered.faults:
         parts.append(f"faults: {_counts(answered.faults)}")
     if answered.removed:
@@ -290,7 +290,7 @@ def to_html(answered: Answered) -> str:
 def _source_line(source: Source) -> tuple[str, str]:
     """Title, and file or address with what is taken from there; where there is no title, the file stands for it."""
     count = len(source.pictures)
-    taken = [*["text"] * bool(source.chunks), *[_some(count, "picture")] * bool(count)]
+    taken = [*["text"] * bool(source.chunks), *[some(count, "picture")] * bool(count)]
     title, name, used = beginning(source.title), _line(source.document), f"({', '.join(taken)})"
     return (name, used) if title in ("", name) else (title, f"{name} {used}")
 
@@ -301,10 +301,6 @@ def _question(answered: Answered) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _some(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

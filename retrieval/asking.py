@@ -24,7 +24,7 @@ from ..models.chat import PLACE, Answer, ChatModel, Failure, Request, fill
 from ..models.document import ImageSegment, Segment, TextSegment
 from ..models.errors import InputError
 from .answering import Answered, candidates_of, in_reading_order, sources_of
-from .corpus import PIC, Chunk, Hit
+from .corpus import PIC, Chunk, Hit, some
 from .placing import PlacementRules
 
 PLACES = ("question", "context", "pictures", "wishes")
@@ -152,7 +152,7 @@ def context_of(
 def wishes_of(rules: PlacementRules) -> str:
     wishes = []
     if rules.max_images is not None:
-        wishes.append(f"Use at most {rules.max_images} picture{'s' * (rules.max_images != 1)}.")
+        wishes.append(f"Use at most {some(rules.max_images, 'picture')}.")
     if rules.sections:
         names = "; ".join(f"## {escape_markers(name)}" for name in rules.sections)
         wishes.append(f"Write the answer in sections, and use pictures only under these headings: {names}.")

@@ -92,7 +92,12 @@ class Problem:
 def by_kind(problems: Sequence[Problem]) -> str:
     """`3 problems (missing 2, corrupt 1)`"""
     kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(p.kind for p in problems).most_common())
-    return f"{len(problems)} problem{'s' if len(problems) != 1 else ''}" + (f" ({kinds})" if kinds else "")
+    return some(len(problems), "problem") + (f" ({kinds})" if kinds else "")
+
+
+def some(count: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`"""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 # ---- sources ----

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..models.document import MAX_IMAGE_BYTES, open_image, to_rgb
 from ..models.errors import ArgumentParser, InputError, reading
-from .corpus import PIC, Hit, Problem, detect, read_source
+from .corpus import PIC, Hit, Problem, detect, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
 from .index import Index
 
@@ -105,10 +105,8 @@ def listing(found: Found) -> str:
         text = next((line for line in chunk.text.split("\n") if line.strip() and line != PIC), "")
         lines += [f"   {text[:LINE]}"] if text else []
         if chunk.pictures:
-            count = len(chunk.pictures)
-            lines.append(
-                f"   {count} picture{'s' * (count > 1)}: {'; '.join(p.caption or p.id for p in chunk.pictures)}"
-            )
+            captions = "; ".join(picture.caption or picture.id for picture in chunk.pictures)
+            lines.append(f"   {some(len(chunk.pictures), 'picture')}: {captions}")
     lines.append(f"{len(found.hits)} parts of {found.documents} documents")
     return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in lines)
 

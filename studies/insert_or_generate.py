@@ -16,7 +16,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,6 @@ ARMS = {
 }
 """In the order in which they run, with their names for people."""
 AGAINST = (("grpo", "warmup"), ("grpo", "control"), ("control", "warmup"))
-MIXTURE = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
-CLEAN = {"understanding": 5.0, "text_to_image": 3.0}
 QUESTIONS_ASKED = 300
 SAMPLES = 6
 Items = dict[str, list[float | None]]
@@ -211,7 +209,7 @@ def _train(name: str, config: InsertOrGenerateConfig, root: Path, seed: int, pla
         run_config, args = parse(
             (grpo.RunConfig, GRPOConfig), ["--config", "grpo/insertion", *common, *flags(config.grpo)]
         )
-        run_config.algorithm.replay.sources = _sources(root, CLEAN)
+        run_config.algorithm.replay.sources = _of_seed(root, run_config.algorithm.replay.sources)
         unit = (args.steps_per_generation or 1) * args.num_iterations // args.gradient_accumulation_steps
         args.max_steps = unit * config.iterations
         run_config.prompts = str(root / "prompts" / "train.jsonl")
@@ -225,13 +223,14 @@ def _train(name: str, config: InsertOrGenerateConfig, root: Path, seed: int, pla
     warm_config, args = parse(
         (warmup.WarmupConfig, TrainingArguments), ["--config", "warmup/insertion", *common, *flags(settings)]
     )
-    warm_config.sources = _sources(root, MIXTURE)
+    warm_config.sources = _of_seed(root, warm_config.sources)
     every = max(1, int(args.max_steps) // 8)
     warmup.run(warm_config, args, policy, [Watch(out / "curve.json", policy, plans, every, 1, seed)])
 
 
-def _sources(root: Path, weights: dict[str, float]) -> list[SourceConfig]:
-    return [SourceConfig(str(root / "data" / kind), weight) for kind, weight in weights.items()]
+def _of_seed(root: Path, sources: Sequence[SourceConfig]) -> list[SourceConfig]:
+    """The packaged sources, which are those of the first seed, in the folder of another."""
+    return [replace(source, path=str(root / "data" / Path(source.path).name)) for source in sources]
 
 
 def measure(policy: UnifiedPolicy, plans: Sequence[Plan], seed: int) -> dict[str, Any]:
