@@ -8,11 +8,14 @@ for each seed:
     latency      one answer with ten candidates: written against scored, in turn
 
 limner bench insertion [--json FILE] [--seeds 0 1 2]
+
+A finished seed is kept in `out/seed-N` and not repeated.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import random
 import statistics
 import time
@@ -29,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.insertion import InsertionTask, Placement
 from ..data.insertion_prompt import THINK_END, Answer
 from ..models.errors import InputError, run_or_exit
+from ..models.rendering import write_atomically
 from ..retrieval.insertion import Inserter, PairScorer, Prompter, WritingInserter
 from ..retrieval.rule import RuleInserter
 from ..rewards.insertion import selection
@@ -48,7 +52,7 @@ from .insertion_world import (
     noisy,
     thought,
 )
-from .seed import limit_threads, say
+from .seed import keep_settings, limit_threads, say
 
 GOAL = 5.0
 """Times that scoring pairs is faster than writing, at an F1 that is no lower."""
@@ -98,9 +102,27 @@ def run(config: InsertionBenchConfig) -> dict[str, Any]:
     """The figures as `--json` writes them."""
     limit_threads()
     disable_progress_bar()
-    rows = [one_seed(config, seed) for seed in config.seeds]
+    rows = [finished(config, seed) for seed in config.seeds]
+    return {"seeds": rows, "settings": {"seeds": config.seeds, **shared_settings(config)}}
+
+
+def shared_settings(config: InsertionBenchConfig) -> dict[str, Any]:
+    """What the figures of a seed depend on."""
+    settings = {name: value for name, value in asdict(config).items() if name not in ("seeds", "out", "json")}
     versions = {name: version(name) for name in ("torch", "transformers", "trl")}
-    return {"seeds": rows, "settings": {**asdict(config), "threads": torch.get_num_threads(), **versions}}
+    return {**settings, "threads": torch.get_num_threads(), **versions}
+
+
+def finished(config: InsertionBenchConfig, seed: int) -> dict[str, Any]:
+    """The figures of a seed, measured now unless its folder has them."""
+    folder = Path(config.out) / f"seed-{seed}"
+    figures = folder / "figures.json"
+    keep_settings(folder / "settings.json", shared_settings(config))
+    if figures.exists():
+        say(f"seed {seed}: kept from before in {figures}")
+    else:
+        write_atomically(figures, json.dumps(one_seed(config, seed), indent=1) + "\n")
+    return json.loads(figures.read_text())
 
 
 def one_seed(config: InsertionBenchConfig, seed: int) -> dict[str, Any]:

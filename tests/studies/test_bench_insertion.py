@@ -97,7 +97,7 @@ def test_scores_of_gold_and_of_nothing():
     assert nothing["place"] == 0 and nothing["f1"] == nothing["exact"] == sum(not task.gold for task in tasks) / 50
 
 
-def test_all_stages_run_and_are_printed(tmp_path, capsys):
+def test_all_stages_run_and_are_printed_and_a_finished_seed_is_kept(tmp_path, capsys):
     sizes = [
         "--hidden_size=32",
         "--layers=1",
@@ -114,6 +114,13 @@ def test_all_stages_run_and_are_printed(tmp_path, capsys):
     assert row["latency"]["written_over_scored"]["value"] > 1
     printed = capsys.readouterr().out
     assert "goal 5 at no lower F1" in printed and printed.count("grpo") >= 1
+
+    main([*sizes, "--json", str(tmp_path / "again.json")])
+    assert "seed 0: kept from before" in capsys.readouterr().out
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again == json.loads((tmp_path / "figures.json").read_text())
+    with pytest.raises(InputError, match="other settings"):
+        main([*sizes, "--pair_steps=3"])
 
 
 def test_settings_that_cannot_be_are_refused():
