@@ -12,7 +12,7 @@ from PIL import Image
 from ..models.document import open_image, to_rgb
 from ..models.errors import InputError
 from ..models.rendering import beginning, caption_of, markdown_html, write_atomically
-from ..retrieval.corpus import PIC, Hit, Picture
+from ..retrieval.corpus import PIC, Hit, Picture, some
 from ..retrieval.search import Found, find, listing, search_parser
 from .page import Html, element, escape, note, page
 
@@ -45,7 +45,7 @@ def search_page(found: Found) -> str:
     asked = [element("p", found.text, style="lead")] if found.text.strip() else []
     asked += [_figure(found.image, "The picture that was asked for")] if found.image else []
     hits = [_hit(number, hit) for number, hit in enumerate(found.hits, 1)] or [element("p", "Nothing was found.")]
-    counts = note(f"{len(found.hits)} parts of {found.documents} documents in {found.place}")
+    counts = note(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')} in {found.place}")
     title = beginning(found.text) or "Search by picture"
     return page(title, Html(STYLE), element("h1", "Search"), element("div", *asked, style="asked"), counts, *hits)
 

@@ -32,7 +32,7 @@ from PIL import Image
 
 from ..models.document import InterleavedDocument, to_rgb
 from ..models.errors import InputError, reading
-from .corpus import Chunk, Hit, Picture, Problem, by_kind, content_hash, make_chunks, title_of, valid_text
+from .corpus import Chunk, Hit, Picture, Problem, by_kind, content_hash, make_chunks, some, title_of, valid_text
 from .encoders import NONE, Encoders, load_encoders, same
 from .tables import (
     PLACE,
@@ -86,7 +86,7 @@ class Report:
 
     def summary(self) -> str:
         counts = f"{self.added} added, {self.updated} updated, {self.unchanged} unchanged, {self.deleted} deleted"
-        return f"documents: {counts}; {self.pictures} pictures; {by_kind(self.problems)}"
+        return f"documents: {counts}; {some(self.pictures, 'picture')}; {by_kind(self.problems)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class Index:
         """pictures: generation, number of the chunk, place in the chunk, picture."""
         hashes = [hashlib.sha256(picture.data).hexdigest() for *_, picture in pictures]
         data = {sha256: picture.data for sha256, (*_, picture) in zip(hashes, pictures, strict=True)}
-        there = {sha256 for some in few(data) for sha256 in column(self._files, "sha256", among("sha256", some))}
+        there = {sha256 for batch in few(data) for sha256 in column(self._files, "sha256", among("sha256", batch))}
         if new := [sha256 for sha256 in data if sha256 not in there]:
             files = {"sha256": new, "data": [data[sha256] for sha256 in new]}
             self._files.add(pa.table(files, schema=self._files.schema))
@@ -277,20 +277,20 @@ class Index:
 
     def _delete(self, names: set[str]) -> int:
         gone = {self.documents.pop(name).generation for name in names}
-        for some in few(gone):
-            self._documents.delete(among("generation", some))
+        for batch in few(gone):
+            self._documents.delete(among("generation", batch))
         self._remove(gone)
         return len(gone)
 
     def _remove(self, generations: set[int]) -> None:
-        for some in few(generations):
-            self._chunks.delete(among("generation", some))
-            self._pictures.delete(among("generation", some))
+        for batch in few(generations):
+            self._chunks.delete(among("generation", batch))
+            self._pictures.delete(among("generation", batch))
 
     def _tidy(self) -> None:
         """Takes out files that no picture has, merges small tables' files, and brings the indices up to date."""
-        for some in few(set(column(self._files, "sha256")) - set(column(self._pictures, "sha256"))):
-            self._files.delete(among("sha256", some))
+        for batch in few(set(column(self._files, "sha256")) - set(column(self._pictures, "sha256"))):
+            self._files.delete(among("sha256", batch))
         for table in (self._chunks, self._pictures):
             indexed = {name for index in table.list_indices() for name in index.columns}
             if table.count_rows() >= VECTOR_INDEX_ROWS:
@@ -392,8 +392,8 @@ class Index:
         hashes = {row["sha256"] for found in shown.values() for row in found}
         files = {
             row["sha256"]: row["data"]
-            for some in few(hashes)
-            for row in rows(self._files, ["sha256", "data"], among("sha256", some))
+            for batch in few(hashes)
+            for row in rows(self._files, ["sha256", "data"], among("sha256", batch))
         }
         chunks = []
         for place in places:

@@ -107,7 +107,7 @@ def listing(found: Found) -> str:
         if chunk.pictures:
             captions = "; ".join(picture.caption or picture.id for picture in chunk.pictures)
             lines.append(f"   {some(len(chunk.pictures), 'picture')}: {captions}")
-    lines.append(f"{len(found.hits)} parts of {found.documents} documents")
+    lines.append(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')}")
     return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in lines)
 
 
