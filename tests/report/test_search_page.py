@@ -74,7 +74,7 @@ def test_texts_show_their_markdown_and_a_file_name_is_no_caption():
 def test_the_listing_says_title_score_text_and_pictures():
     lines = listing(found()).split("\n")
     assert lines[0].startswith("1. Soup the pot  [a.md:0]  0.0325  full text, text vector")
-    assert lines[1:] == ["   Boil. the pot", "   2 pictures: the pot; the pot", "1 parts of 29 documents"]
+    assert lines[1:] == ["   Boil. the pot", "   2 pictures: the pot; the pot", "1 part of 29 documents"]
 
 
 @pytest.fixture
