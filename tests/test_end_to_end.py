@@ -115,7 +115,13 @@ def test_arms_run_after_the_one_whose_seconds_they_spend():
 CPU = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--save_strategy", "no", "--max_steps", "2"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("llama", "janus")
+"""One of each kind; the others take their time with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_every_family_takes_the_whole_road(family, tmp_path):
     """Shards, warm-up and GRPO by their commands, and a model at the end that loads, has learnt and writes."""
     save(FAMILIES[family](), tmp_path / "start")

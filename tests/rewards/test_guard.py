@@ -3,6 +3,7 @@
 import _thread
 import json
 import math
+import signal
 import threading
 import time
 
@@ -137,15 +138,19 @@ def test_an_interrupt_and_a_fault_in_the_input_go_through(error, timeout):
 
 
 def test_ctrl_c_ends_the_wait():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
     release = threading.Event()
 
     def interrupted():
         _thread.interrupt_main()
         release.wait(60)
 
-    with pytest.raises(KeyboardInterrupt):
-        GuardedReward(Judge(interrupted), timeout_s=60)(TWO)
-    release.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            GuardedReward(Judge(interrupted), timeout_s=60)(TWO)
+    finally:
+        release.set()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_gradients_are_off_inside():

@@ -116,10 +116,10 @@ def test_the_peak_is_the_largest_sum_of_living_tensors():
 
 def test_figures_and_table(make_policy, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(MODELS, "small", BenchModel(lambda: make_policy(0)))
-    flags = ["--models", "small", "--groups", "2", "3", "--turns", "2", "--text_tokens", "3"]
+    flags = ["--models", "small", "--groups", "2", "--turns", "2", "--text_tokens", "3"]
     main([*flags, "--json", str(tmp_path / "bench.json")])
     figures = json.loads((tmp_path / "bench.json").read_text())
-    assert [(row["model"], row["group"]) for row in figures["rows"]] == [("small", 2), ("small", 3)]
+    assert [(row["model"], row["group"]) for row in figures["rows"]] == [("small", 2)]
     for row in figures["rows"]:
         names = {"limner", "unbatched", "batched", "ceiling"}
         assert set(row["tokens_per_second"]) == set(row["peak_bytes"]) == names
@@ -129,7 +129,7 @@ def test_figures_and_table(make_policy, tmp_path, monkeypatch, capsys):
             paired = [a / b for a, b in zip(row["turns"]["limner"], row["turns"][name], strict=True)]
             assert ratio == pytest.approx({"value": sum(paired) / 2, "low": min(paired), "high": max(paired)})
     printed = capsys.readouterr().out
-    assert ">= 1.50" in printed and "missed:" in printed and printed.count("small") >= 8
+    assert ">= 1.50" in printed and "missed:" in printed and printed.count("small") >= 4
 
 
 @pytest.mark.parametrize(
