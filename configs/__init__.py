@@ -137,6 +137,8 @@ def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
                 names = " ".join(", ".join(secrets).split())
                 file.write(f"# Keys and passwords are not saved; give them again: {names}\n")
             yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(beside, 0o644)  # mkstemp's 0600 would hide it from everybody else
         os.replace(beside, path)
     except BaseException:
