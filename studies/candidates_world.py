@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..data.insertion_stories import (
     InsertionNoise,
     Plan,
@@ -22,16 +20,16 @@ from ..data.insertion_stories import (
     read_plan,
     thinned,
 )
-from ..data.picture_stories import QUESTIONS, SCENES, caption, draw_scene, question, read_pictures, text_to_image
+from ..data.picture_stories import QUESTIONS, SCENES, caption, question, text_to_image
 from ..data.prompts import read_lines
 from ..data.shards import read_documents
 from ..models.candidates import marker
 from ..models.checkpoint import save
 from ..models.processing import Processor
 from ..models.rendering import write_atomically
-from ..train.new_model import NewModelConfig, new_policy, new_processor
+from ..train.new_model import NewModelConfig, new_policy
 from .seed import say
-from .world import write_streams
+from .world import learnt_processor, write_streams
 
 
 @dataclass
@@ -82,7 +80,7 @@ def prepare(
 
 
 def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[str, Any]]:
-    """Tokenizers of the world; the figures say what share of pictures survives the image tokenizer exactly."""
+    """Tokenizers of the world, and figures of them."""
     texts = [insertion_story(plan).text for plan in draw_plans(3_000_000 + seed, 600)]
     stream = insertion_documents("understanding", 4_000_000 + seed, InsertionNoise(), frozenset())
     texts += [document.text for document in itertools.islice(stream, 600)]
@@ -90,12 +88,7 @@ def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[
         texts += [document(scene).text for document in (caption, text_to_image)]
     texts += [question(SCENES[0], name).text for name in QUESTIONS]
     texts += [marker(1 + number % 9) for number in range(900)]
-    pictures = [draw_scene(scene) for scene in SCENES]
-    processor, figures = new_processor(texts, pictures, config)
-    tokenizer = processor.image_tokenizer
-    rebuilt = read_pictures(tokenizer.decode(np.stack(tokenizer.encode(pictures))))
-    exact = sum(seen == scene for seen, scene in zip(rebuilt, SCENES, strict=True)) / len(SCENES)
-    return processor, {**figures, "exact_reconstructions": exact}
+    return learnt_processor(texts, config)
 
 
 def write_plans(path: Path, plans: Sequence[Plan]) -> None:

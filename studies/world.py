@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -59,13 +60,18 @@ def write_prompts(directory: Path, config: WorldConfig, seed: int) -> tuple[list
     return heldout, train
 
 
-def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict]:
-    """Tokenizers of the world; the figures say what share of pictures survives the image tokenizer exactly."""
+def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[str, Any]]:
+    """Tokenizers of the world, and figures of them."""
     texts = [story(outline).text for outline in outlines(3_000_000 + seed, 300)]
     texts += [story_prompt(outline).text for outline in outlines(4_000_000 + seed, 300)]
     for scene in SCENES:
         texts += [document(scene).text for document in (caption, text_to_image)]
     texts += [question(SCENES[0], name).text for name in QUESTIONS]
+    return learnt_processor(texts, config)
+
+
+def learnt_processor(texts: Sequence[str], config: NewModelConfig) -> tuple[Processor, dict[str, Any]]:
+    """Tokenizers of texts and all scenes; figures say what share of pictures the image tokenizer rebuilds exactly."""
     pictures = [draw_scene(scene) for scene in SCENES]
     processor, figures = new_processor(texts, pictures, config)
     tokenizer = processor.image_tokenizer
