@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 from ..data.insertion_stories import CHOICES, Choice, Plan, Step, candidate_question, insertion_prompt, read_steps
 from ..data.picture_stories import read_pictures
@@ -39,6 +40,8 @@ class InsertionScores:
     sentence_exact: list[float | None] = field(default_factory=list)
     picture_exact: list[float | None] = field(default_factory=list)
     """Of the steps that want a drawn picture, those where it was drawn as planned."""
+    drawn_exact: list[float | None] = field(default_factory=list)
+    """The same of those of them where one was drawn: how well it draws, whatever it chooses."""
 
     def rows(self) -> dict[str, list[float | None]]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -74,6 +77,7 @@ def verify_insertion(answers: Sequence[Answer], plans: Sequence[Plan]) -> tuple[
         scores.choice.append(_share(choices))
         scores.sentence_exact.append(sum(said) / len(plan.scenes))
         scores.picture_exact.append(_share(drawn_right))
+        scores.drawn_exact.append(_share(list(compress(drawn_right, right["generate"]))))
         for choice in CHOICES:
             getattr(scores, choice).append(_share(right[choice]))
     return scores, confusion

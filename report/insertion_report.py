@@ -19,7 +19,8 @@ METRICS = {
     "sampled.insert": "insert",
     "sampled.generate": "generate",
     "sampled.leave": "leave",
-    "sampled.picture_exact": "drawn pictures exact",
+    "sampled.picture_exact": "exact, of pictures to draw",
+    "sampled.drawn_exact": "exact, of those drawn",
     "sampled.sentence_exact": "sentences exact",
     "sampled.story_exact": "stories exact",
     "understanding.candidates": "questions about candidates",
@@ -50,7 +51,10 @@ def insertion_html(study: Mapping[str, Any]) -> str:
         confusions.append(note(_faults(arm)))
     charts = [
         line_chart(_lines(study, metric), title=title, x_label="seconds of training", y_range=(0, 1))
-        for metric, title in (("choice", "Held-out choices right, sampled"), ("picture_exact", "Drawn pictures exact"))
+        for metric, title in (
+            ("choice", "Held-out choices right, sampled"),
+            ("picture_exact", "Pictures exact, sampled"),
+        )
     ]
     samples = [
         join([element("h3", arm["label"]), *(_sample(value) for value in arm["samples"])])
@@ -89,7 +93,8 @@ def _gains(study: Mapping[str, Any]) -> tuple[list[str], Rows]:
     found = {(gain["arm"], gain["against"], gain["metric"]): gain for gain in study["gains"]}
     pairs = list(dict.fromkeys((arm, against) for arm, against, _ in found))
     rows = [
-        [labels[arm], labels[against], *(_estimate(found[arm, against, metric], sign="+") for metric in GAINS)]
+        [labels[arm], labels[against]]
+        + [_estimate(found[key], "+") if (key := (arm, against, metric)) in found else "-" for metric in GAINS]
         for arm, against in pairs
     ]
     return ["arm", "over", *(METRICS[metric] for metric in GAINS)], rows

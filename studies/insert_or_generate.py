@@ -35,7 +35,7 @@ from ..eval.insertion_stories import (
     verify_insertion,
 )
 from ..eval.picture_stories import score_abilities
-from ..eval.statistics import nested_difference, nested_estimate
+from ..eval.statistics import SeedEstimate, nested_estimate
 from ..models.checkpoint import load
 from ..models.errors import InputError, run_or_exit
 from ..models.generation import Sampling
@@ -62,6 +62,8 @@ AGAINST = (("grpo", "warmup"), ("grpo", "control"), ("control", "warmup"))
 QUESTIONS_ASKED = 300
 SAMPLES = 6
 Items = dict[str, list[float | None]]
+Result = dict[str, Any]
+"""Of an arm in a seed: what `measure` returns, and its seconds, steps and curve."""
 
 
 @dataclass
@@ -100,7 +102,7 @@ def run(config: InsertOrGenerateConfig) -> dict[str, Any]:
     order, out = chosen_arms(config.arms), Path(config.out)
     if config.seeds < 1 or config.iterations < 1:
         raise InputError("seeds and iterations: at least 1")
-    results: dict[str, dict[int, dict[str, Any]]] = {}
+    results: dict[str, dict[int, Result]] = {}
     for seed in range(config.seed, config.seed + config.seeds):
         root = out / f"seed-{seed}"
         keep_settings(root / "settings.json", result_settings(config, seed))
@@ -254,7 +256,7 @@ def measure(policy: UnifiedPolicy, plans: Sequence[Plan], seed: int) -> dict[str
     return {"items": items, "confusion": confusion, "faults": dict(faults), "samples": samples}
 
 
-def summarise(config: InsertOrGenerateConfig, results: dict[str, dict[int, dict[str, Any]]]) -> dict[str, Any]:
+def summarise(config: InsertOrGenerateConfig, results: dict[str, dict[int, Result]]) -> dict[str, Any]:
     """Everything the outputs show: figures with intervals over seeds and held-out items, gains, confusion, curves."""
     arms = {}
     for name, by_seed in results.items():
@@ -263,7 +265,7 @@ def summarise(config: InsertOrGenerateConfig, results: dict[str, dict[int, dict[
             "label": ARMS[name],
             "seeds": sorted(by_seed),
             "seconds": [run["seconds"] for run in runs],
-            "figures": {metric: nested_estimate(_known(runs, metric)) for metric in runs[0]["items"]},
+            "figures": _estimates({metric: _known(runs, metric) for metric in runs[0]["items"]}),
             "confusion": {way: _added([run["confusion"][way] for run in runs]) for way in runs[0]["confusion"]},
             "faults": dict(sum((Counter(run["faults"]) for run in runs), Counter())),
             "curves": {seed: by_seed[seed]["points"] for seed in sorted(by_seed)},
@@ -274,11 +276,8 @@ def summarise(config: InsertOrGenerateConfig, results: dict[str, dict[int, dict[
         seeds = sorted(results.get(arm, {}).keys() & results.get(against, {}).keys())
         if seeds:
             mine, theirs = ([results[name][seed] for seed in seeds] for name in (arm, against))
-            gains += [
-                {"arm": arm, "against": against, "metric": metric}
-                | nested_difference(_known(mine, metric), _known(theirs, metric))
-                for metric in mine[0]["items"]
-            ]
+            found = _estimates({metric: _gained(mine, theirs, metric) for metric in mine[0]["items"]})
+            gains += [{"arm": arm, "against": against, "metric": metric, **gain} for metric, gain in found.items()]
     return {
         "title": "Insert, generate or leave",
         "created": time.strftime("%Y-%m-%d"),
@@ -288,9 +287,22 @@ def summarise(config: InsertOrGenerateConfig, results: dict[str, dict[int, dict[
     }
 
 
-def _known(runs: Sequence[dict[str, Any]], metric: str) -> list[list[float]]:
-    """Scores by seed; where a metric does not apply depends on the plan alone, so that arms stay paired."""
+def _estimates(scores: dict[str, list[list[float]]]) -> dict[str, SeedEstimate]:
+    """By metric; one that applies to no plan of some seed has none."""
+    return {metric: nested_estimate(by_seed) for metric, by_seed in scores.items() if all(by_seed)}
+
+
+def _known(runs: Sequence[Result], metric: str) -> list[list[float]]:
+    """Scores by seed, of the plans to which the metric applies."""
     return [[score for score in run["items"][metric] if score is not None] for run in runs]
+
+
+def _gained(mine: Sequence[Result], theirs: Sequence[Result], metric: str) -> list[list[float]]:
+    """Differences by seed, of the plans to which the metric applies in both arms."""
+    return [
+        [a - b for a, b in zip(run["items"][metric], other["items"][metric], strict=True) if None not in (a, b)]
+        for run, other in zip(mine, theirs, strict=True)
+    ]
 
 
 def _added(confusions: Sequence[Confusion]) -> Confusion:

@@ -47,12 +47,14 @@ def test_each_mistake_has_its_place(name, done):
     assert scores.choice == [pytest.approx(sum(right) / 3)]
     assert [scores.insert, scores.generate, scores.leave] == [[float(held)] for held in right]
     assert scores.picture_exact == [float(right[1])] and scores.story_exact == [0]
+    assert scores.drawn_exact == [1.0 if right[1] else None]
 
 
 def test_a_wrong_picture_a_cut_and_a_step_too_many_are_no_whole_story():
     for name, picture in (("drawn wrong", 0.0), ("goes on", 1.0)):
         scores, _ = verify_insertion([answer(CASES[name][0])], [PLAN])
-        assert scores.choice == [1] and scores.picture_exact == [picture] and scores.story_exact == [0]
+        assert scores.choice == [1] and scores.picture_exact == scores.drawn_exact == [picture]
+        assert scores.story_exact == [0]
     scores, _ = verify_insertion([answer(CASES["gold"][0], ended=False)], [PLAN])
     assert scores.choice == [1] and scores.story_exact == [0]
 

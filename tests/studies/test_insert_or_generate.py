@@ -72,6 +72,22 @@ def test_the_report_says_what_was_wanted_and_done(tmp_path, trained):
     assert "| insert | 0.17 | 0.17 |" in table
 
 
+def test_a_metric_is_compared_where_it_applies_to_both_and_else_a_dash(tmp_path, trained, monkeypatch):
+    def run_arm(name, config, root, seed, heldout):
+        kept = result(0.5)
+        drawn = {"warmup": [None, 0.0, None], "grpo": [1.0, 1.0, None], "control": [None] * 3}[name]
+        return kept | {"items": kept["items"] | {"sampled.drawn_exact": drawn}}
+
+    monkeypatch.setattr(insert_or_generate, "run_arm", run_arm)
+    summary = run(InsertOrGenerateConfig(out=str(tmp_path), seeds=1))
+    (gain,) = [gain for gain in summary["gains"] if gain["metric"] == "sampled.drawn_exact"]
+    assert (gain["arm"], gain["against"], gain["value"], gain["n"]) == ("grpo", "warmup", 1.0, 1)
+    (row,) = [
+        line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| more warm-up | 0")
+    ]
+    assert row.count(" - ") == 1
+
+
 @pytest.mark.slow
 def test_a_run_that_was_cut_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     """All stages in small, killed in the warm-up: data, warm-up, GRPO on choices, control, figures, page."""
