@@ -63,8 +63,10 @@ def make_tasks(
     context is empty: its neighbours are the very sentences it is to be found for. Raises InputError for settings that
     cannot be, and where no document gives a task.
     """
-    if distractors < 0 or not 0 <= abstain_share <= 1:
-        raise InputError("distractors: at least 0; abstain share: between 0 and 1")
+    if distractors < 0:
+        raise InputError(f"distractors: {distractors}; at least 0")
+    if not 0 <= abstain_share <= 1:
+        raise InputError(f"abstain share: {abstain_share}; between 0 and 1")
     counts: Counter[str] = Counter()
     taken = [(document, *_answer(document)) for document in documents]
     pool = [candidate for document, _, _, _, gold in taken for candidate in gold]

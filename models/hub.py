@@ -42,6 +42,12 @@ def load_model(
     return Model(policy)
 
 
+def check_repository(name: str) -> None:
+    """Raises InputError for what is no folder and cannot be the name of a repository: the Hub is not asked for it."""
+    if not Path(name).is_dir() and not REPOSITORY.fullmatch(name):
+        raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME)")
+
+
 def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint, downloaded to the Hub's cache if need be. Raises InputError."""
     path, name = Path(name_or_path).expanduser(), str(name_or_path)
@@ -49,8 +55,7 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Pa
         if revision is not None:
             raise InputError(f"{name}: a folder has no revision {revision!r}")
         return path
-    if not REPOSITORY.fullmatch(name):
-        raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME)")
+    check_repository(name)
     with asking_hub(name, "neither a folder here nor a repository that the Hub lets you read"):
         # The settings first, before gigabytes of a model that is not ours. Without a network `snapshot_download` takes
         # what is cached, or fails at once; other calls try again and again.

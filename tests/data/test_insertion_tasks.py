@@ -79,6 +79,9 @@ def test_what_gives_no_task_is_counted():
     bare = InterleavedDocument((TextSegment("No picture here."),), "bare")
     _, counts = make_tasks([bare, *documents(2)], distractors=50, abstain_share=0)
     assert counts["without pictures"] == 1 and counts["distractors missing"] > 0
+    for setting, named in (({"distractors": -1}, "distractors: -1"), ({"abstain_share": 2.0}, "abstain share: 2.0")):
+        with pytest.raises(InputError, match=named):
+            make_tasks(documents(2), **setting)
     with pytest.raises(InputError, match="without pictures 1"):
         make_tasks([bare])
 

@@ -102,7 +102,7 @@ def test_index_and_search_from_the_command_line(limner, tmp_path):
     index, page = tmp_path / "index", tmp_path / "page.html"
     code, out, _ = limner("index", site, "--out", index, "--text-encoder", "none")
     assert code == 0 and "markdown; text encoder none, image encoder none" in out
-    assert "documents: 2 added, 0 updated, 0 unchanged, 0 deleted; 1 picture; 1 problem (outside 1)" in out
+    assert "documents: 2 added, 0 updated, 0 unchanged, 0 deleted; 1 picture written; 1 problem (outside 1)" in out
     assert "soup.md:5: outside: ../secret.png" in out
     (site / "cake.md").unlink()
     assert "0 added, 0 updated, 1 unchanged, 1 deleted" in limner("index", site, "--out", index)[1]

@@ -51,13 +51,57 @@ def test_the_extract_with_the_rule_gives_a_document_back_as_it_was():
     assert answered.document.meta["sources"][0]["title"] == "Apple strudel"
 
 
-def test_an_extract_is_of_one_document_and_in_its_order():
-    chunks = [Chunk(f"a:{n}", "a", "A", f"Part {n}.\n<PIC>\nEnd {n}.", ()) for n in range(3)]
-    other = Chunk("b:0", "b", "B", "Elsewhere.", ())
-    hits = [Hit(chunk, 1.0, ()) for chunk in (chunks[2], other, chunks[0])]
-    assert extract(hits) == ("Part 0.\nEnd 0.\n\nPart 2.\nEnd 2.", (chunks[0], chunks[2]))
-    long = Chunk("a:1", "a", "A", "word " * 500, ())
-    assert extract([hits[0], Hit(long, 0.5, ())])[1] == (chunks[2],)
+def parts_of(name, *texts):
+    return [Chunk(f"{name}:{n}", name, name.upper(), text, ()) for n, text in enumerate(texts)]
+
+
+def test_an_extract_is_of_one_document_without_a_gap():
+    first, second, third = parts_of("a", *(f"Part {n}.\n<PIC>\nEnd {n}." for n in range(3)))
+    (other,) = parts_of("b", "Elsewhere.")
+    assert extract([third, other, first], third) == ("[...]\n\nPart 2.\nEnd 2.", (third,))
+    assert extract([first, other, third], first) == ("Part 0.\nEnd 0.\n\n[...]", (first,))
+    whole = "Part 0.\nEnd 0.\n\nPart 1.\nEnd 1.\n\nPart 2.\nEnd 2."
+    assert extract([third, other, first, second, third], third) == (whole, (first, second, third))
+
+
+def test_an_extract_grows_to_the_better_side_while_it_is_short():
+    parts = parts_of("a", *("word " * 250 for _ in range(4)))
+    for better, taken in ((2, parts[1:3]), (0, parts[0:2])):
+        text, chunks = extract([parts[1], parts[better], *parts], parts[1])
+        assert chunks == tuple(taken)
+        assert text.startswith("[...]") == (taken[0] is not parts[0]) and text.endswith("[...]")
+    (long,) = parts_of("b", "word " * 900)
+    assert extract([long], long) == (long.text.strip(), (long,))
+
+
+def test_an_extract_reads_its_whole_document_and_shows_its_own_pictures():
+    """What was found of it is a part, and pictures of other documents would show something else."""
+
+    def part(id, text, colour, caption):
+        shown = Picture(f"{id}#1", encode_png(picture(colour)), caption, text)
+        return Chunk(id, id[0], "Strudel", f"{text}\n<PIC>", (shown,))
+
+    first = part("a:0", "Slice the apples.", "red", "sliced apples")
+    second = part("a:1", "Bake the strudel.", "blue", "baked strudel")
+    other = part("b:0", "Bake the bread.", "green", "baked strudel bread")
+    question, hits, place = "How is strudel baked?", [Hit(second, 1.0, ()), Hit(other, 0.5, ())], RuleInserter().place
+
+    found = answer(question, hits, Illustrate(place))
+    assert found.document.text.startswith("[...]") and found.sources[0].chunks == ("a:1",)
+    assert {candidate.source for candidate in found.candidates} == {"a", "b"}
+
+    own = Illustrate(place, document=lambda name: [first, second], own=True)
+    (source,) = answer(question, hits, own).sources
+    assert (source.document, source.chunks, source.pictures) == ("a", ("a:0", "a:1"), (1, 2))
+    (source,) = answer(question, hits, own, PlacementRules(max_images=1)).sources
+    assert len(source.pictures) == 1
+
+
+def test_a_section_that_the_answer_does_not_have_is_named():
+    hits, rules = hits_of(recipe()), PlacementRules(sections=["Nope"])
+    answered = answer("How is strudel made?", hits, Illustrate(RuleInserter(rules).place), rules)
+    assert answered.faults == {"no section 'Nope'": 1} and not answered.document.images
+    assert "1 no section 'Nope'" in described(answered)
 
 
 def test_equal_pictures_are_one_candidate_and_what_does_not_open_is_counted():

@@ -63,6 +63,8 @@ def test_what_cannot_be_loaded_is_one_line(folders, monkeypatch, tmp_path):
     for load, words in (
         (lambda: load_encoders("minilm", device="warp:9"), "device: warp:9"),
         (lambda: load_encoders(image=folders["bert"], device="cpu"), "name a CLIP or SigLIP"),
+        (lambda: load_encoders("nosuch", device="cpu"), "nosuch: no such folder, and not the name of a repository"),
+        (lambda: load_encoders(image="/no/such", device="cpu"), "/no/such: no such folder"),
         (lambda: load_encoders(str(tmp_path), device="cpu"), "cannot be read"),
     ):
         with pytest.raises(InputError, match=words) as caught:

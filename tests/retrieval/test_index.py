@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limner.models.document import open_image
+from limner.models.document import InterleavedDocument, TextSegment, open_image
 from limner.models.errors import InputError
 from limner.retrieval import index as index_module
 from limner.retrieval.corpus import PIC
 from limner.retrieval.encoders import Encoders
-from limner.retrieval.index import Index, _writing
+from limner.retrieval.index import Index
+from limner.retrieval.lock import writing
 from limner.retrieval.tables import FUSION_K, fuse
 
 from .small_encoders import Colours, Words, document, encoded
@@ -44,6 +45,17 @@ def names(hits):
 def counts(place):
     database = lancedb.connect(str(place))
     return {name: database.open_table(name).count_rows() for name in ("documents", "chunks", "pictures", "files")}
+
+
+def test_all_chunks_of_a_document_are_read_in_its_order(tmp_path):
+    index = Index.create(tmp_path / "index")
+    long = InterleavedDocument((TextSegment("Rinse the leeks. " * 300),), "soup")
+    index.add([long, InterleavedDocument((TextSegment("Beat the eggs."),), "cake")])
+    chunks = index.chunks_of("soup")
+    assert len(chunks) > 2 and [chunk.id for chunk in chunks] == [f"soup:{n}" for n in range(len(chunks))]
+    assert [chunk.id for chunk in index.chunks_of("cake")] == ["cake:0"]
+    with pytest.raises(InputError, match="no document 'pie'"):
+        index.chunks_of("pie")
 
 
 def test_a_hit_is_the_chunk_with_its_pictures(index):
@@ -131,6 +143,9 @@ def test_faulty_questions_are_refused(index, tmp_path):
         plain.search(None, Image.new("RGB", (5, 5)))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/diary.txt").write_text("mine")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file: no folder can be made there: File exists"):
+        Index.create(tmp_path / "file")
     with pytest.raises(InputError, match=r"diary\.txt"):
         Index.create(tmp_path / "other")
 
@@ -145,7 +160,7 @@ def test_what_cannot_be_indexed_is_counted(tmp_path):
         ("a", "duplicate"),
         ("empty", "empty"),
     ]
-    assert report.summary().endswith("0 pictures; 3 problems (picture 1, duplicate 1, empty 1)")
+    assert report.summary().endswith("0 pictures written; 3 problems (picture 1, duplicate 1, empty 1)")
     assert names(index.search("three")) == ["?"]
 
 
@@ -200,7 +215,7 @@ def test_another_format_and_an_unfinished_index_are_refused(index, tmp_path):
 
 
 def test_one_writer_at_a_time(index):
-    with _writing(index.place), pytest.raises(InputError, match="another process is writing"):
+    with writing(index.place), pytest.raises(InputError, match="another process is writing"):
         index.add([PETS])
     assert index.add([PETS]).unchanged == 1
 
