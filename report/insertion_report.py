@@ -28,7 +28,7 @@ METRICS = {
     "understanding.caption": "captions",
     "text_to_image.exact": "text-to-image",
 }
-"""Columns of the first table; those without a word for it are sampled at temperature 1."""
+"""Rows of the first table; those without a word for it are sampled at temperature 1."""
 GAINS = ("sampled.choice", "greedy.choice", "sampled.picture_exact", "sampled.story_exact")
 Rows = list[list[str]]
 
@@ -76,16 +76,13 @@ def insertion_html(study: Mapping[str, Any]) -> str:
 
 def _figures(study: Mapping[str, Any]) -> tuple[list[str], Rows]:
     arms = study["arms"].values()
-    shown = [metric for metric in METRICS if any(metric in arm["figures"] for arm in arms)]
     rows = [
-        [
-            arm["label"],
-            *(_estimate(arm["figures"][metric]) if metric in arm["figures"] else "-" for metric in shown),
-            ", ".join(f"{seconds:,.0f}" for seconds in arm["seconds"]),
-        ]
-        for arm in arms
+        [words, *(_estimate(arm["figures"][metric]) if metric in arm["figures"] else "-" for arm in arms)]
+        for metric, words in METRICS.items()
+        if any(metric in arm["figures"] for arm in arms)
     ]
-    return ["arm", *(METRICS[metric] for metric in shown), "seconds"], rows
+    rows.append(["seconds of training", *(", ".join(f"{seconds:,.0f}" for seconds in arm["seconds"]) for arm in arms)])
+    return ["", *(arm["label"] for arm in arms)], rows
 
 
 def _gains(study: Mapping[str, Any]) -> tuple[list[str], Rows]:
