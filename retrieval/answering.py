@@ -184,12 +184,15 @@ def extract(chunks: Sequence[Chunk], best: Chunk) -> tuple[str, tuple[Chunk, ...
     document goes on. One document, whole chunks: sentences picked by the words of a question leave out the steps of an
     instruction, which do not repeat them, and several documents would need somebody to write the transitions.
     """
-    mine = {number_of(chunk): chunk for chunk in reversed(chunks) if chunk.document == best.document}
-    rank = {number_of(chunk): -place for place, chunk in enumerate(reversed(chunks)) if chunk.document == best.document}
+    mine: dict[int, Chunk] = {}
+    for chunk in chunks:
+        if chunk.document == best.document:
+            mine.setdefault(number_of(chunk), chunk)
+    better_first = list(mine)
     first = last = number_of(best)
     length = len(words(best.text))
     while beside := [number for number in (first - 1, last + 1) if number in mine]:
-        nearest = min(beside, key=rank.__getitem__)
+        nearest = min(beside, key=better_first.index)
         length += len(words(mine[nearest].text))
         if length > EXTRACT_WORDS:
             break
