@@ -100,6 +100,7 @@ def test_the_rule_beats_nothing_all_and_random_on_real_recipes(real_data, tmp_pa
         strategies = {
             "rule": Illustrate(RuleInserter().place, text),
             "rule, extracted text": Illustrate(RuleInserter().place),
+            "rule, extract and own pictures": Illustrate(RuleInserter().place, document=index.chunks_of, own=True),
         }
         found = {}
         for name, strategy in strategies.items():
@@ -120,3 +121,4 @@ def test_the_rule_beats_nothing_all_and_random_on_real_recipes(real_data, tmp_pa
     for trivial in ("nothing", "all", "random, as many as the rule"):
         assert (means["rule"][2:] > means[trivial][2:]).all(), trivial
         assert (means["rule, extracted text"][2:] > means[trivial][2:]).all(), trivial
+        assert (means["rule, extract and own pictures"][2:] > means[trivial][2:]).all(), trivial

@@ -82,9 +82,8 @@ def test_a_metric_is_compared_where_it_applies_to_both_and_else_a_dash(tmp_path,
     summary = run(InsertOrGenerateConfig(out=str(tmp_path), seeds=1))
     (gain,) = [gain for gain in summary["gains"] if gain["metric"] == "sampled.drawn_exact"]
     assert (gain["arm"], gain["against"], gain["value"], gain["n"]) == ("grpo", "warmup", 1.0, 1)
-    assert (
-        "| exact, of those drawn | 0.00 [0.00, 0.00] | 1.00 [1.00, 1.00] | - |" in (tmp_path / "table.md").read_text()
-    )
+    row = "| exact, of those drawn | 0.00 [0.00, 0.00] | 1.00 [1.00, 1.00] | - |"
+    assert row in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow
