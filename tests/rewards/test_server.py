@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from http.client import HTTPConnection
-from threading import Thread
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -165,8 +165,11 @@ def test_a_silent_server_is_given_up():
 
 
 def test_more_requests_than_the_server_takes_come_back():
+    taken, free = Event(), Event()
+
     def score(rows):
-        time.sleep(0.2)
+        taken.set()
+        free.wait(60)
         return flat(rows)
 
     with Running(Part("slow", score), max_waiting=1) as url:
@@ -175,9 +178,10 @@ def test_more_requests_than_the_server_takes_come_back():
         threads = [Thread(target=lambda: outputs.append(call(ROWS))) for _ in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(0.1)
+        assert taken.wait(60)
         with pytest.raises(RemoteFailed, match="HTTP 503: 1 requests are under way"):
             remote(url, "slow")(ROWS)
+        free.set()
         for thread in threads:
             thread.join()
     assert outputs == [flat(ROWS)] * 3
