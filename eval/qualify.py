@@ -29,8 +29,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
-
 from ..configs import parse, save_resolved
 from ..data.shards import INDEX
 from ..models.chat import Answer, ChatModel, Request, fill
@@ -41,6 +39,7 @@ from ..models.rendering import write_atomically
 from ..rewards.base import Completion
 from ..rewards.build import RewardsConfig, reward_parts
 from ..rewards.guard import GuardedReward
+from ..rewards.hybrid import known, weighted_mean
 from ..rewards.judge import JudgeReward, Template, read_verdict
 from .ballots import Ballot, faults, figures
 from .benchmark import judge_template
@@ -135,10 +134,7 @@ class Scorer(Protocol):
 
 
 class Pointwise:
-    """The parts of a training run's reward, and their weighted mean. A `Scorer`.
-
-    A score that is missing because the scoring failed leaves the mean without a value, unlike in training.
-    """
+    """The parts of a training run's reward, and their weighted mean as training takes it. A `Scorer`."""
 
     def __init__(self, config: RewardsConfig):
         self.parts = [(GuardedReward(part, config.timeout, NEVER), weight) for part, weight in reward_parts(config)]
@@ -187,20 +183,15 @@ class Pointwise:
 
     def _scores(self, completions: Sequence[Completion]) -> dict[str, list[float | None]]:
         rows: dict[str, list[float | None]] = {}
-        broken: set[int] = set()
         for guard, _ in self.parts:
-            before = guard.failures.total() + guard.dropped, guard.dropped
             output = guard(completions)
             rows[guard.name] = output.outcome
-            if guard.failures.total() + guard.dropped > before[0]:
-                broken |= {index for index, score in enumerate(output.outcome) if score is None}
-            unsaid = guard.dropped - before[1] - sum(output.failed.values())
-            self._kinds[guard.name] += Counter(output.failed) + Counter({"no finite number": unsaid})
+            self._kinds[guard.name] += Counter(output.failed)
         if len(self.parts) > 1:
-            weights = np.array([weight for _, weight in self.parts])
-            columns = [list(column) for column in zip(*rows.values(), strict=True)]
-            rows["total"] = [None if i in broken else _mean(column, weights) for i, column in enumerate(columns)]
-        return rows
+            weights = [weight for _, weight in self.parts]
+            columns = zip(*rows.values(), strict=True)
+            rows["total"] = [weighted_mean(list(zip(column, weights, strict=True))) for column in columns]
+        return {name: [known(score) for score in row] for name, row in rows.items()}
 
 
 class Pairwise:
@@ -254,13 +245,6 @@ def _higher(a: float | None, b: float | None) -> Preference | None:
     if a is None or b is None:
         return None
     return "tie" if abs(a - b) <= EQUAL else "a" if a > b else "b"
-
-
-def _mean(scores: Sequence[float | None], weights: np.ndarray) -> float | None:
-    """Of those that apply, as training takes it."""
-    known = np.array([score is not None for score in scores])
-    values = np.array([score or 0.0 for score in scores])
-    return float(np.average(values[known], weights=weights[known])) if known.any() else None
 
 
 # ---- the command ----

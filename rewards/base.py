@@ -8,6 +8,9 @@ from typing import Protocol
 
 from ..models.document import InterleavedDocument
 
+FAILED = float("nan")
+"""In place of a score that could not be had: the answer, or the segment, then takes no part in its group."""
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -22,7 +25,11 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class RewardOutput:
-    """Scores of a batch of R completions. None means "does not apply" and is never a zero."""
+    """Scores of a batch of R completions. None means "does not apply", NaN (`FAILED`) that the scoring failed.
+
+    Neither is ever a zero. A weighted mean goes over the parts that apply; with one that failed there is none, because
+    it could not be compared with those of the same group.
+    """
 
     outcome: list[float | None]
     """One score a completion, 0 to 1."""
@@ -31,7 +38,7 @@ class RewardOutput:
     breakdown: dict[str, list[float | None]] = field(default_factory=dict)
     """Named parts of the outcome, for people."""
     failed: dict[str, int] = field(default_factory=dict)
-    """Scores that are None because the scoring failed, by kind; a guard counts them."""
+    """How many scorings failed, by kind; a guard counts them."""
 
 
 class Reward(Protocol):

@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor
 
 from ..models.document import ImageSegment, Segment
-from .base import Completion, RewardOutput
+from .base import FAILED, Completion, RewardOutput
 from .pretrained import EncodersConfig, batches, chosen, load_model, load_pretrained
 
 
@@ -67,39 +67,45 @@ class ConsistencyReward:
         self.name, self.encoder = f"consistency_{name}", encoder
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
-        failed = 0
+        failed: list[list[int | None]] = []
         rows: list[list[tuple[int | None, Image.Image]]] = []
         for completion in completions:
             anchor = [s for s in completion.prompt.segments if isinstance(s, ImageSegment)][-1:]
             places: list[tuple[int | None, Segment]] = [(None, segment) for segment in anchor]
             row, unreadable = _readable([*places, *enumerate(completion.answer.segments)])
             rows.append(row)
-            failed += unreadable
+            failed.append(unreadable)
         vectors_NH = self.encoder([image for row in rows for _, image in row])
         outcome: list[float | None] = []
         segments: list[list[float | None]] = []
-        for completion, row in zip(completions, rows, strict=True):
+        for completion, row, unreadable in zip(completions, rows, failed, strict=True):
             own_nH, vectors_NH = vectors_NH[: len(row)], vectors_NH[len(row) :]
             likeness = (own_nH @ own_nH.T).clamp(0, 1).tolist()
             scores: list[float | None] = [None] * len(completion.answer.segments)
             for (before, _), (now, (place, _)) in pairwise(enumerate(row)):
                 if place is not None:
                     scores[place] = likeness[before][now]
+            for place in unreadable:
+                if place is not None:
+                    scores[place] = FAILED
             pairs = [likeness[one][other] for one, other in combinations(range(len(row)), 2)]
             segments.append(scores)
-            outcome.append(sum(pairs) / len(pairs) if pairs else None)
-        return RewardOutput(outcome, segments, failed={"image": failed} if failed else {})
+            outcome.append(sum(pairs) / len(pairs) if pairs else FAILED if unreadable else None)
+        count = sum(map(len, failed))
+        return RewardOutput(outcome, segments, failed={"image": count} if count else {})
 
 
-def _readable(places: Iterable[tuple[int | None, Segment]]) -> tuple[list[tuple[int | None, Image.Image]], int]:
-    """(place, pixels) of the pictures, and how many do not decode."""
-    pictures, unreadable = [], 0
+def _readable(
+    places: Iterable[tuple[int | None, Segment]],
+) -> tuple[list[tuple[int | None, Image.Image]], list[int | None]]:
+    """(place, pixels) of the pictures, and the places of those that do not decode."""
+    pictures, unreadable = [], []
     for place, segment in places:
         if isinstance(segment, ImageSegment):
             try:
                 pictures.append((place, segment.pixels()))
             except ValueError:
-                unreadable += 1
+                unreadable.append(place)
     return pictures, unreadable
 
 

@@ -1,11 +1,11 @@
 """A reward that fails: named and counted, never a zero, never a hang.
 
 The rule. A call that raises, gives no answer in time, or returns something else than one score for every completion and
-segment has failed: all its scores are None ("does not apply") for that batch, so that the other rewards decide. After
-`patience` failed calls in a row the run stops with an InputError, because a run whose reward is dead learns nothing
-from it. A single score that is NaN or infinite becomes None and is counted, as are those that the reward itself says
-have failed (`RewardOutput.failed`); where no score is left, the call has failed. An InputError of the reward itself (a
-prompt it cannot score, a setting) goes through at once, and so does Ctrl-C.
+segment has failed: all its scores are `FAILED`, and what it was asked about takes no part in its group. After
+`patience` failed calls in a row the run stops with an InputError, because a run whose reward is dead learns nothing. A
+single score that is NaN or infinite is `FAILED` alone. They are counted by kind where the reward says how many have
+failed (`RewardOutput.failed`), and one by one where it does not; where no score is left, the call has failed. An
+InputError of the reward itself (a prompt it cannot score, a setting) goes through at once, and so does Ctrl-C.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import math
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from threading import Event, Thread
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..models.errors import InputError
-from .base import Completion, Reward, RewardOutput
+from .base import FAILED, Completion, Reward, RewardOutput
 
 logger = logging.getLogger(__name__)
 
@@ -61,23 +61,21 @@ class GuardedReward:
         self.failures: Counter[str] = Counter()
         """Failed calls by kind."""
         self.dropped = 0
-        """Single scores that were no finite number, or that the reward said have failed."""
+        """Single scorings that failed."""
         self.in_a_row = 0
         self.last_reason = ""
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         try:
-            output, dropped = cleaned(self._answer(completions), completions)
+            output = cleaned(self._answer(completions), completions)
         except Failure as failure:
             self._count(failure)
-            return RewardOutput([None] * len(completions), [[None] * len(c.answer.segments) for c in completions])
+            return RewardOutput([FAILED] * len(completions), [[FAILED] * len(c.answer.segments) for c in completions])
         self.in_a_row = 0
-        kinds = {**output.failed, **({"NaN or infinite": dropped} if dropped else {})}
-        if kinds:
-            self.dropped += sum(kinds.values())
-            words = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-            self.last_reason = f"scores failed in one call: {words}"
-            logger.warning("reward %r: %s; they count as missing", self.name, self.last_reason)
+        if output.failed:
+            self.dropped += sum(output.failed.values())
+            self.last_reason = f"scores failed in one call: {_counted(output.failed)}"
+            logger.warning("reward %r: %s; they take no part", self.name, self.last_reason)
         return output
 
     def metrics(self) -> dict[str, float]:
@@ -110,7 +108,7 @@ class GuardedReward:
                 f"{more_time}, or leave it out by giving it weight 0"
             ) from failure
         logger.warning(
-            "reward %r failed (%d in a row, the run stops at %d): %s; its scores count as missing",
+            "reward %r failed (%d in a row, the run stops at %d): %s; what it should have scored takes no part",
             *(self.name, self.in_a_row, self.patience, failure.reason),
         )
 
@@ -148,8 +146,8 @@ class GuardedReward:
         raise Failure(kind, f"it {kind}: {words} ({where.filename}:{where.lineno})") from error
 
 
-def cleaned(output: object, completions: Sequence[Completion]) -> tuple[RewardOutput, int]:
-    """The output with each score a finite float or None, and how many scores were not finite. Raises Failure."""
+def cleaned(output: object, completions: Sequence[Completion]) -> RewardOutput:
+    """The output with each score a finite float, None or `FAILED`, and all that failed counted. Raises Failure."""
     if not isinstance(output, RewardOutput):
         raise Failure("no output", f"it returned {type(output).__name__} instead of a RewardOutput")
     try:
@@ -168,9 +166,10 @@ def cleaned(output: object, completions: Sequence[Completion]) -> tuple[RewardOu
         )
     given = [score for row in (outcome, *segments) for score in row if score is not None]
     dropped = sum(not math.isfinite(score) for score in given)
-    if dropped and dropped == len(given):
-        raise Failure("no finite score", f"all {dropped} scores were NaN or infinite; a score that is missing is None")
-    return RewardOutput(_finite(outcome), [_finite(row) for row in segments], breakdown, failed), dropped
+    failed = failed or ({"NaN or infinite": dropped} if dropped else {})
+    if failed and dropped == len(given):
+        raise Failure("no score", f"not one score, {_counted(failed)}; what does not apply is None")
+    return RewardOutput(_finite(outcome), [_finite(row) for row in segments], breakdown, failed)
 
 
 def _numbers(scores: Sequence[object]) -> list[float | None]:
@@ -182,4 +181,8 @@ def _numbers(scores: Sequence[object]) -> list[float | None]:
 
 
 def _finite(scores: list[float | None]) -> list[float | None]:
-    return [score if score is not None and math.isfinite(score) else None for score in scores]
+    return [score if score is None or math.isfinite(score) else FAILED for score in scores]
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())

@@ -12,7 +12,11 @@ from .guard import GuardedReward
 
 
 class HybridReward:
-    """Weighted mean over the parts that apply, so that a missing score is never a zero; all parts go from 0 to 1."""
+    """Weighted mean over the parts that apply, so that a missing score is never a zero; all parts go from 0 to 1.
+
+    Where a part has failed there is no mean (None): of the others alone it would be another measure than that of the
+    group it is compared with. Of the outcome and of each segment by itself.
+    """
 
     name = "hybrid"
 
@@ -23,13 +27,12 @@ class HybridReward:
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         outputs = [(reward, weight, self._checked(reward, completions)) for reward, weight in self.parts]
-        breakdown = {reward.name: output.outcome for reward, _, output in outputs}
-        outcome = [
-            _mean([(output.outcome[i], weight) for _, weight, output in outputs]) for i in range(len(completions))
-        ]
+        breakdown = {reward.name: [known(score) for score in output.outcome] for reward, _, output in outputs}
+        rows = range(len(completions))
+        outcome = [weighted_mean([(output.outcome[i], weight) for _, weight, output in outputs]) for i in rows]
         segments = [
             [
-                _mean([(output.segments[i][k], weight) for _, weight, output in outputs])
+                weighted_mean([(output.segments[i][k], weight) for _, weight, output in outputs])
                 for k in range(len(c.answer.segments))
             ]
             for i, c in enumerate(completions)
@@ -40,7 +43,7 @@ class HybridReward:
         """The parts of each segment's score, for a report."""
         outputs = {reward.name: self._checked(reward, [completion]).segments[0] for reward, _ in self.parts}
         return [
-            {name: scores[k] for name, scores in outputs.items() if scores[k] is not None}
+            {name: score for name, scores in outputs.items() if (score := known(scores[k])) is not None}
             for k in range(len(completion.answer.segments))
         ]
 
@@ -67,15 +70,18 @@ class HybridReward:
         if len(output.outcome) != len(completions) or sizes != [len(c.answer.segments) for c in completions]:
             raise InputError(f"reward {reward.name!r} did not score every completion and segment exactly once")
         scores = [*output.outcome, *(score for segments in output.segments for score in segments)]
-        if any(score is not None and not math.isfinite(score) for score in scores):
-            raise InputError(
-                f"reward {reward.name!r} gave a score that is no finite number; a score that is missing is None"
-            )
+        if any(score is not None and math.isinf(score) for score in scores):
+            raise InputError(f"reward {reward.name!r} gave an infinite score; one that failed is NaN")
         return output
 
 
-def _mean(scores: list[tuple[float | None, float]]) -> float | None:
-    """Weighted mean of the scores that apply; None where none does."""
+def weighted_mean(scores: list[tuple[float | None, float]]) -> float | None:
+    """Weighted mean of the scores that apply; None where none does, or one has failed."""
     applicable = [(score, weight) for score, weight in scores if score is not None and weight > 0]
     total = sum(weight for _, weight in applicable)
-    return sum(score * weight for score, weight in applicable) / total if total else None
+    return known(sum(score * weight for score, weight in applicable) / total) if total else None
+
+
+def known(score: float | None) -> float | None:
+    """The score, or None where it failed."""
+    return None if score is None or math.isnan(score) else score

@@ -29,8 +29,8 @@ from ..models.chat import PLACE, Answer, ChatModel, Failure, Reply, Request, fil
 from ..models.chat_model import ChatConfig, chat_model
 from ..models.document import ImageSegment, Segment, TextSegment
 from ..models.errors import InputError
-from .base import Completion, RewardOutput
-from .pictures import own_text
+from .base import FAILED, Completion, RewardOutput
+from .pictures import known_scores, own_text
 from .structure import words
 
 PLACES = {
@@ -218,8 +218,8 @@ class JudgeFailed(Exception):
 class JudgeReward:
     """A template's scores, each mapped from its scale to 0..1. A `Reward`.
 
-    Units below the document give process scores, and their mean as the outcome. A score that is missing is None and
-    counted by kind in the output's `failed`; where every question of a call fails, the call raises JudgeFailed.
+    Units below the document give process scores, and their mean, without those that failed, as the outcome. Failures
+    are counted by kind in the output's `failed`; where every question of a call fails, the call raises JudgeFailed.
     """
 
     def __init__(self, template: Template, model: ChatModel):
@@ -244,8 +244,8 @@ class JudgeReward:
         segments: list[list[float | None]] = []
         for completion, row_asked, row in zip(completions, asked, verdicts, strict=True):
             scores = [self._normalised(verdict.score) for verdict in row]
-            known = [score for score in scores if score is not None]
-            outcome.append(sum(known) / len(known) if known else None if row else self.template.absent)
+            known, _ = known_scores(scores)
+            outcome.append(sum(known) / len(known) if known else FAILED if row else self.template.absent)
             by_segment = {question.segment: score for question, score in zip(row_asked, scores, strict=True)}
             segments.append([by_segment.get(index) for index in range(len(completion.answer.segments))])
         return RewardOutput(outcome, segments, failed=dict(kinds))
@@ -254,9 +254,9 @@ class JudgeReward:
         """A JSON value: the template, and the judge with all settings its replies depend on."""
         return {"template": self.template.manifest(), "judge": self.model.manifest()}
 
-    def _normalised(self, score: float | None) -> float | None:
+    def _normalised(self, score: float | None) -> float:
         low, high = self.template.scale
-        return None if score is None else (score - low) / (high - low)
+        return FAILED if score is None else (score - low) / (high - low)
 
 
 # ---- settings ----

@@ -2,20 +2,20 @@
 
 The rule. Each picture of an answer is scored, and the outcome is the mean over the pictures that it has or should have:
 one that the prompt asks for (`structure.planned_pictures`) and the answer lacks counts as 0. A picture that does not
-decode is a failed score, None and counted; one without any text to be held against, its own or the prompt's, does not
-apply. A prompt that asks for no picture and gets none has no outcome.
+decode is a failed score, counted and left out of the mean; one without any text to be held against, its own or the
+prompt's, does not apply. A prompt that asks for no picture and gets none has no outcome.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
 from ..models.document import ImageSegment, Segment, TextSegment
-from .base import Completion, RewardOutput
+from .base import FAILED, Completion, RewardOutput
 from .structure import planned_pictures, words
 
 
@@ -39,10 +39,10 @@ def own_text(index: int, prompt: Sequence[Segment], answer: Sequence[Segment]) -
     return nearest or [segment for segment in prompt if isinstance(segment, TextSegment)]
 
 
-def pictures_of(completions: Sequence[Completion]) -> tuple[list[Picture], Counter[str]]:
-    """The pictures of the answers, and how many could not be read, by kind."""
+def pictures_of(completions: Sequence[Completion]) -> tuple[list[Picture], list[tuple[int, int]]]:
+    """The pictures of the answers, and (completion, segment) of those that could not be read."""
     pictures: list[Picture] = []
-    failed: Counter[str] = Counter()
+    failed: list[tuple[int, int]] = []
     for row, completion in enumerate(completions):
         prompt, answer = completion.prompt.segments, completion.answer.segments
         for index, segment in enumerate(answer):
@@ -51,7 +51,7 @@ def pictures_of(completions: Sequence[Completion]) -> tuple[list[Picture], Count
             try:
                 image = segment.pixels()
             except ValueError:
-                failed["image"] += 1
+                failed.append((row, index))
                 continue
             text = " ".join(words(text.text) for text in own_text(index, prompt, answer))
             pictures.append(Picture(row, index, image, text.strip()))
@@ -61,17 +61,26 @@ def pictures_of(completions: Sequence[Completion]) -> tuple[list[Picture], Count
 def mean_of_pictures(
     completions: Sequence[Completion],
     scored: Iterable[tuple[Picture, float | None]],
-    failed: Counter[str],
+    failed: Sequence[tuple[int, int]],
 ) -> RewardOutput:
     """Scores of pictures as segment scores, and by the rule above as outcomes."""
     segments: list[list[float | None]] = [[None] * len(completion.answer.segments) for completion in completions]
     for picture, score in scored:
         segments[picture.row][picture.segment] = score
+    for row, segment in failed:
+        segments[row][segment] = FAILED
     outcome: list[float | None] = []
     for completion, scores in zip(completions, segments, strict=True):
-        known = [score for score in scores if score is not None]
+        known, lost = known_scores(scores)
         shown = len(completion.answer.images)
         missing = max(0, planned_pictures(completion.prompt) - shown)
         applies = known or (missing and not shown)
-        outcome.append(sum(known) / (len(known) + missing) if applies else None)
-    return RewardOutput(outcome, segments, failed=dict(failed))
+        outcome.append(sum(known) / (len(known) + missing) if applies else FAILED if lost else None)
+    return RewardOutput(outcome, segments, failed={"image": len(failed)} if failed else {})
+
+
+def known_scores(scores: Iterable[float | None]) -> tuple[list[float], int]:
+    """Those that apply and have not failed, and how many have."""
+    given = [score for score in scores if score is not None]
+    known = [score for score in given if not math.isnan(score)]
+    return known, len(given) - len(known)

@@ -25,7 +25,7 @@ from ..models.chat import PLACE, Answer, ChatModel, Failure, Request, fill
 from ..models.chat_model import ChatConfig, chat_model
 from ..models.document import ImageSegment, InterleavedDocument, TextSegment
 from ..models.errors import InputError
-from .base import Completion, RewardOutput
+from .base import FAILED, Completion, RewardOutput
 from .judge import REFUSAL, JudgeFailed
 from .structure import planned_pictures
 
@@ -109,8 +109,9 @@ class QuestionsReward:
         for row, (completion, questions) in enumerate(zip(completions, written, strict=True)):
             votes = [answers.get((row, number), []) for number in range(len(shown[row]))]
             scores: list[float | None] = [None] * len(completion.answer.segments)
-            for (place, _), vote in zip(shown[row], votes, strict=True):
-                scores[place] = sum(vote) / len(vote) if vote else None
+            for number, ((place, _), vote) in enumerate(zip(shown[row], votes, strict=True)):
+                unknown = isinstance(questions, str) or any(question.about(number) for question in questions)
+                scores[place] = sum(vote) / len(vote) if vote else FAILED if unknown else None
             segments.append(scores)
             outcome.append(_outcome(questions, votes, planned_pictures(completion.prompt)))
         return RewardOutput(outcome, segments, failed=dict(failed))
@@ -188,12 +189,13 @@ def _pictures(answer: InterleavedDocument) -> list[tuple[int, ImageSegment]]:
 def _outcome(questions: list[Question] | str, votes: Sequence[Sequence[bool]], planned: int) -> float | None:
     """Share of yes; questions about pictures that were asked for and are not there are a no each."""
     if isinstance(questions, str):
-        return None
+        return FAILED
     shown, given = len(votes), sum(map(len, votes))
     numbered = sum(question.picture is not None and question.picture >= shown for question in questions)
     missing = numbered + max(0, planned - shown) * sum(question.picture is None for question in questions)
-    applies = given or (missing and not shown)
-    return sum(map(sum, votes)) / (given + missing) if applies else None
+    if given or (missing and not shown):
+        return sum(map(sum, votes)) / (given + missing)
+    return FAILED if any(question.about(number) for question in questions for number in range(shown)) else None
 
 
 def _counted(failed: Counter[str]) -> str:

@@ -2,7 +2,7 @@
 
     GET  /rewards         answer: {"rewards": [names]}
     POST /rewards/NAME    {"prompts": [document], "completions": [{"prompt": index, "answer": document, "ended": bool}]}
-                          answer: the fields of a RewardOutput
+                          answer: the fields of a RewardOutput; a score that failed is "failed"
 
 Documents are those of `InterleavedDocument.to_json`, pictures as PNG, so that they arrive as they were. A fault of what
 was sent is 4xx with {"error": line}, an overloaded server 503, a reward that broke 500.
@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 from ..models.document import InterleavedDocument
 from ..models.errors import InputError
-from .base import Completion, RewardOutput
+from .base import FAILED, Completion, RewardOutput
 
 KEY_VARIABLE = "LIMNER_REWARDS_KEY"
 MOST_BYTES = 64 * 2**20
@@ -147,10 +147,11 @@ def unpack_completions(value: Any) -> list[Completion]:
 
 
 def pack_output(output: RewardOutput) -> dict[str, Any]:
+    """A JSON value; JSON has no NaN, so that a failed score is the word "failed"."""
     return {
-        "outcome": output.outcome,
-        "segments": output.segments,
-        "breakdown": output.breakdown,
+        "outcome": _packed(output.outcome),
+        "segments": [_packed(row) for row in output.segments],
+        "breakdown": {name: _packed(part) for name, part in output.breakdown.items()},
         "failed": output.failed,
     }
 
@@ -159,9 +160,19 @@ def unpack_output(body: bytes) -> RewardOutput:
     """Raises RemoteFailed for what is no output; whether its scores are in order is the guard's to check."""
     try:
         value = json.loads(body)
-        return RewardOutput(value["outcome"], value["segments"], value["breakdown"], value["failed"])
-    except (ValueError, LookupError, TypeError) as error:
+        segments = [_unpacked(row) for row in value["segments"]]
+        breakdown = {name: _unpacked(part) for name, part in value["breakdown"].items()}
+        return RewardOutput(_unpacked(value["outcome"]), segments, breakdown, value["failed"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RemoteFailed(f"the server's answer holds no scores ({type(error).__name__}: {error})") from None
+
+
+def _packed(scores: Sequence[float | None]) -> list[float | str | None]:
+    return ["failed" if score is not None and math.isnan(score) else score for score in scores]
+
+
+def _unpacked(scores: Sequence[Any]) -> list[Any]:
+    return [FAILED if score == "failed" else score for score in scores]
 
 
 def _said(body: bytes) -> str:

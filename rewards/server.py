@@ -105,14 +105,12 @@ class RewardServer(ThreadingHTTPServer):
         part, lock = self.parts[name]
         try:
             with lock, torch.no_grad():
-                output, dropped = cleaned(part(completions), completions)
+                output = cleaned(part(completions), completions)
         except InputError as error:
             raise _Fault(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
         except Exception as error:  # the client counts it as a failed call; the next one may do
             logger.exception("reward %r failed", name)
             raise _Fault(HTTPStatus.INTERNAL_SERVER_ERROR, f"it raised {type(error).__name__}: {error}") from None
-        if dropped:
-            output.failed["NaN or infinite"] = dropped
         return pack_output(output)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from transformers import TrainingArguments
+
 from ..data.mixture import SourceConfig
 from ..models.errors import InputError
 from .advantages import Baseline
@@ -17,11 +19,12 @@ CHOICES = {
     "importance": Importance,
     "normalisation": Normalisation,
 }
-UNREAD = (
-    *("beta", "epsilon", "epsilon_high", "delta", "loss_type", "importance_sampling_level", "entropy_coef"),
-    *("mask_truncated_completions", "scale_rewards", "reward_weights", "repetition_penalty", "use_vllm"),
+READ = (
+    *("max_completion_length", "temperature", "top_p", "top_k", "min_p", "num_generations", "num_iterations"),
+    *("generation_batch_size", "steps_per_generation", "shuffle_dataset", "disable_dropout"),
+    "pad_to_multiple_of",  # TRL writes over its default; our batches are as wide as their longest row
 )
-"""Settings of TRL that our loss, rewards and sampler do not read."""
+"""Of what TRL's GRPOConfig adds to TrainingArguments: loss, rewards and sampler are ours and read none of the rest."""
 
 
 @dataclass
@@ -50,7 +53,8 @@ class AlgorithmConfig:
     """What extended GRPO adds to TRL's GRPOConfig. TRL's own `beta`, `epsilon` and others are refused, not ignored."""
 
     objective: Objective = "grpo"
-    """`rejection`: supervised learning of the best completion of each group, the usual baseline."""
+    """`rejection`: supervised learning of the best completion of each group, the usual baseline. It has no advantages,
+    ratio, KL or entropy bonus, so that the settings of those do nothing."""
     outcome_weight: float = 1.0
     """Weight of the advantage of the whole document."""
     process_weight: float = 0.0
@@ -89,12 +93,17 @@ class AlgorithmConfig:
     """Score so many tokens at a time against the vocabulary, and again in the backward pass."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
+    @property
+    def trained_modalities(self) -> list[str]:
+        weights = {"text": self.modality_weight.text, "image": self.modality_weight.image * (self.max_images != 0)}
+        return [name for name, weight in weights.items() if weight]
+
     def check(self, args: Any) -> None:
         """Raises InputError for settings that contradict each other, or that nothing would read."""
-        defaults = {item.name: item.default for item in fields(type(args))}
-        for name in UNREAD:
-            if getattr(args, name) != defaults[name]:
-                raise InputError(f"{name}: extended GRPO does not read this setting of TRL; see algorithm and rewards")
+        known = {*READ, *(item.name for item in fields(TrainingArguments))}
+        for item in fields(type(args)):
+            if item.name not in known and getattr(args, item.name) != item.default:
+                raise InputError(f"{item.name}: extended GRPO does not read it; see algorithm and rewards")
         for name, kind in CHOICES.items():
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"algorithm.{name}: {getattr(self, name)!r} is none of {', '.join(get_args(kind))}")

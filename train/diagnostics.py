@@ -6,8 +6,9 @@ up to the next text, counted from 0; the ninth and all later ones are called "8+
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +50,14 @@ def merged(parts: Iterable[Sums]) -> Sums:
 def means(sums: Sums) -> dict[str, float]:
     """Means by metric; one without a count is left out."""
     return {name: total / count for name, (total, count) in sums.items() if count}
+
+
+def largest(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The largest of each figure over micro-batches or ranks; NaN is larger than any number."""
+    found: dict[str, float] = {}
+    for name, value in ((name, value) for part in parts for name, value in part.items()):
+        found[name] = max(value, found.get(name, value), key=lambda size: (math.isnan(size), size))
+    return found
 
 
 def rollout_sums(

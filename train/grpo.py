@@ -115,8 +115,7 @@ def make_trainer(
     if config.heldout.prompts:
         heldout = read_prompts(Path(config.heldout.prompts))[: config.heldout.limit]
         trainer.add_callback(HeldOut(trainer, heldout, config.heldout.every))
-    weights = zip(("text", "image"), config.algorithm.modality_weight.pair, strict=True)
-    alarms = Alarms(config.alarms, [name for name, weight in weights if weight])
+    alarms = Alarms(config.alarms, config.algorithm.trained_modalities)
     trainer.add_callback(AlarmBell(alarms))
     trainer.stateful |= {"alarms": alarms, "rewards": reward}
     trainer.watchers.append(lambda _: note_failures(trainer, reward))

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from ..models.document import InterleavedDocument
+from ..models.errors import InputError
 from ..rewards.hybrid import HybridReward
 from .alarms import Alarms
 from .diagnostics import HYBRID, component_scores, group_sums, means, merged
@@ -28,6 +29,11 @@ class HeldOutConfig:
     """Optimizer steps between two scores."""
     limit: int = 64
     """Prompts scored, the file's first."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "limit"):
+            if getattr(self, name) < 1:
+                raise InputError(f"heldout.{name}: {getattr(self, name)}; at least 1, or leave out heldout.prompts")
 
 
 class HeldOut(TrainerCallback):

@@ -1,13 +1,14 @@
 """Preflight: what must hold before step 0, each check with its figures; a run that would learn nothing does not start.
 
 The usual ways to lose days in RL look healthy: a sampler that is not the scored policy, a reward that never varies,
-answers that are always cut, a head without a gradient. Each is a check here, made on the run's own first prompts.
+answers that are always cut, a head without a gradient. Each is a check here, made on the run's own first batch.
 
 limner preflight --config grpo/tiny --model DIR --prompts FILE.jsonl
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 
 from ..models.errors import InputError
 from .advantages import dead_groups
+from .diagnostics import MODALITIES, largest
 from .losses import Counts
 from .rollout import RolloutBatch
 from .trainer import InterleavedGRPOTrainer
@@ -30,6 +32,7 @@ MOST_CUT = 0.1
 """Share of answers that may be cut by the length limit."""
 NO_KL = 1e-3
 """Mean k3 KL to a reference that equals the policy, whatever the dtype."""
+NOTHING_LEARNED = "; nothing can be learned from it: see the reward and its inputs, or raise num_generations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +70,12 @@ class PreflightDone(Exception):
 
 
 def run_checks(trainer: InterleavedGRPOTrainer) -> list[Check]:
-    """All checks, agreed on by all ranks. Neither the model, nor the metrics, nor the generators are changed."""
+    """All checks, of what all ranks saw together. Neither model, nor metrics, nor generators are changed."""
     model: Any = trainer.model_wrapped
-    dataset: Any = trainer.train_dataset
-    args, rank = trainer.args, trainer.accelerator.process_index
-    rows = args.per_device_train_batch_size * args.steps_per_generation
-    numbers = [(rank * rows + i) // trainer.num_generations for i in range(rows)]
-    inputs = [dataset[number % len(dataset)] for number in numbers]
     was_training = model.training
     model.train()
     with torch.random.fork_rng():
-        batch = trainer.roll_out(inputs)
+        batch = trainer.roll_out(trainer.first_inputs())
         tensors = trainer.rows_of(batch)
         checks = [
             *_documents(trainer, batch),
@@ -86,21 +84,19 @@ def run_checks(trainer: InterleavedGRPOTrainer) -> list[Check]:
             *_gradients(trainer, tensors),
         ]
     model.train(was_training)
-    everyone = gather_object([checks])
-    return [next((c for c in same if not c.passed), same[0]) for same in zip(*everyone, strict=True)]
+    return checks
 
 
 def _documents(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check]:
-    answers = [item.completion for item in batch.rollouts]
-    cut = sum(not answer.ended for answer in answers)
-    limit = trainer.args.max_completion_length
-    text = f"{cut} of {len(answers)} answers are cut at {limit} tokens"
-    if cut > MOST_CUT * len(answers):
+    own = [item.completion for item in batch.rollouts]
+    pictures = sum(len(answer.answer.images) for answer in own)
+    cut, answers, images = _over_ranks([len(own) - sum(answer.ended for answer in own), len(own), pictures])
+    text = f"{cut:.0f} of {answers:.0f} answers are cut at {trainer.args.max_completion_length} tokens"
+    if cut > MOST_CUT * answers:
         text += "; raise max_completion_length, or warm the model up until it closes its documents"
-    checks = [Check("documents close", cut <= MOST_CUT * len(answers), text)]
+    checks = [Check("documents close", cut <= MOST_CUT * answers, text)]
     if trainer.algorithm.max_images != 0:
-        images = sum(len(answer.answer.images) for answer in answers)
-        text = f"{images} pictures in {len(answers)} answers"
+        text = f"{images:.0f} pictures in {answers:.0f} answers"
         text += (
             "" if images else "; the model never opens an image: warm it up on interleaved documents, or max_images: 0"
         )
@@ -109,8 +105,10 @@ def _documents(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Che
 
 
 def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check]:
-    """Every component varies inside some group, or is at its best everywhere."""
-    components = {**batch.output.breakdown, "all together": batch.outcome_R.tolist()}
+    """Every component varies inside some group, or is at its best everywhere; what is learned from varies."""
+    algorithm, components = trainer.algorithm, dict(batch.output.breakdown)
+    if algorithm.outcome_weight or algorithm.objective == "rejection":
+        components["all together"] = batch.output.outcome
     checks = []
     for name, scores in components.items():
         values = torch.tensor([float("nan") if s is None else s for s in scores], device=trainer.accelerator.device)
@@ -120,23 +118,21 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
         passed = dead < 1 or (best and name != "all together")
-        if not passed:
-            text += "; nothing can be learned from it: see the reward and its inputs, or raise num_generations"
-        checks.append(Check(f"reward {name}", passed, text))
+        checks.append(Check(f"reward {name}", passed, text + ("" if passed else NOTHING_LEARNED)))
+    if algorithm.process_weight and algorithm.objective == "grpo":
+        _, own_RK = trainer.normalised(batch.outcome_R, batch.segments_RK)
+        scored, different = _over_ranks([(~own_RK.isnan()).sum().item(), own_RK.nan_to_num().count_nonzero().item()])
+        text = f"{different:.0f} of {scored:.0f} scored segments differ from those they are compared with"
+        checks.append(Check("process rewards", different > 0, text + ("" if different else NOTHING_LEARNED)))
     return checks
 
 
 @torch.no_grad()
 def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tensor]) -> list[Check]:
     """The sampled policy is the scored one, and the reference is the policy."""
-    size = trainer.args.per_device_train_batch_size
-    parts = [
-        {name: value[start : start + size] for name, value in tensors.items()}
-        for start in range(0, len(tensors["ids_BT"]), size)
-    ]
     gaps: dict[str, list[Tensor]] = {"text": [], "image": []}
     kls: dict[str, list[Tensor]] = {"text": [], "image": []}
-    for part in (piece for whole in parts for piece in trainer.token_parts(whole)):
+    for part in _parts(trainer, tensors):
         tokens = trainer.tokens_of(part)
         logp_BT, _ = trainer.log_probs(model, part)
         for name, of_modality in (("text", ~tokens.image_BT), ("image", tokens.image_BT)):
@@ -150,11 +146,13 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
     checks = []
     for name in ("text", "image"):
         gap = torch.cat(gaps[name])
-        if not len(gap):
+        kl = torch.cat(kls[name]).sum().item() if kls[name] else 0.0
+        count, total, kl = _over_ranks([len(gap), gap.sum().item(), kl])
+        most = largest(gather_object([{"gap": gap.max().item()} if len(gap) else {}]))
+        if not count:
             continue
-        mean, largest = gap.mean().item(), gap.max().item()
-        passed = mean <= mean_bound and largest <= bound
-        text = f"|log ratio| mean {mean:.1e}, largest {largest:.1e}"
+        passed = total / count <= mean_bound and most["gap"] <= bound
+        text = f"|log ratio| mean {total / count:.1e}, largest {most['gap']:.1e}"
         text += f" (bounds of {str(dtype).removeprefix('torch.')}: {mean_bound:g}, {bound:g})"
         if not passed:
             text += (
@@ -162,44 +160,70 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
             )
         checks.append(Check(f"replayed log-probs, {name}", passed, text))
         if kls[name]:
-            kl = torch.cat(kls[name]).mean().item()
-            text = f"mean KL {kl:.1e}" + (
-                "" if kl <= NO_KL else "; the reference is not the model that the run starts from"
-            )
-            checks.append(Check(f"reference equals policy, {name}", kl <= NO_KL, text))
+            text = f"mean KL {kl / count:.1e}"
+            text += "" if kl / count <= NO_KL else "; the reference is not the model that the run starts from"
+            checks.append(Check(f"reference equals policy, {name}", kl / count <= NO_KL, text))
     return checks
 
 
 def _gradients(trainer: InterleavedGRPOTrainer, tensors: dict[str, Tensor]) -> list[Check]:
     """The loss of the rollouts that have an advantage reaches every head and embedding."""
-    policy = trainer.policy
-    weight = {"text": trainer.algorithm.modality_weight.text, "image": trainer.algorithm.modality_weight.image}
-    if trainer.algorithm.max_images == 0:
-        weight["image"] = 0.0
-    parts = {name: part for name, part in policy.parts().items() if weight[name.split()[0]]}
+    policy, modalities = trainer.policy, trainer.algorithm.trained_modalities
+    places = {name: place for name, place in policy.parts().items() if name.split()[0] in modalities}
     if trainer.is_sharded:
         return [Check("gradients", True, "not looked at: the parameters are sharded")]
-    frozen = [name for name, (parameter, _) in parts.items() if not parameter.requires_grad]
+    frozen = [name for name, (parameter, _) in places.items() if not parameter.requires_grad]
     if trainer.is_adapted:  # what the loss must reach is the adapter
         named = policy.model.named_parameters()
         adapter = {name: (weight, slice(None)) for name, weight in named if weight.requires_grad and "lora_B" in name}
-        parts = dict(list(adapter.items())[-1:])
+        places = dict(list(adapter.items())[-1:])
     elif frozen:
         return [Check("gradients", False, f"{', '.join(frozen)}: frozen; set requires_grad, or train an adapter")]
-    order = tensors["advantages_BT"].abs().sum(1).argsort(descending=True)
-    part = {name: value[order[: trainer.args.per_device_train_batch_size]] for name, value in tensors.items()}
-    part = trainer.token_parts(part)[0]
-    with trainer.accelerator.autocast():
-        loss = trainer.part_loss(policy.model, part, Counts.of(trainer.tokens_of(part)))[0]
-    parameters = [parameter for parameter, _ in parts.values()]
-    found = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+    order = tensors["advantages_BT"].abs().sum(1).argsort(descending=True)  # the first ones mostly say it all
+    seen, sizes = set(), dict.fromkeys(places, 0.0)
+    for part in _parts(trainer, {name: value[order] for name, value in tensors.items()}):
+        tokens = trainer.tokens_of(part)
+        learned_BT = tokens.trained_BT & (part["advantages_BT"] != 0)
+        found = {"text": learned_BT & ~tokens.image_BT, "image": learned_BT & tokens.image_BT}
+        seen |= {name for name, at in found.items() if at.any()}
+        if learned_BT.any() and not all(sizes.values()):
+            sizes = largest([sizes, _gradient_sizes(trainer, part, places)])
+    seen, sizes = set().union(*gather_object([seen])), largest(gather_object([sizes]))
     checks = []
-    for (name, (_, rows)), gradient in zip(parts.items(), found, strict=True):
-        size = 0.0 if gradient is None else gradient[rows].abs().max().item()
-        good = 0 < size < float("inf")
+    for name, size in sizes.items():
+        modality, good = name.split()[0], 0 < size < float("inf")
         text = f"largest {size:.1e}" + ("" if good else "; the loss does not reach it: see what is frozen or detached")
+        if modality in set(MODALITIES) - seen:
+            good, text = True, f"not looked at: no {modality} token of these rollouts has an advantage"
         checks.append(Check(f"gradient of the {name}", good, text))
     return checks
+
+
+def _gradient_sizes(
+    trainer: InterleavedGRPOTrainer, part: dict[str, Tensor], places: Mapping[str, tuple[Tensor, slice]]
+) -> dict[str, float]:
+    """Largest entry of the gradient at each place."""
+    if not places:
+        return {}
+    with trainer.accelerator.autocast():
+        loss = trainer.part_loss(trainer.policy.model, part, Counts.of(trainer.tokens_of(part)))[0]
+    found = torch.autograd.grad(loss, [parameter for parameter, _ in places.values()], allow_unused=True)
+    return {
+        name: 0.0 if gradient is None else gradient[rows].abs().max().item()
+        for (name, (_, rows)), gradient in zip(places.items(), found, strict=True)
+    }
+
+
+def _parts(trainer: InterleavedGRPOTrainer, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The rows as the loss takes them; every rank has as many parts."""
+    size = trainer.args.per_device_train_batch_size
+    starts = range(0, len(tensors["ids_BT"]), size)
+    batches = [{name: value[start : start + size] for name, value in tensors.items()} for start in starts]
+    return [part for batch in batches for part in trainer.token_parts(batch)]
+
+
+def _over_ranks(numbers: Sequence[float]) -> list[float]:
+    return [sum(column) for column in zip(*gather_object([list(numbers)]), strict=True)]
 
 
 def _forward_dtype(trainer: InterleavedGRPOTrainer) -> torch.dtype:

@@ -36,7 +36,7 @@ from ..rewards.base import Reward
 from .advantages import best_of_group, outcome_advantages, process_advantages, segment_advantages
 from .algorithm import AlgorithmConfig
 from .checkpointing import WholeCheckpoints
-from .diagnostics import Sums, component_scores, group_sums, means, merged, rollout_sums
+from .diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums
 from .losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
 from .rollout import Rollout, RolloutBatch, rollout, score
 from .sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
@@ -75,13 +75,15 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._counts: list[Counts] = []
         self._loss_sums: dict[str, Tensor] = {}
         self._sums: Sums = {}
+        self._gaps: dict[str, float] = {}
         self._summed_since = 0
         self.stateful: dict[str, Any] = {}
         """What else a resumed run goes on from, by name: anything with `state_dict` and `load_state_dict`."""
         adapted = kwargs.get("peft_config") is not None
         if adapted:
             torch.manual_seed(args.seed)  # the adapter starts at random
-        self.reference = policy.frozen_copy() if any(algorithm.beta.pair) and not adapted else None
+        self._has_reference = any(algorithm.beta.pair) and algorithm.objective == "grpo"
+        self.reference = policy.frozen_copy() if self._has_reference and not adapted else None
         super().__init__(
             model=policy.model,
             reward_funcs=[_scored_by_us],
@@ -118,6 +120,12 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         sampler = super()._get_train_sampler(dataset)
         return _OrderOfEpoch(sampler, lambda: int(self.state.epoch or 0)) if self.shuffle_dataset else sampler
+
+    def first_inputs(self) -> list[dict[str, Any]]:
+        """This rank's rows of the dataset for the first rollout batch of a run."""
+        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation  # type: ignore[operator]
+        start = self.accelerator.process_index * rows
+        return [self.train_dataset[number] for number in islice(self._get_train_sampler(), start, start + rows)]  # type: ignore[index]
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -185,7 +193,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         output, outcome_R, segments_RK = score(rollouts, self.reward)
         batch = collate([[item.sequence] for item in rollouts], self.policy.vocabulary)
         segment_BT = pad_sequence([r.sequence.segment_T for r in rollouts], batch_first=True, padding_value=-1)
-        outcome, segments, algorithm = *self._normalised(outcome_R, segments_RK), self.algorithm
+        outcome, segments, algorithm = *self.normalised(outcome_R, segments_RK), self.algorithm
         process = process_advantages(segments, segment_BT, algorithm.process_discount, algorithm.process_mean)
         advantages_RT = algorithm.outcome_weight * outcome[:, None] + algorithm.process_weight * process
         return RolloutBatch(
@@ -209,7 +217,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         """Puts a figure into the next line of the log."""
         self._metrics["train"][name].append(value)
 
-    def _normalised(self, outcome_R: Tensor, segments_RK: Tensor) -> tuple[Tensor, Tensor]:
+    def normalised(self, outcome_R: Tensor, segments_RK: Tensor) -> tuple[Tensor, Tensor]:
         """Outcome [R] and segment rewards [R, K] of this rank's rows, normalised; groups may straddle ranks."""
         accelerator, algorithm, size = self.accelerator, self.algorithm, self.num_generations
         local = slice(accelerator.process_index * len(outcome_R), (accelerator.process_index + 1) * len(outcome_R))
@@ -237,7 +245,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     @torch.no_grad()
     def _reference_scores(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Log-probs of the reference, in micro-batches."""
-        if not any(self.algorithm.beta.pair):
+        if not self._has_reference:
             return {}
         size, width = self.args.per_device_train_batch_size, tensors["ids_BT"].shape[1]
         scores = []
@@ -344,10 +352,9 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if not self._loss_sums:
             self._summed_since = self.state.global_step
         self._loss_sums = {name: self._loss_sums.get(name, 0) + value for name, value in sums.items()}
-        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+        if self._step % (self.args.steps_per_generation * self.num_iterations) < self.args.gradient_accumulation_steps:
             # Before the first update on a rollout batch the two must agree: the sampled policy is the scored one.
-            for name, gap in gaps.items():
-                self.note(f"replay_gap/{name}", gap.item())
+            self._gaps = largest([self._gaps, {f"replay_gap/{name}": gap.item() for name, gap in gaps.items()}])
         return loss * self.accelerator.num_processes  # gradients are averaged over ranks; the weights count all of them
 
     def part_loss(
@@ -383,7 +390,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         batch = next(self._replay).to(self.accelerator.device)
         logp_BT, _ = self.policy.log_probs(model, batch, chunk=self.algorithm.score_chunk)
         loss = -(logp_BT * batch.trainable_BT).sum() / batch.trainable_BT.sum().clamp(min=1)
-        self.note("replay/loss", loss.item())
+        self._sums = merged([self._sums, {"replay/loss": (loss.item(), 1.0)}])
         return loss / self.args.gradient_accumulation_steps
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -394,9 +401,10 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             kind, modality = name.split("/")
             if kind != "tokens":  # a signal adds up over ranks and micro-batches, the others are means over tokens
                 self._sums[name] = total, steps if kind == "signal" else totals[f"tokens/{modality}"]
-        for name, value in means(merged(gather_object([self._sums]))).items():
+        figures = means(merged(gather_object([self._sums]))) | largest(gather_object([self._gaps]))
+        for name, value in figures.items():
             self.note(name, value)
-        self._loss_sums, self._sums = {}, {}
+        self._loss_sums, self._sums, self._gaps = {}, {}, {}
         super().log(logs, start_time)
 
 

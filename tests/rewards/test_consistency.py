@@ -6,7 +6,7 @@ from PIL import Image
 
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.errors import InputError
-from limner.rewards.base import Completion
+from limner.rewards.base import FAILED, Completion
 from limner.rewards.consistency import ConsistencyReward, ImageEncoder, consistency_rewards
 from limner.rewards.pretrained import EncodersConfig
 
@@ -47,8 +47,8 @@ def test_known_vectors_give_known_scores():
 def test_a_picture_that_does_not_decode_is_counted():
     broken = ImageSegment(None, True, codes_N=torch.zeros(4, dtype=torch.long).numpy())
     output = ConsistencyReward("colour", colours)([answer(RED, broken, RED), answer(broken, RED)])
-    assert output.segments == [[None, None, pytest.approx(1)], [None, None]]
-    assert output.outcome == [pytest.approx(1), None] and output.failed == {"image": 2}
+    assert output.segments == [[None, FAILED, pytest.approx(1)], [FAILED, None]]
+    assert output.outcome == [pytest.approx(1), FAILED] and output.failed == {"image": 2}
 
 
 @pytest.mark.parametrize(("name", "make"), [("dino", tiny_models.dino), ("clip", tiny_models.clip)])

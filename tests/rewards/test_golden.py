@@ -9,7 +9,7 @@ from PIL import Image
 from limner.data.picture_stories import draw_scene, parse_scene, story, story_prompt
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.errors import InputError
-from limner.rewards.base import Completion, RewardOutput
+from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.rewards.format import FormatReward
 from limner.rewards.hybrid import HybridReward
@@ -230,12 +230,21 @@ def test_a_missing_score_is_never_a_zero():
     assert output.breakdown == {"a": [0.5, None], "b": [None, None], "c": [1.0, None]}
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("place", ["outcome", "segment"])
-def test_a_score_that_is_no_number_is_refused(bad, place):
-    outcome, segment = ([bad, 1.0], 1.0) if place == "outcome" else ([1.0, 1.0], bad)
-    with pytest.raises(InputError, match="'judge' gave a score that is no finite number"):
+def test_an_infinite_score_is_refused(place):
+    outcome, segment = ([math.inf, 1.0], 1.0) if place == "outcome" else ([1.0, 1.0], math.inf)
+    with pytest.raises(InputError, match="'judge' gave an infinite score"):
         HybridReward([(Fixed("judge", outcome, [[1.0, segment], [1.0]]), 1.0)])(TWO)
+
+
+def test_what_one_part_failed_to_score_has_no_mean():
+    """Of the others alone it would be another measure than its group's: high where what failed is usually low."""
+    easy = Fixed("format", [1.0, 1.0], [[None, 1.0], [1.0]])
+    hard = Fixed("judge", [FAILED, 0.2], [[0.1, FAILED], [0.3]])
+    output = HybridReward([(easy, 1.0), (hard, 1.0), (Fixed("off", [FAILED, 1.0], [[1.0, 1.0], [FAILED]]), 0.0)])(TWO)
+    assert output.outcome == [None, pytest.approx(0.6)]
+    assert output.segments == [[pytest.approx(0.1), None], [pytest.approx(0.65)]]
+    assert output.breakdown["judge"] == [None, 0.2]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from limner.models.document import InterleavedDocument, TextSegment
 from limner.models.errors import InputError
-from limner.rewards.base import Completion, RewardOutput
+from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.guard import GuardedReward
 from limner.rewards.hybrid import HybridReward
 
@@ -22,7 +22,7 @@ TWO = [
     Completion(PROMPT, InterleavedDocument((TextSegment("One.", True), TextSegment("Two.", True)))),
     Completion(PROMPT, InterleavedDocument((TextSegment("One.", True),))),
 ]
-MISSING = RewardOutput([None, None], [[None, None], [None]])
+LOST = RewardOutput([FAILED, FAILED], [[FAILED, FAILED], [FAILED]])
 
 
 class Judge:
@@ -65,15 +65,16 @@ FAILURES = {
     "no lists": (RewardOutput(None, 3), "wrong types", "no list of scores"),  # type: ignore[arg-type]
     "words": (RewardOutput(["good", 1.0], good().segments), "wrong types", "a score is a str"),  # type: ignore[list-item]
     "tensors": (RewardOutput([torch.ones(2), 1.0], good().segments), "wrong types", "Tensor"),  # type: ignore[list-item]
-    "all NaN": (RewardOutput([math.nan, None], [[math.inf, None], [None]]), "no finite score", "all 2 scores were NaN"),
+    "all NaN": (RewardOutput([math.nan, None], [[math.inf, None], [None]]), "no score", "2 NaN or infinite"),
+    "all said to fail": (RewardOutput([None, None], [[None, None], [None]], {}, {"image": 3}), "no score", "3 image"),
 }
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_a_failed_call_is_missing_scores_counted_by_kind(name):
+def test_a_failed_call_is_failed_scores_counted_by_kind(name):
     answer, kind, reason = FAILURES[name]
     reward = GuardedReward(Judge(answer), timeout_s=60, patience=3)
-    assert reward(TWO) == MISSING and reward(TWO) == MISSING
+    assert reward(TWO) == LOST and reward(TWO) == LOST
     assert dict(reward.failures) == {kind: 2} and reward.metrics()["reward_failures/judge"] == 2
     with pytest.raises(InputError, match=f"reward 'judge' failed 3 calls in a row, last: .*{reason}.*; repair it"):
         reward(TWO)
@@ -81,14 +82,16 @@ def test_a_failed_call_is_missing_scores_counted_by_kind(name):
 
 def test_one_answer_in_between_and_the_count_starts_again():
     reward = GuardedReward(Judge(KeyError("a"), OSError("b"), good(), None, None, good()), patience=3)
-    assert [reward(TWO).outcome[1] for _ in range(6)] == [None, None, 1.0, None, None, 1.0]
+    assert [reward(TWO).outcome[1] for _ in range(6)] == [FAILED, FAILED, 1.0, FAILED, FAILED, 1.0]
     assert dict(reward.failures) == {"raised KeyError": 1, "raised OSError": 1, "no output": 2}
 
 
-def test_single_scores_that_are_no_number_become_missing():
+def test_single_scores_that_are_no_number_have_failed():
     reward = GuardedReward(Judge(RewardOutput([math.nan, 1.0], [[math.inf, None], [0.5]], {"p": [math.nan, 0.0]})))
     for calls in (1, 2, 3, 4):  # never a failed call
-        assert reward(TWO) == RewardOutput([None, 1.0], [[None, None], [0.5]], {"p": [None, 0.0]})
+        assert reward(TWO) == RewardOutput(
+            [FAILED, 1.0], [[FAILED, None], [0.5]], {"p": [FAILED, 0.0]}, {"NaN or infinite": 2}
+        )
         assert reward.metrics() == {"reward_failures/judge": 0.0, "reward_failures/judge/scores": 2.0 * calls}
 
 
@@ -108,9 +111,9 @@ def test_a_reward_that_hangs_is_left_behind():
 
     reward = GuardedReward(Judge(hang, good(0.25), hang), timeout_s=1.0, patience=2)
     start = time.monotonic()
-    assert reward(TWO) == MISSING
+    assert reward(TWO) == LOST
     assert reward(TWO) == good(0.25)  # a new thread answers while the first still waits
-    assert reward(TWO) == MISSING
+    assert reward(TWO) == LOST
     with pytest.raises(InputError, match="no answer within 1 s; repair it, or give it more time .rewards.timeout."):
         reward(TWO)
     assert time.monotonic() - start < 30 and dict(reward.failures) == {"timed out": 3}
@@ -125,7 +128,7 @@ def test_without_a_deadline_it_runs_in_the_callers_thread_and_is_still_contained
     threads = []
     reward = GuardedReward(Judge(lambda: threads.append(threading.current_thread()) or good()), timeout_s=0)
     assert reward(TWO) == good() and threads == [threading.main_thread()]
-    assert GuardedReward(Judge(ValueError("x")), timeout_s=0)(TWO) == MISSING
+    assert GuardedReward(Judge(ValueError("x")), timeout_s=0)(TWO) == LOST
 
 
 @pytest.mark.parametrize("timeout", [0, 60])
@@ -159,14 +162,14 @@ def test_gradients_are_off_inside():
     assert seen == [False] and torch.is_grad_enabled()
 
 
-def test_a_hybrid_reward_goes_on_with_the_other_parts():
+def test_a_hybrid_reward_has_no_mean_without_a_part():
     class Other(Judge):
         name = "other"
 
     hybrid = HybridReward([(GuardedReward(Judge(None)), 3.0), (Other(good()), 1.0)])
     output = hybrid(TWO)
-    assert output.outcome == [0.5, 1.0] and output.segments == [[0.5, None], [1.0]]  # not pulled towards zero
-    assert output.breakdown["judge"] == [None, None]
+    assert output.outcome == [None, None] and output.segments == [[None, None], [None]]
+    assert output.breakdown == {"judge": [None, None], "other": [0.5, 1.0]}
 
 
 def test_counts_survive_a_checkpoint():

@@ -10,7 +10,7 @@ from limner.data.picture_stories import SCENES, story_prompt
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.errors import InputError
 from limner.rewards import pretrained
-from limner.rewards.base import Completion
+from limner.rewards.base import FAILED, Completion
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.rewards.image import PRESETS, ClipScorer, PictureTextReward, cosine_scores, image_rewards
 from limner.rewards.pretrained import EncodersConfig
@@ -113,14 +113,14 @@ def test_missing_pictures_count_as_zero_and_missing_scores_do_not():
     cases = [
         (answer("No picture."), 0.0),
         (answer("One of three.", PICTURES[0], prompt=outlined), 0.2 / 3),
-        (answer("One of three, unreadable.", broken, prompt=outlined), None),
+        (answer("One of three, unreadable.", broken, prompt=outlined), FAILED),
         (answer("A fine one", PICTURES[0], "and a broken one.", broken), 0.2),
         (answer("No picture was asked for.", prompt=text_only), None),
         (answer(PICTURES[0], prompt=InterleavedDocument(())), None),  # no text anywhere to hold it against
     ]
     output = PictureTextReward("told", Told())([case for case, _ in cases])
-    assert output.outcome == [None if score is None else pytest.approx(score) for _, score in cases]
-    assert output.failed == {"image": 2}
+    assert output.outcome == [pytest.approx(score) if score and score < 1 else score for _, score in cases]
+    assert output.failed == {"image": 2} and output.segments[3] == [None, pytest.approx(0.2), None, FAILED]
 
 
 def test_yaml_weighs_them_beside_others(places):

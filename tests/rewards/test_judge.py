@@ -11,7 +11,7 @@ from limner.models.chat import Failure, Reply
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.endpoint import Endpoint, EndpointConfig
 from limner.models.errors import InputError
-from limner.rewards.base import Completion
+from limner.rewards.base import FAILED, Completion
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.rewards.guard import GuardedReward
 from limner.rewards.judge import (
@@ -165,8 +165,12 @@ def test_failures_are_missing_scores_that_the_guard_counts():
         reward = JudgeReward(load_template("image_text_alignment"), model)
         guard = GuardedReward(reward)
         output = guard([RIGHT, SWAPPED, answer("One.", SHOWN, "Two.", OTHER)])
-    assert output.segments == [[None, 1.0, None, None], [None, None, None, 0.5], [None] * 4]
-    assert output.outcome == [1.0, 0.5, None]  # never pulled towards zero
+    assert output.segments == [
+        [None, 1.0, None, FAILED],
+        [None, FAILED, None, 0.5],
+        [None, FAILED, None, FAILED],
+    ]
+    assert output.outcome == [1.0, 0.5, FAILED]  # never pulled towards zero
     assert output.failed == {"no score": 1, "server error": 3}
     assert guard.metrics()["reward_failures/judge_image_text_alignment/scores"] == 4
     assert "1 no score, 3 server error" in guard.last_reason and reward.verdicts["server error"] == 3
@@ -178,7 +182,7 @@ def test_a_judge_that_only_fails_is_a_failed_call():
         with pytest.raises(JudgeFailed, match="all 2 questions failed: 2 rejected; last: HTTP 400"):
             reward([RIGHT, SWAPPED])
         guard = GuardedReward(reward, patience=2)
-        assert guard([RIGHT]).outcome == [None] and guard.failures == {"raised JudgeFailed": 1}
+        assert guard([RIGHT]).outcome == [FAILED] and guard.failures == {"raised JudgeFailed": 1}
         with pytest.raises(InputError, match="'judge_helpfulness' failed 2 calls in a row.*HTTP 400"):
             guard([RIGHT])
 

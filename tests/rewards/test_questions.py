@@ -12,7 +12,7 @@ from limner.models.chat_model import ChatConfig
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.endpoint import EndpointConfig
 from limner.models.errors import InputError
-from limner.rewards.base import Completion
+from limner.rewards.base import FAILED, Completion
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.rewards.guard import GuardedReward
 from limner.rewards.judge import JudgeFailed
@@ -122,7 +122,7 @@ def test_failures_are_counted_and_count_for_nothing():
     with ScriptedServer(lambda body: next(replies)) as server:
         guard = GuardedReward(reward_of(server, concurrency=1))
         output = guard([answer(PLAN[0]), answer(PLAN[0], prompt=other)])
-    assert output.segments == [[None, 1.0], [None, None]] and output.outcome == [1.0, None]
+    assert output.segments == [[None, 1.0], [None, FAILED]] and output.outcome == [1.0, FAILED]
     assert output.failed == {"questions: none written": 1, "server error": 1}
     assert guard.metrics()["reward_failures/questions/scores"] == 2
     with (

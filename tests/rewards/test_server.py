@@ -15,7 +15,7 @@ from limner.data.picture_stories import SCENES, draw_scene, story_prompt
 from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.errors import InputError
 from limner.rewards import server as server_module
-from limner.rewards.base import Completion, RewardOutput
+from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.rewards.guard import GuardedReward
 from limner.rewards.picture_stories import PictureReward
@@ -111,8 +111,8 @@ def test_missing_and_failed_scores_stay_missing():
 
     with Running(Part("partly", score)) as url:
         output = remote(url, "partly")(ROWS)
-    assert output.outcome == [0.5, None, None, None] and output.breakdown == {"part": [1.0] * 4}
-    assert output.failed == {"cut": 2, "NaN or infinite": 2}
+    assert output.outcome == [0.5, None, FAILED, FAILED] and output.breakdown == {"part": [1.0] * 4}
+    assert output.failed == {"cut": 2}
 
 
 def test_faults_of_settings_and_prompts_stop_at_once(monkeypatch):
@@ -153,7 +153,7 @@ def test_failures_are_tried_again_and_then_counted():
         with pytest.raises(RemoteFailed, match="2 attempts, last: HTTP 500: it raised RuntimeError: always"):
             remote(url, "shaky", retries=1)(ROWS)
         guard = GuardedReward(remote(url, "shaky"))
-        assert guard(ROWS).outcome == [None] * 4 and guard.failures == {"raised RemoteFailed": 1}
+        assert guard(ROWS).outcome == [FAILED] * 4 and guard.failures == {"raised RemoteFailed": 1}
     with pytest.raises(RemoteFailed, match="1 attempts, last: ConnectionRefusedError"):
         remote(url, "shaky")(ROWS)
 

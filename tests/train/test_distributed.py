@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from limner.data.picture_stories import SCENES, draw_scene, story_prompt
 from limner.data.prompts import pack_prompt
@@ -26,6 +26,7 @@ from limner.train import warmup
 from limner.train.algorithm import AlgorithmConfig, PerModality
 from limner.train.checkpointing import STAGING, checkpoints, resume_point
 from limner.train.losses import NORMALISATIONS
+from limner.train.preflight import run_checks
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig, WarmupTrainer
 
@@ -87,6 +88,37 @@ def grpo(
     return trainer
 
 
+class Uneven(Illustrated):
+    """The first process's group varies, the second one's is dead."""
+
+    def __call__(self, completions):
+        output = super().__call__(completions)
+        return RewardOutput([0.5] * len(completions), output.segments) if int(os.environ["RANK"]) else output
+
+
+def unlike_ranks(root: Path, rank: int) -> tuple[list[tuple[str, bool]], float]:
+    """What the checks say of a live and a dead group; the gap that is logged where only the second process has one."""
+    values = {"max_steps": 1, "max_completion_length": 48, "num_generations": 4, "per_device_train_batch_size": 2}
+    args = GRPOConfig(**common(root / "run", **values, gradient_accumulation_steps=2, steps_per_generation=2))
+    prompts = Dataset.from_dict({"prompt": [pack_prompt(story_prompt(SCENES[i : i + 2])) for i in range(0, 16, 2)]})
+    trainer = InterleavedGRPOTrainer(load(root / "start"), Uneven(), AlgorithmConfig(), args, prompts)
+    checks, rows_of = [], trainer.rows_of
+
+    class Checks(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            checks.extend((check.name, check.passed) for check in run_checks(trainer))
+            trainer.rows_of = shifted
+
+    def shifted(batch):
+        rows = rows_of(batch)
+        rows["old_logp_BT"][2:] += 0.5 * rank  # of the second micro-batch
+        return rows
+
+    trainer.add_callback(Checks())
+    trainer.train()
+    return checks, next(entry["replay_gap/text"] for entry in trainer.state.log_history if "loss" in entry)
+
+
 def parameters(trainer) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.model.parameters()])
 
@@ -139,6 +171,8 @@ def play(part: str, root: Path) -> None:
             for layout, (batch, accumulation) in LAYOUTS.items():
                 trainer = step(root, root / "run", normalisation, batch, accumulation)
                 torch.save((parameters(trainer), losses(trainer)), root / f"{normalisation}-{layout}-{rank}.pt")
+    elif part == "unlike":
+        (root / f"unlike-{rank}.json").write_text(json.dumps(unlike_ranks(root, rank)))
     elif part == "warmup-killed":
         stall_in_second_save(root / "marker")
         warm(root, root / "killed", max_steps=3, **SAVING)
@@ -280,6 +314,15 @@ def test_a_grpo_step_of_two_ranks_is_the_step_of_one(root):
                 found, loss = torch.load(root / f"{normalisation}-{layout}-{rank}.pt")
                 assert torch.allclose(found, parameters(alone), atol=1e-5), (normalisation, layout, rank)
                 assert rank or loss == pytest.approx(losses(alone), abs=2e-4)
+
+
+def test_what_one_process_sees_alone_counts_for_all(root):
+    """A dead group is none of the gradients' business; a gap on the second process is in the log of the first."""
+    finish("unlike", root, processes=2)
+    (checks, gap), (others, _) = (json.loads((root / f"unlike-{rank}.json").read_text()) for rank in (0, 1))
+    assert checks == others and gap == pytest.approx(0.5, abs=1e-4)
+    assert {name for name, passed in checks if not passed} <= {"documents close"}
+    assert {"gradient of the image head", "replayed log-probs, image", "reward all together"} <= {n for n, _ in checks}
 
 
 def parameters_of(directory: Path) -> torch.Tensor:

@@ -186,6 +186,26 @@ def test_in_bfloat16_rollout_and_training_still_agree(make_policy, tmp_path):
         assert history[f"ratio/{name}"] == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("limit", [None, 40])
+def test_the_gap_is_the_largest_of_all_micro_batches(make_policy, tmp_path, monkeypatch, limit):
+    rows_of = InterleavedGRPOTrainer.rows_of
+
+    def shifted(self, batch):
+        rows = rows_of(self, batch)
+        rows["old_logp_BT"][-1] += 0.5  # of the last micro-batch
+        return rows
+
+    monkeypatch.setattr(InterleavedGRPOTrainer, "rows_of", shifted)
+    batches = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "steps_per_generation": 4}
+    history = logs(trained(make_policy(0), settings(tmp_path, **batches), micro_batch_tokens=limit))[0]
+    assert history["replay_gap/text"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_rejection_makes_no_reference(make_policy, tmp_path):
+    trainer = trained(make_policy(0), settings(tmp_path), objective="rejection", beta=PerModality(0.1, 0.1))
+    assert trainer.reference is None and "kl/text" not in logs(trainer)[0]
+
+
 def test_kl_is_to_the_policy_at_the_start(make_policy, tmp_path):
     policy = make_policy(0)
     trainer = trained(policy, settings(tmp_path, max_steps=3), beta=PerModality(0.01, 0.0))
@@ -222,9 +242,11 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "algorithm", "message"),
     [
-        ({"beta": 0.04}, {}, "beta: extended GRPO does not read this setting of TRL"),
+        ({"beta": 0.04}, {}, "beta: extended GRPO does not read it"),
         ({"loss_type": "grpo"}, {}, "loss_type: extended GRPO does not read"),
         ({"scale_rewards": "none"}, {}, "scale_rewards: extended GRPO does not read"),
+        ({"top_entropy_quantile": 0.2}, {}, "top_entropy_quantile: extended GRPO does not read"),
+        ({"vllm_gpu_memory_utilization": 0.5}, {}, "vllm_gpu_memory_utilization: extended GRPO does not read"),
         ({"top_p": 0.9}, {}, "top_p, top_k, min_p: truncated sampling is refused"),
         ({"top_k": 50}, {}, "truncated sampling is refused"),
         ({"min_p": 0.1}, {}, "truncated sampling is refused"),

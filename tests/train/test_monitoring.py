@@ -8,7 +8,9 @@ import torch
 from limner.data.picture_stories import SCENES
 from limner.data.prompts import write_outlines
 from limner.models.checkpoint import save
+from limner.models.errors import InputError
 from limner.train.alarms import Alarm, Alarms, AlarmsConfig
+from limner.train.algorithm import AlgorithmConfig
 from limner.train.grpo import RunConfig, make_trainer
 from limner.train.monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories
 from limner.train.trajectories import read_trajectories
@@ -89,3 +91,16 @@ def test_a_run_reads_its_held_out_prompts_from_a_file(make_policy, tmp_path):
     trainer = make_trainer(config, settings(tmp_path / "run"))
     (heldout,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, HeldOut)]
     assert len(heldout.prompts) == 2 and heldout.every == 3
+
+
+@pytest.mark.parametrize("name", ["every", "limit"])
+def test_heldout_settings_below_one_are_refused(name):
+    with pytest.raises(InputError, match=f"heldout.{name}: 0; at least 1"):
+        HeldOutConfig("heldout.jsonl", **{name: 0})
+
+
+def test_without_pictures_no_image_gradient_is_awaited(make_policy, tmp_path):
+    save(make_policy(0), tmp_path / "start")
+    config = RunConfig(model=str(tmp_path / "start"), algorithm=AlgorithmConfig(max_images=0))
+    trainer = make_trainer(config, settings(tmp_path / "run"), prompts=PROMPTS)
+    assert trainer.stateful["alarms"].modalities == ("text",)

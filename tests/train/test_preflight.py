@@ -118,6 +118,59 @@ def test_an_embedding_that_is_frozen(policy, tmp_path):
     assert failed(trainer_of(policy, tmp_path)) == {"gradients"}
 
 
+@pytest.mark.parametrize("limits", [{}, {"micro_batch_tokens": 40}])
+def test_gradients_of_small_batches_are_taken_together(make_policy, tmp_path, limits):
+    """The answer that stands out may be the one without a picture, whose row says nothing of the image head."""
+
+    class Plain(Illustrated):
+        def __call__(self, completions):
+            output = super().__call__(completions)
+            return RewardOutput([float(not c.answer.images) for c in completions], output.segments)
+
+    policy = make_policy(0)
+    arguments = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "steps_per_generation": 8}
+    checks = run_checks(trainer_of(policy, tmp_path, Plain(), arguments, process_weight=0.0, **limits))
+    gradients = {check.name: check for check in checks if check.name.startswith("gradient of")}
+    assert len(gradients) == 4 and all(check.passed for check in gradients.values()), gradients
+    assert not any("not looked at" in check.text for check in gradients.values())
+
+
+def test_a_modality_without_an_advantage_is_said_not_to_be_looked_at(policy, tmp_path):
+    checks = run_checks(trainer_of(policy, tmp_path, Flat(), beta=PerModality(0.0, 0.0)))
+    gradients = [check for check in checks if check.name.startswith("gradient of")]
+    assert gradients and all(check.passed and "has an advantage" in check.text for check in gradients)
+
+
+def test_process_rewards_that_never_apply_or_never_vary(policy, tmp_path):
+    class Outcome(Illustrated):
+        def __call__(self, completions):
+            output = super().__call__(completions)
+            return RewardOutput(output.outcome, [[None] * len(row) for row in output.segments])
+
+    class Segments(Illustrated):
+        def __call__(self, completions):
+            return RewardOutput([None] * len(completions), super().__call__(completions).segments)
+
+    assert failed(trainer_of(policy, tmp_path, Outcome())) == {"process rewards"}
+    assert failed(trainer_of(policy, tmp_path, Outcome(), process_weight=0.0)) == set()
+    assert failed(trainer_of(policy, tmp_path, Segments(), outcome_weight=0.0)) == set()
+    assert failed(trainer_of(policy, tmp_path, Segments())) == {"reward all together"}
+
+
+def test_the_prompts_are_those_of_the_first_batch(policy, tmp_path):
+    seen: list[list[str]] = []
+
+    class Told(Illustrated):
+        def __call__(self, completions):
+            seen.append([completion.prompt.id for completion in completions])
+            return super().__call__(completions)
+
+    trainer = trainer_of(policy, tmp_path, Told())
+    run_checks(trainer)
+    trainer.train()
+    assert seen[0] == seen[1] != ["prompt-0"] * 4 + ["prompt-4"] * 4
+
+
 def test_a_head_that_the_loss_does_not_reach(policy, tmp_path, monkeypatch):
     image_logits = policy.image_logits
     monkeypatch.setattr(policy, "image_logits", lambda hidden: image_logits(hidden).detach())
