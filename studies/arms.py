@@ -25,7 +25,7 @@ ARMS = ("warmup", "control", "rejection", "grpo_outcome", "grpo_process")
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo_process": {},
     "grpo_outcome": {"outcome_weight": 1.0, "process_weight": 0.0},
-    "rejection": {"objective": "rejection", "beta.text": 0.0, "beta.image": 0.0},
+    "rejection": {"objective": "rejection"},
 }
 """What the demo's reinforced arms change of `grpo/tiny`."""
 
