@@ -100,8 +100,9 @@ class AlgorithmConfig:
 
     def check(self, args: Any) -> None:
         """Raises InputError for settings that contradict each other, or that nothing would read."""
+        of_trl = next(kind for kind in type(args).__mro__ if kind.__module__.startswith("trl."))
         known = {*READ, *(item.name for item in fields(TrainingArguments))}
-        for item in fields(type(args)):
+        for item in fields(of_trl):
             if item.name not in known and getattr(args, item.name) != item.default:
                 raise InputError(f"{item.name}: extended GRPO does not read it; see algorithm and rewards")
         for name, kind in CHOICES.items():
