@@ -121,9 +121,11 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check
         checks.append(Check(f"reward {name}", passed, text + ("" if passed else NOTHING_LEARNED)))
     if algorithm.process_weight and algorithm.objective == "grpo":
         _, own_RK = trainer.normalised(batch.outcome_R, batch.segments_RK)
-        scored, different = _over_ranks([(~own_RK.isnan()).sum().item(), own_RK.nan_to_num().count_nonzero().item()])
+        best, scored = (batch.segments_RK > 0.999).sum(), (~own_RK.isnan()).sum()
+        best, scored, different = _over_ranks([best.item(), scored.item(), own_RK.nan_to_num().count_nonzero().item()])
         text = f"{different:.0f} of {scored:.0f} scored segments differ from those they are compared with"
-        checks.append(Check("process rewards", different > 0, text + ("" if different else NOTHING_LEARNED)))
+        passed = different > 0 or (0 < scored == best)
+        checks.append(Check("process rewards", passed, text + ("" if passed else NOTHING_LEARNED)))
     return checks
 
 

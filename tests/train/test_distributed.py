@@ -43,8 +43,12 @@ class Illustrated:
 
     def __call__(self, completions):
         outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
-        segments = [[float(index % 2) for index, _ in enumerate(c.answer.segments)] for c in completions]
+        segments = [[self.of(segment) for segment in completion.answer.segments] for completion in completions]
         return RewardOutput(outcome, segments)
+
+    @staticmethod
+    def of(segment) -> float:
+        return len(segment.text) % 5 / 4 if isinstance(segment, TextSegment) else float(segment.codes_N.sum() % 7) / 6
 
 
 # ---- what the processes do ----

@@ -25,6 +25,7 @@ from limner.data.picture_stories import SCENES, story, story_prompt
 from limner.data.prompts import pack_prompt
 from limner.data.shards import ShardWriter
 from limner.models.checkpoint import load, save
+from limner.models.document import TextSegment
 from limner.models.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.train import checkpointing, warmup
@@ -66,8 +67,12 @@ class Illustrated:
 
     def __call__(self, completions):
         outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
-        segments = [[float(index % 2) for index, _ in enumerate(c.answer.segments)] for c in completions]
+        segments = [[self.of(segment) for segment in completion.answer.segments] for completion in completions]
         return RewardOutput(outcome, segments)
+
+    @staticmethod
+    def of(segment) -> float:
+        return len(segment.text) % 5 / 4 if isinstance(segment, TextSegment) else float(segment.codes_N.sum() % 7) / 6
 
 
 class Gathers(TorchDispatchMode):
