@@ -94,6 +94,11 @@ class AlgorithmConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     @property
+    def has_reference(self) -> bool:
+        """Is there a KL to the policy as it was at the start?"""
+        return any(self.beta.pair) and self.objective == "grpo"
+
+    @property
     def trained_modalities(self) -> list[str]:
         weights = {"text": self.modality_weight.text, "image": self.modality_weight.image * (self.max_images != 0)}
         return [name for name, weight in weights.items() if weight]

@@ -164,7 +164,7 @@ def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run
         half=bool(args.bf16 or args.fp16),
         checkpointing=bool(args.activation_checkpointing),
         lora_rank=config.lora.rank if config.lora else None,
-        reference=any(algorithm.beta.pair),
+        reference=algorithm.has_reference,
         guided=algorithm.guidance != 1.0,
         score_chunk=algorithm.score_chunk,
         micro_batch_tokens=algorithm.micro_batch_tokens,

@@ -82,8 +82,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         adapted = kwargs.get("peft_config") is not None
         if adapted:
             torch.manual_seed(args.seed)  # the adapter starts at random
-        self._has_reference = any(algorithm.beta.pair) and algorithm.objective == "grpo"
-        self.reference = policy.frozen_copy() if self._has_reference and not adapted else None
+        self.reference = policy.frozen_copy() if algorithm.has_reference and not adapted else None
         super().__init__(
             model=policy.model,
             reward_funcs=[_scored_by_us],
@@ -245,7 +244,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     @torch.no_grad()
     def _reference_scores(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Log-probs of the reference, in micro-batches."""
-        if not self._has_reference:
+        if not self.algorithm.has_reference:
             return {}
         size, width = self.args.per_device_train_batch_size, tensors["ids_BT"].shape[1]
         scores = []
