@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import ChameleonForConditionalGeneration, PreTrainedModel
+from transformers import ChameleonForConditionalGeneration
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
 from .errors import InputError
@@ -40,10 +40,7 @@ set `answer` to "" in limner.json for that."""
 class ChameleonPolicy(SharedVocabularyPolicy):
     family = "chameleon"
     model_class = ChameleonForConditionalGeneration
-
-    def __init__(self, model: PreTrainedModel, processor: Processor):
-        super().__init__(model, processor)
-        model.model.vqmodel.requires_grad_(False)  # the processor's image tokenizer is what makes codes
+    never_trained = ("model.vqmodel",)
 
     @classmethod
     def code_ids(cls, config: Any) -> Sequence[int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Emu3ForConditionalGeneration, Emu3VQVAE, PreTrainedModel
+from transformers import Emu3ForConditionalGeneration, Emu3VQVAE
 from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 
 from .errors import InputError
@@ -77,10 +77,7 @@ def template_of(shape: tuple[int, int]) -> Template:
 class Emu3Policy(SharedVocabularyPolicy):
     family = "emu3"
     model_class = Emu3ForConditionalGeneration
-
-    def __init__(self, model: PreTrainedModel, processor: Processor):
-        super().__init__(model, processor)
-        model.model.vqmodel.requires_grad_(False)  # the processor's image tokenizer is what makes codes
+    never_trained = ("model.vqmodel",)
 
     @classmethod
     def code_ids(cls, config: Any) -> Sequence[int]:

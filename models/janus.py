@@ -55,13 +55,13 @@ class JanusPolicy(UnifiedPolicy):
     family = "janus"
     model_class = JanusForConditionalGeneration
     own_image_head = True
+    never_trained = ("model.vqmodel",)
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
         super().__init__(model, processor)
         self.tower: Any = model.model
         self._code_table: Tensor | None = None
         """The embeddings of all codes, while they stay as they are."""
-        self.tower.vqmodel.requires_grad_(False)  # the processor's image tokenizer is what makes and reads codes
         embedded, rows = self.tower.generation_embeddings.num_embeddings, model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
         if embedded != self.vocabulary.image_codes:
             raise InputError(

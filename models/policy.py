@@ -35,9 +35,12 @@ class UnifiedPolicy(ABC):
     """The stock class that reads its weights."""
     own_image_head = False
     """Image codes have an embedding and a head of their own, beside those of text."""
+    never_trained: tuple[str, ...] = ()
+    """Submodules that stay as they are: an image tokenizer inside, beside the processor's, which is the one used."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
         _without_dropout(model)
+        freeze(model, self.never_trained)
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
@@ -228,11 +231,7 @@ class UnifiedPolicy(ABC):
 
     def freeze(self, names: Sequence[str]) -> None:
         """Training leaves these submodules as they are. Raises InputError for one that the model does not have."""
-        known = dict(self.model.named_modules())
-        for name in names:
-            if name not in known:
-                raise InputError(f"freeze: the model has no submodule {name!r}; it has {', '.join(_outline(known))}")
-            known[name].requires_grad_(False)
+        freeze(self.model, names)
 
     def compile(self) -> None:
         """Runs the decoder through torch.compile from now on, one program for all lengths.
@@ -261,6 +260,15 @@ class UnifiedPolicy(ABC):
             boi = self.vocabulary.controls.boi
             scores[:, boi].masked_fill_(images_before >= max_images, float("-inf"))
         return scores
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Training leaves these submodules as they are. Raises InputError for one that the model does not have."""
+    known = dict(model.named_modules())
+    for name in names:
+        if name not in known:
+            raise InputError(f"freeze: the model has no submodule {name!r}; it has {', '.join(_outline(known))}")
+        known[name].requires_grad_(False)
 
 
 def _outline(names: Iterable[str]) -> list[str]:

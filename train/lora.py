@@ -23,32 +23,43 @@ class LoraConfig:
     targets: str | list[str] = "all-linear"
     """Names of modules to adapt; `all-linear` is every linear layer but the output head."""
 
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"lora.rank: {self.rank}; at least 1")
+
     def adapter(self, model: PreTrainedModel) -> Any:
         """The `peft_config` of a trainer of this model. Raises InputError that names the wrong setting."""
         try:
             import peft
         except ImportError:
             raise InputError("lora: needs peft, which is not installed: pip install 'limner[peft]'") from None
-        if self.rank < 1:
-            raise InputError(f"lora.rank: {self.rank}; at least 1")
-        targets = [self.targets] if isinstance(self.targets, str) else self.targets
-        # What the model itself keeps as it is, such as an image tokenizer inside it, gets no adapter either.
-        fixed = _frozen(model)
-        if targets != ["all-linear"]:
-            plain = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-            modules = [(name, module) for name, module in model.named_modules() if not re.fullmatch(fixed, name)]
-            known = {name.rpartition(".")[2] for name, module in modules if id(module) not in plain}
-            if unknown := [name for name in targets if name not in known]:
-                # The embeddings and the head are read as plain weights.
-                raise InputError(f"lora.targets: {unknown[0]} is no module that can be adapted")
         return peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=0.0,
-            target_modules="all-linear" if targets == ["all-linear"] else list(targets),
-            exclude_modules=fixed or None,
+            target_modules=list(linear_layers(model, self.targets)),
             task_type="CAUSAL_LM",
         )
+
+
+def linear_layers(model: PreTrainedModel, targets: str | list[str] = "all-linear") -> dict[str, nn.Linear]:
+    """The layers that an adapter goes on, by full name. Raises InputError for a target that is none of them.
+
+    The head is read as a plain weight, and what is frozen, such as an image tokenizer inside, is left alone.
+    """
+    frozen, head = _frozen(model), model.get_output_embeddings()
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and not re.fullmatch(frozen, name)
+    }
+    if targets in ("all-linear", ["all-linear"]):
+        return layers
+    known = {name.rpartition(".")[2] for name in layers}
+    wanted = [targets] if isinstance(targets, str) else targets
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(f"lora.targets: {unknown[0]} is no layer to adapt; there are {', '.join(sorted(known))}")
+    return {name: module for name, module in layers.items() if name.rpartition(".")[2] in wanted}
 
 
 def adapted(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:

@@ -37,6 +37,8 @@ class ModelShape:
 
     parameters: int
     """Psi; a tied head is counted once."""
+    trainable: int
+    """Of them those that training without an adapter changes: all but the frozen ones."""
     embedding: int
     """Of them in the token embedding."""
     head: int
@@ -54,7 +56,7 @@ class ModelShape:
     image_codes: int
     """Of them image codes; 0 where unknown."""
     linear_sides: int
-    """Inputs plus outputs of all linear layers but the head: a LoRA adapter of rank 1 on each."""
+    """Inputs plus outputs of the linear layers that an adapter goes on: its parameters at rank 1."""
     stored: int
     """Bytes of a parameter as the checkpoint has it."""
 
@@ -152,8 +154,8 @@ def sampled(model: ModelShape, run: Run) -> int:
 
 
 def trained(model: ModelShape, run: Run) -> int:
-    """Trained parameters: Psi, or with LoRA rank x (inputs + outputs) of every linear layer (Hu et al. 2021)."""
-    return model.parameters if run.lora_rank is None else run.lora_rank * model.linear_sides
+    """Trained parameters: Psi less the frozen ones, or with LoRA rank x (inputs + outputs) of its layers (Hu et al)."""
+    return model.trainable if run.lora_rank is None else run.lora_rank * model.linear_sides
 
 
 def trained_bytes(model: ModelShape, run: Run) -> int:

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import AutoConfig, TrainingArguments
 
 from ..configs import parse
 from ..models.checkpoint import IMAGE_TOKENIZER
 from ..models.convert import family_of_type
 from ..models.errors import InputError, reading, run_or_exit
+from ..models.policy import freeze
 from .grpo import GRPOConfig, RunConfig
+from .lora import linear_layers
 from .memory import ModelShape, Plan, Run, Strategy, predict
 from .warmup import WarmupConfig
 
@@ -96,8 +97,16 @@ class PlanConfig:
 # ---- what is planned ----
 
 
-def model_shape(model: str | Path, image_codes: int | None = None) -> ModelShape:
-    """Counts a model built on the meta device. Raises InputError where there is no configuration to build it from."""
+def model_shape(
+    model: str | Path,
+    image_codes: int | None = None,
+    frozen: Sequence[str] = (),
+    targets: str | list[str] = "all-linear",
+) -> ModelShape:
+    """Counts a model built on the meta device; `targets` are the layers of an adapter.
+
+    Raises InputError where there is no configuration to build it from, or where it lacks what they or `frozen` name.
+    """
     path = Path(model)
     folder = path.parent if path.is_file() else path
     if not path.is_file() and not (path / "config.json").is_file():
@@ -108,11 +117,13 @@ def model_shape(model: str | Path, image_codes: int | None = None) -> ModelShape
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         chosen = family_of_type(config.model_type)
         network = _on_meta(chosen.model_class, config)
+        freeze(network, (*chosen.never_trained, *frozen))
         text, head = config.get_text_config(), network.get_output_embeddings()
         embedding = network.get_input_embeddings().weight
-        linear = [module for module in network.modules() if isinstance(module, nn.Linear) and module is not head]
+        linear = linear_layers(network, targets).values()
         shape = ModelShape(
             parameters=sum(parameter.numel() for parameter in network.parameters()),  # a tied one comes up once
+            trainable=sum(weight.numel() for weight in network.parameters() if weight.requires_grad),
             embedding=embedding.numel(),
             head=0 if head.weight is embedding else head.weight.numel(),
             layer=sum(parameter.numel() for parameter in network.get_decoder().layers[0].parameters()),
@@ -396,7 +407,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("model: missing; name a checkpoint or a folder with a config.json (--model DIR)")
     if not warmup:
         config.algorithm.check(args)
-    shape = model_shape(config.model, plan.image_codes)
+    targets = config.lora.targets if config.lora else "all-linear"
+    shape = model_shape(config.model, plan.image_codes, config.freeze, targets)
     if plan.image_share and not shape.image_codes:
         raise InputError(f"image_share: {config.model} has no image tokenizer; give its codes (--image_codes N)")
     run = warmup_settings(config, args, plan) if warmup else settings(config, args, plan)

@@ -66,16 +66,19 @@ def test_the_section_is_read_from_flags():
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("settings", "message"),
     [
-        (LoraConfig(rank=0), "lora.rank: 0"),
-        (LoraConfig(targets=["q_proj", "lm_head"]), "lora.targets: lm_head is no module that can be adapted"),
-        (LoraConfig(targets="attention"), "lora.targets: attention is no module"),
+        ({"rank": 0}, "lora.rank: 0"),
+        (
+            {"targets": ["q_proj", "lm_head"]},
+            "lora.targets: lm_head is no layer to adapt; there are down_proj, ",
+        ),
+        ({"targets": "self_attn"}, "lora.targets: self_attn is no layer"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(config, message, make_policy):
+def test_settings_that_cannot_be_are_refused(settings, message, make_policy):
     with pytest.raises(InputError, match=message):
-        config.adapter(make_policy(0).model)
+        LoraConfig(**settings).adapter(make_policy(0).model)
 
 
 def test_without_peft_the_extra_is_named(make_policy, monkeypatch):

@@ -44,6 +44,7 @@ GROUPED = LlamaConfig(
 )
 LARGE = ModelShape(
     parameters=7_000_000_000,
+    trainable=7_000_000_000,
     embedding=264_000 * 4096,
     head=264_000 * 4096,
     layer=(7_000_000_000 - 2 * 264_000 * 4096) // 32,
@@ -145,6 +146,22 @@ def test_lora_has_peft_s_number_of_parameters(policy, tmp_path):
     shape = shape_of(policy, tmp_path)
     adapted = peft.get_peft_model(policy.model, peft.LoraConfig(r=4, target_modules="all-linear"))
     real = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert memory.trained(shape, replace(RUN, lora_rank=4)) == real
+
+
+@pytest.mark.parametrize("settings", [{}, {"targets": ["q_proj", "up_proj"]}])
+def test_what_is_frozen_is_neither_trained_nor_adapted(settings, tmp_path):
+    """Janus has an image tokenizer inside that no training touches, and here its picture encoder stays as well."""
+    peft = pytest.importorskip("peft")
+    janus, lora = FAMILIES["janus"](), LoraConfig(rank=4, **settings)
+    save(janus, tmp_path)
+    janus.freeze(["model.vision_model"])
+    shape = model_shape(tmp_path, frozen=["model.vision_model"], targets=lora.targets)
+    trained = [weight for weight in janus.model.parameters() if weight.requires_grad]
+    assert memory.trained(shape, RUN) == sum(weight.numel() for weight in trained) < shape.parameters
+    assert model_shape(tmp_path).trainable < shape.parameters
+    adapted = peft.get_peft_model(janus.model, lora.adapter(janus.model))
+    real = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert memory.trained(shape, replace(RUN, lora_rank=4)) == real
 
 
@@ -278,6 +295,9 @@ def test_command(policy, tmp_path, capsys):
         (["--model", "MODEL", "--strategy", "zero4"], "zero4"),
         (["--model", "MODEL", "--image_share", "0.5"], "--image_codes"),
         (["--model", "BROKEN"], "cannot be read"),
+        (["--model", "MODEL", "--freeze", "vision"], "freeze: the model has no submodule 'vision'"),
+        (["--model", "MODEL", "--lora.targets", "query"], "lora.targets: query is no layer"),
+        (["--model", "MODEL", "--lora.rank", "0"], "lora.rank: 0"),
     ],
 )
 def test_bad_input(policy, tmp_path, words, complaint):
