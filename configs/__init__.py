@@ -40,7 +40,7 @@ from .schema import (
 )
 from .yaml_file import read_yaml
 
-__all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "save_resolved"]
+__all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "resolved", "save_resolved"]
 
 SUFFIXES = (".yaml", ".yml")
 DERIVED = {"generation_batch_size": "steps_per_generation"}
@@ -120,13 +120,7 @@ def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
     """Write what a run really used, defaults included, as YAML that `--config` reads again.
 
     Secrets are left out, at any depth, and named in its second line. The file appears whole or not at all."""
-    values: dict[str, Any] = {}
-    for instance in instances:
-        values |= plain(instance)
-    for derived, source in DERIVED.items():
-        if values.get(source) is not None:
-            values.pop(derived, None)
-    values, secrets = without_secrets(values)
+    values, secrets = resolved(*instances)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -144,6 +138,17 @@ def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
     except BaseException:
         os.unlink(beside)
         raise
+
+
+def resolved(*instances: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings in YAML's own types, without secrets; the secrets, by dotted name)"""
+    values: dict[str, Any] = {}
+    for instance in instances:
+        values |= plain(instance)
+    for derived, source in DERIVED.items():
+        if values.get(source) is not None:
+            values.pop(derived, None)
+    return without_secrets(values)
 
 
 def _section(mapping: dict[str, Any], section: str, source: str) -> dict[str, Any]:

@@ -44,8 +44,8 @@ from ..models.rendering import write_atomically
 from ..models.writing import write
 from ..report.insertion_report import insertion_html, insertion_markdown
 from ..train import grpo, warmup
-from ..train.checkpointing import checkpoints
 from ..train.new_model import NewModelConfig
+from ..train.run_folder import checkpoints
 from ..train.trainer import GRPOConfig
 from .candidates_world import CandidatesWorldConfig, prepare
 from .measure import ABILITIES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import time
 from pathlib import Path
@@ -14,12 +13,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
 from ..models.checkpoint import put_in_place, save_beside_model
-from ..models.errors import InputError
+from ..models.errors import InputError, reading
 from ..models.policy import UnifiedPolicy
+from .run_folder import checkpoints
 
 STAGING = "_staging"
 """transformers pushes a run's folder to the Hub without what begins with `_`."""
-CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+STATES = {"optimizer": "optimizer*", "scheduler": "scheduler.pt", "random": "rng_state*.pth"}
+"""What a checkpoint must hold to go on from, and its files."""
 SEEN_WITHIN = 60.0
 """Seconds that a new file may take to be seen on other nodes: network file systems keep what they know of a folder."""
 
@@ -43,15 +44,26 @@ class WholeCheckpoints:
         check_shared(self.args, self.accelerator)
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Raises InputError where there is no optimizer state, and transformers would start with a fresh one."""
+        """Raises InputError where a state is missing, and transformers would start with a fresh one."""
         is_deepspeed: bool = self.is_deepspeed_enabled  # type: ignore[attr-defined]  # DeepSpeed raises itself
-        if checkpoint and not is_deepspeed and not any(Path(checkpoint).glob("optimizer*")):
-            raise InputError(
-                f"{checkpoint}: no optimizer state to go on from (saved under DeepSpeed or save_only_model?); "
-                "launch the run as before, or start a new one with it as --model"
-            )
-        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        states = {name: pattern for name, pattern in STATES.items() if name != "optimizer" or not is_deepspeed}
+        for name, pattern in states.items() if checkpoint else ():
+            if not any(Path(checkpoint or "").glob(pattern)):
+                raise InputError(
+                    f"{checkpoint}: no {name} state to go on from (saved under DeepSpeed or save_only_model?); "
+                    "launch the run as before, or start a new one with it as --model"
+                )
+        with reading(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
         output_dir = super()._get_output_dir(trial)  # type: ignore[misc]
@@ -95,14 +107,6 @@ class WholeCheckpoints:
         """TRL writes a card of its own with every checkpoint; a checkpoint is not a release."""
 
 
-def checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoint folders, oldest first."""
-    found = [
-        (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
-
-
 def check_shared(args: Any, accelerator: Any) -> None:
     """Raises InputError, on every process, where one does not see what the first one writes to `output_dir`.
 
@@ -130,30 +134,3 @@ def check_shared(args: Any, accelerator: Any) -> None:
             f"{args.output_dir}: {seen.count(False)} of {len(seen)} processes do not see what the first writes there; "
             "name a folder that all nodes share (--output_dir)"
         )
-
-
-def resume_point(output_dir: Path, resume: str | None) -> str | None:
-    """The checkpoint to resume from: a folder, `last` for the newest complete one, or None to start anew.
-
-    Raises InputError where there is none, and where the run would mix with later checkpoints of an older one.
-    """
-    existing = checkpoints(output_dir)
-    if resume is None:
-        if existing:
-            raise InputError(
-                f"{output_dir}: holds {existing[-1].name} of an earlier run; "
-                "give --resume_from_checkpoint last, or another --output_dir"
-            )
-        return None
-    if resume == "last":
-        if not existing:
-            raise InputError(f"{output_dir}: no checkpoint to resume from")
-        return str(existing[-1])
-    if not (Path(resume) / "trainer_state.json").is_file():
-        raise InputError(f"--resume_from_checkpoint {resume}: no such checkpoint; give a checkpoint folder, or `last`")
-    if existing and existing[-1].resolve() != Path(resume).resolve():
-        raise InputError(
-            f"--resume_from_checkpoint {resume}: {output_dir} holds {existing[-1].name} of an earlier run; move what "
-            "comes after it away, or give another --output_dir"
-        )
-    return resume

@@ -23,7 +23,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from ..configs import parse, save_resolved
+from ..configs import parse
 from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoint import load
 from ..models.document import InterleavedDocument
@@ -32,13 +32,13 @@ from ..models.policy import UnifiedPolicy
 from ..rewards.build import RewardsConfig, build_reward
 from .alarms import Alarms, AlarmsConfig
 from .algorithm import AlgorithmConfig
-from .checkpointing import resume_point
 from .insertion import InserterTrainer, InsertionConfig, train_inserter
 from .insertion import make_trainer as make_inserter
 from .lora import LoraConfig
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .preflight import Preflight, PreflightDone
 from .progress import show_progress
+from .run_folder import resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 
 
@@ -82,7 +82,7 @@ def run(
         trainer.add_callback(callback)
     show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
-        save_resolved(Path(args.output_dir or "") / "config.yaml", config, args)
+        save_settings(Path(args.output_dir or ""), resume, config, args)
     trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     trainer.save_policy(Path(args.output_dir or "") / "model")
@@ -137,7 +137,7 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
     trainer = make_inserter(config.insertion, args, config.model, config.prompts, config.lora)
     if trainer.accelerator.is_main_process:
-        save_resolved(Path(args.output_dir or "") / "config.yaml", config, args)
+        save_settings(Path(args.output_dir or ""), resume, config, args)
     train_inserter(trainer, resume)
     return trainer
 

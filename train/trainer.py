@@ -28,7 +28,7 @@ from ..data.mixture import PackedRows
 from ..data.prompts import unpack_prompt
 from ..models.checkpoint import save
 from ..models.document import InterleavedDocument
-from ..models.errors import InputError
+from ..models.errors import InputError, reading
 from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
@@ -134,10 +134,18 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        path = Path(checkpoint or "") / f"rollouts_{self.args.process_index}.pth"
-        if not checkpoint or not path.is_file():
+        if not checkpoint:
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        path = Path(checkpoint) / f"rollouts_{self.args.process_index}.pth"
+        if not any(path.parent.glob("rollouts_*.pth")):
+            raise InputError(
+                f"{checkpoint}: holds no rollouts, so it is no whole checkpoint of this command; give another one, or "
+                "start a new run with it as --model"
+            )
+        if not path.is_file():  # there are more processes than before
+            return
+        with reading(path):
+            state = torch.load(path, map_location="cpu", weights_only=True)
         for name, item in self.stateful.items():
             if name in state["extras"]:
                 item.load_state_dict(state["extras"][name])

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..configs import parse, save_resolved
+from ..configs import parse
 from ..data.mixture import PackedRows, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
@@ -28,11 +28,12 @@ from ..models.checkpoint import load, save
 from ..models.errors import InputError, run_or_exit
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
-from .checkpointing import WholeCheckpoints, resume_point
+from .checkpointing import WholeCheckpoints
 from .lora import LoraConfig, adapted
 from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .new_model import NewModelConfig, new_policy, new_processor
 from .progress import show_progress
+from .run_folder import resume_point, save_settings
 from .sharding import check_setup, gathered_copy, is_sharded, merged_copy
 
 TOKENIZER_DOCUMENTS = 2000
@@ -193,7 +194,7 @@ def run(
     main = trainer.accelerator.is_main_process
     report = main and config.heldout_batches > 0
     if main:
-        save_resolved(Path(args.output_dir) / "config.yaml", config, args)
+        save_settings(Path(args.output_dir), resume, config, args)
     before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
     trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()

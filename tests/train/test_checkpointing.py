@@ -11,31 +11,48 @@ from huggingface_hub.utils import filter_repo_objects
 from limner.models.errors import InputError
 from limner.train import checkpointing
 from limner.train.algorithm import AlgorithmConfig
-from limner.train.checkpointing import STAGING, check_shared, resume_point
+from limner.train.checkpointing import STAGING, check_shared
+from limner.train.run_folder import resume_point
 from limner.train.trainer import InterleavedGRPOTrainer
 
 from .runs import Illustrated, dataset, settings, trained
 
 
-def test_a_run_that_goes_back_does_not_mix_with_what_came_later(tmp_path):
-    """`last` would be one of the later ones, and save_total_limit would take the new ones for old."""
-    for step in (1, 2, 3):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    first, last = (str(tmp_path / f"checkpoint-{step}") for step in (1, 3))
-    with pytest.raises(InputError, match="holds checkpoint-3 of an earlier run; move what comes after it away"):
-        resume_point(tmp_path, first)
-    assert resume_point(tmp_path, last) == last
-    assert resume_point(tmp_path / "another", first) == first
+def resuming_from(folder, make_policy):
+    args = settings(folder, max_steps=2)
+    trainer = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    trainer.train(resume_from_checkpoint=resume_point(folder, "last"))
 
 
 def test_a_run_does_not_go_on_with_a_fresh_optimizer(make_policy, tmp_path):
     """transformers would, without a word; so does a run under DDP from what ZeRO has saved."""
     trained(make_policy(0), settings(tmp_path, save_strategy="steps", save_steps=1, save_only_model=True))
-    args = settings(tmp_path, max_steps=2)
-    trainer = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
     with pytest.raises(InputError, match="checkpoint-1: no optimizer state to go on from"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        resuming_from(tmp_path, make_policy)
+
+
+def test_half_a_checkpoint_is_named_and_nothing_goes_on_from_it(make_policy, tmp_path):
+    """As a copy that was cut, or a clean-up, leaves it."""
+    whole = tmp_path / "whole"
+    trained(make_policy(0), settings(whole, save_strategy="steps", save_steps=1))
+    missing = {
+        "trainer_state.json": "its trainer_state.json is missing or damaged",
+        "model.safetensors": "cannot be read: Can't find a valid checkpoint",
+        "scheduler.pt": "no scheduler state",
+        "rng_state.pth": "no random state",
+        "rollouts_0.pth": "holds no rollouts",
+    }
+    damaged = dict.fromkeys(("model.safetensors", "optimizer.pt", "rng_state.pth", "rollouts_0.pth"), "cannot be read")
+    damaged["trainer_state.json"] = missing["trainer_state.json"]
+    for kept, faults in ((0, missing), (100, damaged)):
+        for name, message in faults.items():
+            copy = shutil.copytree(whole, tmp_path / f"{name}-{kept}")
+            file = copy / "checkpoint-1" / name
+            file.write_bytes(file.read_bytes()[:kept])
+            if not kept:
+                file.unlink()
+            with pytest.raises(InputError, match=f"checkpoint-1.*: {message}"):
+                resuming_from(copy, make_policy)
 
 
 def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):

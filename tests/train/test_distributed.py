@@ -24,9 +24,10 @@ from limner.models.image_tokenizer import VQImageTokenizer
 from limner.rewards.base import RewardOutput
 from limner.train import warmup
 from limner.train.algorithm import AlgorithmConfig, PerModality
-from limner.train.checkpointing import STAGING, checkpoints, resume_point
+from limner.train.checkpointing import STAGING
 from limner.train.losses import NORMALISATIONS
 from limner.train.preflight import run_checks
+from limner.train.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig, WarmupTrainer
 

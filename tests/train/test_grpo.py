@@ -18,9 +18,10 @@ from limner.rewards.base import Completion
 from limner.rewards.build import RewardsConfig, build_reward
 from limner.train.advantages import process_advantages, segment_advantages
 from limner.train.algorithm import AlgorithmConfig, PerModality, ReplayConfig
-from limner.train.checkpointing import STAGING, checkpoints, resume_point
+from limner.train.checkpointing import STAGING
 from limner.train.grpo import RunConfig, run
 from limner.train.losses import NORMALISATIONS, Counts, Tokens, token_weights
+from limner.train.run_folder import checkpoints, resume_point
 from limner.train.trainer import BATCH_FIELDS, GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
 
 from .runs import PROMPTS, Flat, Illustrated, dataset, logs, parameters, settings, trained
@@ -180,10 +181,11 @@ def test_a_modality_of_weight_zero_is_left_alone(make_policy, tmp_path):
 
 
 def test_in_bfloat16_rollout_and_training_still_agree(make_policy, tmp_path):
-    history = logs(trained(make_policy(0), settings(tmp_path, bf16=True)))[0]
+    in_16_bits, in_32_bits = (logs(trained(make_policy(0), settings(tmp_path, bf16=b)))[0] for b in (True, False))
     for name in ("text", "image"):
-        assert 1e-6 < history[f"replay_gap/{name}"] < 0.5
-        assert history[f"ratio/{name}"] == pytest.approx(1, abs=0.02)
+        assert in_16_bits[f"replay_gap/{name}"] < 0.5  # on some processors it is no larger than in float32
+        assert in_16_bits[f"ratio/{name}"] == pytest.approx(1, abs=0.02)
+        assert in_16_bits[f"entropy/{name}"] != in_32_bits[f"entropy/{name}"]  # it was in bfloat16
 
 
 @pytest.mark.parametrize("limit", [None, 40])
@@ -326,15 +328,6 @@ def test_old_checkpoints_leave_and_a_step_saved_again_replaces_itself(make_polic
     assert not (tmp_path / "checkpoint-3" / "old").exists()
 
 
-def test_the_last_checkpoint_is_the_last_by_number(tmp_path):
-    for name in ("checkpoint-9", "checkpoint-10", "checkpoint-2", "checkpoint-final", "checkpoint-11.partial"):
-        (tmp_path / name).mkdir()
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
-    assert resume_point(tmp_path, "last") == str(tmp_path / "checkpoint-10")
-    with pytest.raises(InputError, match="no such checkpoint; give a checkpoint folder, or `last`"):
-        resume_point(tmp_path, str(tmp_path / "checkpoint-9"))  # it holds no trainer state
-
-
 class StopAfter(TrainerCallback):
     def __init__(self, step):
         self.step = step
@@ -379,8 +372,8 @@ def test_a_process_that_the_checkpoint_does_not_know_of_counts_its_steps_from_th
     """With more processes than before some find no random state and no rollouts of theirs."""
     straight = trained(make_policy(0), saving(tmp_path / "straight"))
     trained(make_policy(0), saving(tmp_path / "parts", max_steps=1))
-    for name in ("rng_state.pth", "rollouts_0.pth"):
-        (tmp_path / "parts" / "checkpoint-1" / name).unlink()
+    for name, of_another in (("rng_state.pth", "rng_state_1.pth"), ("rollouts_0.pth", "rollouts_1.pth")):
+        (tmp_path / "parts" / "checkpoint-1" / name).rename(tmp_path / "parts" / "checkpoint-1" / of_another)
     args = saving(tmp_path / "parts")
     resumed = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
     resumed.train(resume_from_checkpoint=resume_point(tmp_path / "parts", "last"))

@@ -30,9 +30,10 @@ from limner.models.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.train import checkpointing, warmup
 from limner.train.algorithm import AlgorithmConfig, PerModality
-from limner.train.checkpointing import STAGING, checkpoints, resume_point
+from limner.train.checkpointing import STAGING
 from limner.train.lora import LoraConfig
 from limner.train.preflight import Preflight
+from limner.train.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig
 
