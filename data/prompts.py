@@ -14,8 +14,14 @@ from .picture_stories import Outline, read_outline, story_prompt
 
 
 def pack_prompt(prompt: InterleavedDocument) -> str:
-    """A prompt as one string, pictures inline: the `prompt` column that TRL hands around."""
-    return json.dumps(prompt.to_json())
+    """A prompt as one string, pictures inline: the `prompt` column that TRL hands around.
+
+    Raises InputError naming a prompt whose picture does not decode.
+    """
+    try:
+        return json.dumps(prompt.to_json())
+    except ValueError as error:
+        raise InputError(f"prompt {prompt.id!r}: {error}") from None
 
 
 def unpack_prompt(value: str) -> InterleavedDocument:

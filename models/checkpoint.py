@@ -150,8 +150,12 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
     """Raises InputError where the folder is no checkpoint of a known family."""
     directory = Path(directory)
     path = directory / SETTINGS_FILE
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such folder; name a checkpoint folder, the one that holds {SETTINGS_FILE}")
     if not path.is_file():
-        raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote")
+        upstream = (directory / "config.json").is_file()
+        remedy = f"; `limner convert {directory} --out DIR` makes one of a base model" if upstream else ""
+        raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote{remedy}")
     try:
         settings = json.loads(path.read_text())
         kind, written = settings["family"], settings["format"]

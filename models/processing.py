@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -79,12 +80,19 @@ class Processor:
         return self.encode_all([document])[0]
 
     def encode_all(self, documents: Sequence[InterleavedDocument]) -> list[TokenSequence]:
-        """Like `encode`; all pictures without cached codes go through the image tokenizer together."""
-        images = [image for document in documents for image in document.images]
-        coded = [i for i in images if i.codes_N is None and (self.vision is None or i.trainable)]
-        coded = [i for i in coded if i.origin != "inserted"]
-        codes = iter(self.image_tokenizer.encode([image.pixels() for image in coded]) if coded else ())
+        """Like `encode`; all pictures without cached codes go through the image tokenizer together.
+
+        Raises InputError naming the document where a picture does not decode, or does not belong.
+        """
+        coded = [
+            _pixels(image, document) for document in documents for image in document.images if self._encodes(image)
+        ]
+        codes = iter(self.image_tokenizer.encode(coded) if coded else ())
         return [self._layout(document, codes) for document in documents]
+
+    def _encodes(self, image: ImageSegment) -> bool:
+        """Does the image tokenizer have to make its codes?"""
+        return image.codes_N is None and image.origin != "inserted" and (self.vision is None or image.trainable)
 
     def _layout(self, document: InterleavedDocument, codes: Iterator[np.ndarray]) -> TokenSequence:
         vocabulary = self.vocabulary
@@ -107,7 +115,7 @@ class Processor:
                 else:
                     layout.put(self.text_ids(lead), index)
                     self._put_image(layout, segment, index, codes)
-            except InputError as error:
+            except ValueError as error:
                 raise InputError(f"document {document.id!r}, segment {index}: {error}") from None
         if prompt_length:
             layout.put([vocabulary.controls.eos], len(document.segments), True)
@@ -254,6 +262,13 @@ class Processor:
             return []
         pictures = self.image_tokenizer.decode(np.stack([image.codes_N for image in images]))  # type: ignore[arg-type]
         return [replace(image, image=picture) for image, picture in zip(images, pictures, strict=True)]
+
+
+def _pixels(image: ImageSegment, document: InterleavedDocument) -> Image.Image:
+    try:
+        return image.pixels()
+    except ValueError as error:
+        raise InputError(f"document {document.id!r}: {error}") from None
 
 
 def _offered(document: InterleavedDocument) -> list[int]:

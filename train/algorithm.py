@@ -126,6 +126,8 @@ class AlgorithmConfig:
             raise InputError(
                 "top_p, top_k, min_p: truncated sampling is refused in RL; a sampled token could leave the support"
             )
+        if args.max_steps == 0:
+            raise InputError("max_steps: 0, and a run takes one at least; `limner preflight` only checks")
         if args.temperature <= 0:
             raise InputError(
                 f"temperature: {args.temperature} leaves nothing to explore; RL samples with a positive one"

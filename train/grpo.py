@@ -28,6 +28,7 @@ from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoint import load
 from ..models.document import InterleavedDocument
 from ..models.errors import InputError, run_or_exit
+from ..models.hub import find_checkpoint
 from ..models.policy import UnifiedPolicy
 from ..rewards.build import RewardsConfig, build_reward
 from .alarms import Alarms, AlarmsConfig
@@ -45,7 +46,7 @@ from .trainer import GRPOConfig, InterleavedGRPOTrainer
 @dataclass
 class RunConfig:
     model: str = ""
-    """Checkpoint to start from: the warm-up's."""
+    """Checkpoint to start from: the warm-up's folder, or ORG/NAME on the Hub."""
     prompts: str = ""
     """JSONL file of prompts; `docs/data.md` says its forms."""
     task: Literal["documents", "insertion"] = "documents"
@@ -106,7 +107,7 @@ def make_trainer(
         if not config.prompts:
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
         prompts = read_prompts(Path(config.prompts), least=args.generation_batch_size // args.num_generations)  # type: ignore[operator]
-    policy = policy or load(config.model)
+    policy = policy or load(find_checkpoint(config.model))
     policy.freeze(config.freeze)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
     reward = build_reward(config.rewards)

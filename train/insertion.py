@@ -134,6 +134,8 @@ def check(args: GRPOConfig) -> None:
     """Raises InputError for settings of TRL that this task sets itself, or that would make a resumed run another."""
     if args.reward_weights is not None:
         raise InputError("reward_weights: the weights of this task are those of insertion.rewards")
+    if args.max_steps == 0:
+        raise InputError("max_steps: 0, and a run takes one at least")
     period = (args.steps_per_generation or 1) * args.num_iterations
     each = args.gradient_accumulation_steps
     if args.save_strategy == IntervalStrategy.STEPS and (args.save_steps * each) % period:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..data.prompts import unpack_prompt
 from ..models.errors import InputError
 from .advantages import dead_groups
 from .diagnostics import MODALITIES, largest
@@ -30,6 +32,8 @@ GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.01, 0.5), torch.fl
 Those of float16 are a guess: nothing was measured with it."""
 MOST_CUT = 0.1
 """Share of answers that may be cut by the length limit."""
+MOST_PROMPTS = 2000
+"""Prompts that each process encodes; of more, so many are spread evenly."""
 NO_KL = 1e-3
 """Mean k3 KL to a reference that equals the policy, whatever the dtype."""
 NOTHING_LEARNED = "; nothing can be learned from it: see the reward and its inputs, or raise num_generations"
@@ -78,13 +82,32 @@ def run_checks(trainer: InterleavedGRPOTrainer) -> list[Check]:
         batch = trainer.roll_out(trainer.first_inputs())
         tensors = trainer.rows_of(batch)
         checks = [
+            *_prompts(trainer),
             *_documents(trainer, batch),
             *_rewards(trainer, batch),
             *_replay(trainer, model, tensors),
             *_gradients(trainer, tensors),
+            *_replayed_rows(trainer, model),
         ]
     model.train(was_training)
     return checks
+
+
+def _prompts(trainer: InterleavedGRPOTrainer) -> list[Check]:
+    """Those of later batches can be read, too, and leave room for an answer. Raises InputError naming a broken one."""
+    rows: Any = trainer.train_dataset
+    rank, ranks = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    every = -(-len(rows) // (MOST_PROMPTS * ranks))
+    own = [unpack_prompt(rows[number]["prompt"]) for number in range(rank, len(rows), every * ranks)]
+    lengths = [len(trainer.policy.processor.encode(prompt)) for prompt in own]
+    (read,) = _over_ranks([len(lengths)])
+    longest = int(largest(gather_object([{"tokens": max(lengths, default=0)}]))["tokens"])
+    most = trainer.policy.model.config.get_text_config().max_position_embeddings
+    needed = longest + (trainer.args.max_completion_length or 0)
+    text = f"{read:.0f} of {len(rows)} encoded, the longest has {longest} tokens"
+    if needed > most:
+        text += f", with an answer {needed}; the model has {most} positions: lower max_completion_length, or shorten it"
+    return [Check("prompts", needed <= most, text)]
 
 
 def _documents(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check]:
@@ -166,6 +189,17 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
             text += "" if kl / count <= NO_KL else "; the reference is not the model that the run starts from"
             checks.append(Check(f"reference equals policy, {name}", kl / count <= NO_KL, text))
     return checks
+
+
+@torch.no_grad()
+def _replayed_rows(trainer: InterleavedGRPOTrainer, model: Any) -> list[Check]:
+    """The first warm-up rows that are replayed can be read and scored. Raises InputError that names a broken record."""
+    if not trainer.algorithm.replay.sources:
+        return []
+    with trainer.accelerator.autocast():
+        loss = trainer.replay_loss(model, next(trainer.replay_batches())).item()
+    finite = all(isfinite(value) for value in gather_object([loss]))
+    return [Check("replay", finite, f"{loss:.3f} nats a token of the first rows")]
 
 
 def _gradients(trainer: InterleavedGRPOTrainer, tensors: dict[str, Tensor]) -> list[Check]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_torch_version
+from accelerate.utils import DistributedType, is_torch_version, parse_flag_from_env
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -44,6 +44,11 @@ def check_setup(accelerator: Accelerator) -> None:
                 "ZeRO-3 without stage3_gather_16bit_weights_on_model_save writes checkpoints that hold no model; "
                 "set it to true (zero3_save_16bit_model: true in a file of accelerate)"
             )
+    if accelerator.distributed_type != DistributedType.FSDP and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise InputError(
+            "FSDP was asked for, but accelerate has it on several GPUs only; here every process would hold the whole "
+            "model: launch with configs/accelerate/zero3.yaml, or by torchrun alone"
+        )
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:

@@ -24,7 +24,6 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from ..data.mixture import PackedRows
 from ..data.prompts import unpack_prompt
 from ..models.checkpoint import save
 from ..models.document import InterleavedDocument
@@ -38,6 +37,7 @@ from .algorithm import AlgorithmConfig
 from .checkpointing import WholeCheckpoints
 from .diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums
 from .losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
+from .replay import replay_batches
 from .rollout import Rollout, RolloutBatch, rollout, score
 from .sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
 
@@ -94,25 +94,14 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         check_setup(self.accelerator)
         policy.processor.image_tokenizer.to(self.accelerator.device)
         self.add_callback(_LogAtSave())
-        self._replay = self._replay_batches() if algorithm.replay.sources else None
+        self._replay = self.replay_batches() if algorithm.replay.sources else None
 
-    def _replay_batches(self):
-        replay = self.algorithm.replay
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        rows = iter(
-            PackedRows(
-                replay.sources,
-                self.policy.processor,
-                length=replay.pack_length,
-                seed=self.args.seed + 1,
-                rank=rank,
-                world_size=ranks,
-            )
-        )
-        seen = self.state.global_step * self.args.gradient_accumulation_steps  # micro-batches before a resume
-        rows = islice(rows, seen * replay.rows, None)
-        while True:
-            yield collate([next(rows) for _ in range(replay.rows)], self.policy.vocabulary)
+    def replay_batches(self) -> Iterator[TokenBatch]:
+        """This rank's warm-up rows, from where the run stands."""
+        each, accelerator = self.args.gradient_accumulation_steps, self.accelerator
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        replay, seed = self.algorithm.replay, self.args.seed + 1
+        return replay_batches(replay, self.policy, seed, rank, ranks, lambda: self.state.global_step * each)
 
     # ---- exact resume: the order of the prompts and the half-used rollout buffer ----
 
@@ -351,7 +340,9 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             done += loss.detach()
         loss = self._counted_loss(model, last, counts) + done
         if self._replay is not None:
-            loss = loss + self.algorithm.replay.weight * self._replay_loss(model)
+            replayed = self.replay_loss(model, next(self._replay))
+            self._sums = merged([self._sums, {"replay/loss": (replayed.item(), 1.0)}])
+            loss = loss + self.algorithm.replay.weight * replayed / self.args.gradient_accumulation_steps
         return loss
 
     def _counted_loss(self, model: Any, inputs: dict[str, Tensor], counts: Counts) -> Tensor:
@@ -392,13 +383,11 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         masks = {"text": tokens.trained_BT & ~tokens.image_BT, "image": tokens.trained_BT & tokens.image_BT}
         return loss, sums, {name: gap_BT[at].max() for name, at in masks.items() if at.any()}
 
-    def _replay_loss(self, model: Any) -> Tensor:
-        assert self._replay is not None
-        batch = next(self._replay).to(self.accelerator.device)
+    def replay_loss(self, model: Any, batch: TokenBatch) -> Tensor:
+        """Mean cross-entropy of the trained tokens of warm-up rows, in nats."""
+        batch = batch.to(self.accelerator.device)
         logp_BT, _ = self.policy.log_probs(model, batch, chunk=self.algorithm.score_chunk)
-        loss = -(logp_BT * batch.trainable_BT).sum() / batch.trainable_BT.sum().clamp(min=1)
-        self._sums = merged([self._sums, {"replay/loss": (loss.item(), 1.0)}])
-        return loss / self.args.gradient_accumulation_steps
+        return -(logp_BT * batch.trainable_BT).sum() / batch.trainable_BT.sum().clamp(min=1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was summed since the last line, over all ranks."""

@@ -26,6 +26,7 @@ from ..data.packing import pack
 from ..data.shards import read_documents
 from ..models.checkpoint import load, save
 from ..models.errors import InputError, run_or_exit
+from ..models.hub import find_checkpoint
 from ..models.policy import UnifiedPolicy
 from ..models.sequence import TokenBatch, collate
 from .checkpointing import WholeCheckpoints
@@ -43,7 +44,7 @@ TOKENIZER_DOCUMENTS = 2000
 @dataclass
 class WarmupConfig:
     model: str = ""
-    """Checkpoint to start from; without one, `new_model` is made, its tokenizers trained on the data."""
+    """Checkpoint to start from, a folder or ORG/NAME; without one `new_model` is made, its tokenizers from the data."""
     new_model: NewModelConfig = field(default_factory=NewModelConfig)
     sources: list[SourceConfig] = field(default_factory=list)
     """Shard folders and their weights."""
@@ -145,7 +146,7 @@ def _new_policy(sources: Sequence[SourceConfig], config: NewModelConfig, output_
     """The model a run without a checkpoint starts from. One process makes it, the others wait and read it."""
     start = output_dir / "new_model"
     with PartialState().main_process_first():
-        if not start.exists():
+        if PartialState().is_main_process:  # one that an earlier run left may be of other data
             documents = [d for source in sources for d in read_documents(Path(source.path), "train", shuffle_seed=None)]
             pictures = [image.pixels() for document in documents[:TOKENIZER_DOCUMENTS] for image in document.images]
             if not pictures:
@@ -177,7 +178,7 @@ def run(
     assert args.output_dir is not None
     resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
     if policy is None:
-        start = config.model or resume
+        start = find_checkpoint(config.model) if config.model else resume
         policy = load(start) if start else _new_policy(sources, config.new_model, Path(args.output_dir))
     policy.freeze(config.freeze)
     rows = PackedRows(

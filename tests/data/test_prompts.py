@@ -1,10 +1,13 @@
 """Lines of JSONL files."""
 
+import io
 import json
 
 import pytest
 
-from limner.data.prompts import read_lines, read_prompts
+from limner.data.picture_stories import SCENES, draw_scene
+from limner.data.prompts import pack_prompt, read_lines, read_prompts, unpack_prompt
+from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, open_image
 from limner.models.errors import InputError
 
 BREAKS = "a\u2028b\u2029c\u0085d"
@@ -23,3 +26,13 @@ def test_only_a_newline_ends_a_line(tmp_path):
     path.write_text(f"{first}\n{second[:-1]}\n", encoding="utf-8")
     with pytest.raises(InputError, match="prompts.jsonl:2: not JSON"):
         read_prompts(path)
+
+
+def test_a_prompt_whose_picture_is_damaged_is_named():
+    file = io.BytesIO()
+    draw_scene(SCENES[0]).save(file, "PNG")
+    whole, cut = (ImageSegment(open_image(file.getvalue()[:end])) for end in (None, -60))
+    question = TextSegment("What is this?")
+    assert unpack_prompt(pack_prompt(InterleavedDocument((whole, question), "a"))).text == question.text
+    with pytest.raises(InputError, match="prompt 'file.jsonl:9': image does not decode"):
+        pack_prompt(InterleavedDocument((cut, question), "file.jsonl:9"))

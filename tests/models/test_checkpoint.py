@@ -175,10 +175,10 @@ def refused(directory, says):
 
 
 def test_what_is_no_checkpoint_is_named(saved, tmp_path):
-    refused(tmp_path / "nowhere", "no limner.json")
+    refused(tmp_path / "nowhere", "nowhere: no such folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no limner.json")
-    refused(saved / "image_tokenizer", "no limner.json")
+    refused(saved / "image_tokenizer", "no limner.json; .* `limner convert .*image_tokenizer --out DIR`")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Documents to tokens and back: what text can never say, who owns a token, what is trained."""
 
+import io
 from dataclasses import replace
 from random import Random
 
@@ -13,7 +14,7 @@ from limner.data.markdown import convert
 from limner.data.picture_stories import SCENES, draw_scene, story, story_prompt
 from limner.data.shards import read_documents
 from limner.models.candidates import MARKER, offer
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, open_image
 from limner.models.errors import InputError
 from limner.models.processing import Processor
 from limner.models.text_tokenizer import CONTROL_TOKENS, train_text_tokenizer
@@ -200,6 +201,14 @@ def test_codes_of_another_image_tokenizer_are_refused(processor, codes):
 def offering(*numbers):
     given = [ImageSegment(draw_scene(SCENES[number]), candidate=number) for number in numbers]
     return InterleavedDocument((*given, TextSegment("Go.")), "d")
+
+
+def test_a_picture_that_does_not_decode_is_named_by_its_document(processor):
+    file = io.BytesIO()
+    draw_scene(SCENES[0]).save(file, "PNG")
+    cut = InterleavedDocument((ImageSegment(open_image(file.getvalue()[:-60]), True, "generated"),), "cut")
+    with pytest.raises(InputError, match="document 'cut': image does not decode"):
+        processor.encode_all([story(SCENES[:1], "whole"), cut])
 
 
 @pytest.mark.parametrize("number", [1, 4])

@@ -249,6 +249,7 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
         ({"scale_rewards": "none"}, {}, "scale_rewards: extended GRPO does not read"),
         ({"top_entropy_quantile": 0.2}, {}, "top_entropy_quantile: extended GRPO does not read"),
         ({"vllm_gpu_memory_utilization": 0.5}, {}, "vllm_gpu_memory_utilization: extended GRPO does not read"),
+        ({"max_steps": 0}, {}, "max_steps: 0, and a run takes one at least"),
         ({"top_p": 0.9}, {}, "top_p, top_k, min_p: truncated sampling is refused"),
         ({"top_k": 50}, {}, "truncated sampling is refused"),
         ({"min_p": 0.1}, {}, "truncated sampling is refused"),
@@ -267,7 +268,8 @@ def test_settings_that_contradict_are_refused(arguments, algorithm, message, mak
 
 
 @pytest.mark.parametrize(
-    ("config", "message"), [(RunConfig(), "model: missing"), (RunConfig(model="x"), "x: no limner.json")]
+    ("config", "message"),
+    [(RunConfig(), "model: missing"), (RunConfig(model="x"), "x: no such folder")],
 )
 def test_a_run_needs_a_model(config, message, tmp_path):
     with pytest.raises(InputError, match=message):

@@ -125,6 +125,8 @@ def test_settings_that_cannot_be_are_refused(tmp_path, monkeypatch):
     ahead = arguments(tmp_path, steps_per_generation=4, gradient_accumulation_steps=1, save_steps=3)
     with pytest.raises(InputError, match="save_steps"):
         make_inserter(InsertionConfig(), ahead, parts, tasks())
+    with pytest.raises(InputError, match="max_steps: 0"):
+        make_inserter(InsertionConfig(), arguments(tmp_path, max_steps=0), parts, tasks())
     monkeypatch.setattr("limner.train.insertion.is_sharded", lambda accelerator: True)
     with pytest.raises(InputError, match="ZeRO-3 and FSDP are not supported; launch .*zero2.yaml.*--lora.rank"):
         make_inserter(InsertionConfig(), arguments(tmp_path), parts, tasks())

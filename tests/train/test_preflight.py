@@ -6,14 +6,18 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from limner.data.mixture import SourceConfig
+from limner.data.picture_stories import CLEAN, warmup_documents
+from limner.data.shards import ShardWriter
+from limner.models.document import InterleavedDocument, TextSegment
 from limner.models.errors import InputError
 from limner.rewards.base import RewardOutput
 from limner.train import grpo
-from limner.train.algorithm import AlgorithmConfig, PerModality
+from limner.train.algorithm import AlgorithmConfig, PerModality, ReplayConfig
 from limner.train.preflight import Preflight, PreflightDone, run_checks
 from limner.train.trainer import InterleavedGRPOTrainer
 
-from .runs import Flat, Illustrated, dataset, parameters, settings
+from .runs import PROMPTS, Flat, Illustrated, dataset, parameters, settings
 
 
 def trainer_of(policy, directory, reward=None, arguments=None, **algorithm):
@@ -169,6 +173,39 @@ def test_the_prompts_are_those_of_the_first_batch(policy, tmp_path):
     run_checks(trainer)
     trainer.train()
     assert seen[0] == seen[1] != ["prompt-0"] * 4 + ["prompt-4"] * 4
+
+
+def test_prompts_of_later_batches_are_looked_at(policy, tmp_path):
+    def checked(*later, length=160):
+        args = settings(tmp_path, max_completion_length=length, shuffle_dataset=False)
+        rows = dataset([*PROMPTS, *later])
+        trainer = InterleavedGRPOTrainer(policy, Illustrated(), AlgorithmConfig(), args, rows)
+        return next(check for check in run_checks(trainer) if check.name == "prompts")
+
+    assert checked().passed and "4 of 4 encoded" in checked().text
+    too_long = InterleavedDocument((TextSegment("word " * 3000),), "long")
+    check = checked(too_long)
+    assert not check.passed and "5 of 5 encoded" in check.text and "lower max_completion_length" in check.text
+
+
+def test_what_is_replayed_is_read_before_the_first_step(policy, tmp_path):
+    with ShardWriter(tmp_path / "data") as writer:
+        for _, document in zip(range(12), warmup_documents("text_to_image", 0, CLEAN, frozenset()), strict=False):
+            writer.write(document)
+
+    def replaying(folder, length):
+        replay = ReplayConfig([SourceConfig(str(tmp_path / folder))], rows=1, pack_length=length)
+        return trainer_of(policy, tmp_path, replay=replay)
+
+    trainer = replaying("data", 128)
+    (check,) = [check for check in run_checks(trainer) if check.name == "replay"]
+    assert check.passed and float(check.text.split()[0]) > 1
+    expected, found = next(replaying("data", 128)._replay), next(trainer._replay)
+    assert torch.equal(expected.ids_BT, found.ids_BT), "the run's own stream is where it was"
+    with pytest.raises(InputError, match="prompt and picture exceed `pack_length` = 16"):
+        run_checks(replaying("data", 16))
+    with pytest.raises(InputError, match="nowhere"):
+        replaying("nowhere", 128)
 
 
 def test_a_head_that_the_loss_does_not_reach(policy, tmp_path, monkeypatch):

@@ -38,6 +38,15 @@ def test_a_setup_that_would_go_wrong_is_refused(setup, message):
         check_setup(setup)
 
 
+def test_fsdp_that_would_silently_be_something_else_is_refused(monkeypatch):
+    """On a CPU accelerate takes no notice of the file of its own launcher."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_setup(fsdp2())
+    for kind in (DistributedType.MULTI_CPU, DistributedType.NO):
+        with pytest.raises(InputError, match="FSDP was asked for"):
+            check_setup(accelerator(kind))
+
+
 def test_others_pass_and_log_probs_stay_in_float32():
     bfloat16 = torch.bfloat16
     setup = fsdp2(mixed_precision_policy=MixedPrecisionPolicy(bfloat16, bfloat16, bfloat16))
