@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,9 +76,22 @@ def first_reach(curve: Sequence[Mapping[str, float]]) -> dict[str, float] | None
     return {"step": point["step"], "seconds": point["seconds"]} if point else None
 
 
-def limit_threads() -> None:
+@contextmanager
+def taken(file: Path) -> Iterator[bool]:
+    """Whether this process has what the lock file stands for, until the block ends; a killed process gives it up."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def limit_threads(processes: int = 1) -> None:
     """Matrices this small gain nothing from many threads, and threads that wait for a busy core stall all of them."""
-    torch.set_num_threads(min(4, max(1, (os.cpu_count() or 1) // 2)))
+    torch.set_num_threads(min(4, max(1, (os.cpu_count() or 1) // 2 // processes)))
 
 
 def say(text: str) -> None:

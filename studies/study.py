@@ -12,15 +12,19 @@
     limner study my_study.yaml --grpo.learning_rate 1e-4
 
 Every finished arm leaves its result.json; a second call does only what is missing, an arm that was cut starts again.
+Any number of processes may work in one folder: each takes the next arm that none of the others has.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from ..models.rendering import write_atomically
 from ..report.study_report import figure_svg, study_html, table_markdown
 from .arms import Curve, Setting, continue_warmup, reinforce, run_warmup
 from .measure import measure_abilities, measure_stories
-from .seed import check_same_settings, keep_settings, limit_threads, prepare, say
+from .seed import check_same_settings, keep_settings, limit_threads, prepare, say, taken
 from .study_config import (
     StudyConfig,
     arm_settings,
@@ -44,6 +48,10 @@ from .study_config import (
 )
 from .summary import Results, summarise
 
+Job = tuple[int, str]
+"""Seed and arm."""
+WAIT = 5.0
+"""Seconds until a process that found nothing to begin with looks again."""
 USAGE = """%(prog)s CONFIG [--arms A,B] [--KEY VALUE ...]
 
 CONFIG is a packaged study (study/paper, study/beyond) or a YAML file; flags win over it, and dots reach into sections.
@@ -63,32 +71,86 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(config: StudyConfig, chosen: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs what is missing, seed by seed, and writes table and figure after every arm. Returns the results."""
-    limit_threads()
+    """Runs what is missing and writes table and figure after every arm. Returns the results."""
     check(config)
+    limit_threads(config.processes)
     order, out = running_order(config, chosen), Path(config.out)
-    results = read_results(config)
-    done = {(seed, name): run["wall_seconds"] for name, by_seed in results.items() for seed, run in by_seed.items()}
-    total = len(order) * config.seeds
+    read_results(config)
     save_resolved(out / "study.yaml", config)
     for seed in config.all_seeds:
-        root = out / f"seed-{seed}"
-        keep_settings(root / "settings.json", shared_settings(config, seed))
-        for name in order:
-            if seed in results.get(name, {}):
-                continue
-            left = [(s, n) for s in config.all_seeds for n in order if s not in results.get(n, {})]
-            say(f"seed {seed}, {name}: {total - len(left)} of {total} arms done{_time_left(config, done, left)}")
-            started = time.perf_counter()
-            shutil.rmtree(root / "arms" / name, ignore_errors=True)  # what a kill left
-            result = run_arm(config, name, root, seed)
-            result["wall_seconds"] = done[seed, name] = round(time.perf_counter() - started, 1)
-            write_atomically(root / "arms" / name / "result.json", json.dumps(result) + "\n")
-            results.setdefault(name, {})[seed] = result
-            write_outputs(config, results)
-    summary = write_outputs(config, results)
+        keep_settings(out / f"seed-{seed}" / "settings.json", shared_settings(config, seed))
+    jobs = [(seed, name) for seed in config.all_seeds for name in order]
+    with _helpers(config, jobs):
+        work(config, jobs)
+    summary = write_outputs(config, read_results(config))
     say(f"wrote {', '.join(str(out / name) for name in ('table.md', 'figure.svg', 'report.html', 'results.json'))}")
     return summary
+
+
+@contextmanager
+def _helpers(config: StudyConfig, jobs: Sequence[Job]) -> Iterator[None]:
+    """All processes but this one; they end when nothing is left, or with this one."""
+    if config.processes > 1:
+        os.environ["TQDM_DISABLE"] = "1"  # bars of several processes on one terminal are none
+    spawn = multiprocessing.get_context("spawn")
+    helpers = [spawn.Process(target=_help, args=(config, jobs), daemon=True) for _ in range(config.processes - 1)]
+    for helper in helpers:
+        helper.start()
+    try:
+        yield
+    except BaseException:
+        for helper in helpers:
+            helper.terminate()
+        raise
+    for helper in helpers:
+        helper.join()
+
+
+def _help(config: StudyConfig, jobs: Sequence[Job]) -> None:
+    limit_threads(config.processes)
+    work(config, jobs)
+
+
+def work(config: StudyConfig, jobs: Sequence[Job]) -> None:
+    """Runs arm after arm, each that no other process has taken, until all are done."""
+    parent, told = multiprocessing.parent_process(), False
+    while left := [(seed, name) for seed, name in jobs if not _result_file(config, seed, name).exists()]:
+        if parent is not None and not parent.is_alive():
+            return
+        if any(_take(config, seed, name, jobs) for seed, name in left):  # the first that can be taken
+            told = False
+            continue
+        if not told:
+            say("nothing to begin with: other processes train what is left")
+        told = True
+        time.sleep(WAIT)
+
+
+def _take(config: StudyConfig, seed: int, name: str, jobs: Sequence[Job]) -> bool:
+    """Runs an arm, unless what it builds on is not there yet, or another process has it."""
+    builds_on = {config.warmup_arm, homes(config)[config.arms[name].of or config.warmup_arm]} - {name}
+    if not all(_result_file(config, seed, base).exists() for base in builds_on):
+        return False
+    root, file = Path(config.out) / f"seed-{seed}", _result_file(config, seed, name)
+    with taken(file.parent.with_name(f".{name}.lock")) as mine:
+        if not mine or file.exists():
+            return False
+        results = read_results(config)
+        done = {(s, n): run["wall_seconds"] for n, by_seed in results.items() for s, run in by_seed.items()}
+        left = [job for job in jobs if job not in done]
+        time_left = _time_left(config, done, left)
+        say(f"seed {seed}, {name}: {len(jobs) - len(left)} of {len(jobs)} arms done{time_left}")
+        started = time.perf_counter()
+        shutil.rmtree(file.parent, ignore_errors=True)  # what a kill left
+        result = run_arm(config, name, root, seed)
+        result["wall_seconds"] = round(time.perf_counter() - started, 1)
+        write_atomically(file, json.dumps(result) + "\n")
+    write_outputs(config, read_results(config))
+    return True
+
+
+def _result_file(config: StudyConfig, seed: int, name: str) -> Path:
+    return Path(config.out) / f"seed-{seed}" / "arms" / name / "result.json"
 
 
 def read_results(config: StudyConfig) -> dict[str, dict[int, dict[str, Any]]]:
@@ -101,8 +163,7 @@ def read_results(config: StudyConfig) -> dict[str, dict[int, dict[str, Any]]]:
             kept = json.loads((root / "settings.json").read_text())
             check_same_settings(root, kept, shared_settings(config, seed))
         for name, settings in wanted.items():
-            file = root / "arms" / name / "result.json"
-            if file.exists():
+            if (file := _result_file(config, seed, name)).exists():
                 result = json.loads(file.read_text())
                 check_same_settings(file.parent, result["settings"], settings)
                 results.setdefault(name, {})[seed] = result
@@ -166,7 +227,7 @@ def _time_left(config: StudyConfig, done: Mapping[tuple[int, str], float], left:
     seconds = seconds_left({name: arm.kind for name, arm in config.arms.items()}, done, left)
     if seconds is None:
         return ""
-    hours, minutes = divmod(round(seconds / 60), 60)
+    hours, minutes = divmod(round(seconds / config.processes / 60), 60)
     return f", about {f'{hours} h ' if hours else ''}{minutes} min left"
 
 

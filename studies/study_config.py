@@ -84,6 +84,8 @@ class StudyConfig:
     """So many seeds, from `seed` on."""
     seed: int = 0
     """The first seed."""
+    processes: int = 1
+    """So many arms at a time; each takes the memory of one, and their seconds are of a machine that is shared."""
     iterations: int = 60
     """Rollout batches of every GRPO arm."""
     curve_prompts: int = 128
@@ -127,8 +129,8 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
 
 def check(config: StudyConfig) -> None:
     """Raises InputError for whatever would otherwise stop the study hours later, or leave a hole in its tables."""
-    if config.seeds < 1 or config.iterations < 1 or config.curve_prompts < 1:
-        raise InputError("seeds, iterations and curve_prompts: at least 1")
+    if min(config.seeds, config.processes, config.iterations, config.curve_prompts) < 1:
+        raise InputError("seeds, processes, iterations and curve_prompts: at least 1")
     if [arm.kind for arm in config.arms.values()].count("warmup") != 1:
         raise InputError("arms: exactly one of the kind warmup, where the others start")
     for name, arm in config.arms.items():

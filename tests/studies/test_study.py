@@ -2,13 +2,16 @@
 
 import json
 import random
+from contextlib import ExitStack
 
 import pytest
 import yaml
 
 from limner.configs import build, parse
 from limner.models.errors import InputError
+from limner.models.rendering import write_atomically
 from limner.studies import study
+from limner.studies.seed import taken
 from limner.studies.study_config import StudyConfig, arm_settings, check, flags, flat, homes, running_order
 from limner.studies.summary import summarise
 
@@ -96,6 +99,24 @@ def test_an_arm_that_was_cut_starts_again(tmp_path, trained):
     assert trained == [(0, "warmup"), (0, "full"), (0, "cut"), (0, "cut")]
 
 
+def test_an_arm_that_another_process_trains_is_left_to_it(tmp_path, trained, monkeypatch):
+    """`full` is taken, so that its control has to wait; `no_kl` does not."""
+    setting, stub = config(tmp_path, seeds=1), study.run_arm
+    with ExitStack() as other:
+        full = tmp_path / "seed-0" / "arms" / "full"
+        assert other.enter_context(taken(full.with_name(".full.lock")))
+
+        def ends_meanwhile(config, name, root, seed):
+            if name == "no_kl":
+                write_atomically(full / "result.json", json.dumps(result(arm_settings(config, "full"))))
+                other.close()
+            return stub(config, name, root, seed)
+
+        monkeypatch.setattr(study, "run_arm", ends_meanwhile)
+        found = study.run(setting)
+    assert trained == [(0, name) for name in ("warmup", "no_kl", "control", "guided")] and not found["missing"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -127,6 +148,7 @@ def test_settings_are_the_same_however_they_are_written():
     ("change", "words"),
     [
         ({"seeds": 0}, "at least 1"),
+        ({"processes": 0}, "at least 1"),
         ({"arms": {"full": {}}, "tables": []}, "exactly one"),
         ({"arms": {**ARMS, "../x": {}}}, "a name has"),
         ({"arms": {**ARMS, "x": {"kind": "control", "of": "warmup"}}}, "arms.x.of.*grpo"),
@@ -245,11 +267,12 @@ SMALL = {
     },
     "arms": {
         "warmup": {"kind": "warmup"},
+        "fours": {},
         "pairs": {"grpo": {"num_generations": 2, "algorithm": {"outcome_weight": 1, "process_weight": 0}}},
         "more": {"kind": "control", "of": "pairs"},
         "guided": {"kind": "measure", "of": "pairs", "guidance": 1.5},
     },
-    "tables": [{"title": "All", "rows": [{"arm": name} for name in ("warmup", "pairs", "more", "guided")]}],
+    "tables": [{"title": "All", "rows": [{"arm": name} for name in ("warmup", "fours", "pairs", "more", "guided")]}],
 }
 
 
@@ -257,7 +280,7 @@ SMALL = {
 def test_a_study_in_small(tmp_path):
     file, out = tmp_path / "small.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(SMALL))
-    study.main([str(file), "--out", str(out)])
+    study.main([str(file), "--out", str(out), "--processes", "2"])
     found = json.loads((out / "results.json").read_text())
     assert not found["missing"]
     for name, arm in found["arms"].items():
