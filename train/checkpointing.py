@@ -50,10 +50,9 @@ class WholeCheckpoints:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Raises InputError where a state is missing, and transformers would start with a fresh one."""
-        is_deepspeed: bool = self.is_deepspeed_enabled  # type: ignore[attr-defined]  # DeepSpeed raises itself
-        states = {name: pattern for name, pattern in STATES.items() if name != "optimizer" or not is_deepspeed}
-        for name, pattern in states.items() if checkpoint else ():
-            if not any(Path(checkpoint or "").glob(pattern)):
+        for name, pattern in STATES.items() if checkpoint else ():
+            own = name != "random" and self.is_deepspeed_enabled  # type: ignore[attr-defined]  # it keeps them elsewhere
+            if not own and not any(Path(checkpoint or "").glob(pattern)):
                 raise InputError(
                     f"{checkpoint}: no {name} state to go on from (saved under DeepSpeed or save_only_model?); "
                     "launch the run as before, or start a new one with it as --model"

@@ -38,7 +38,7 @@ from .insertion import make_trainer as make_inserter
 from .lora import LoraConfig
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .preflight import Preflight, PreflightDone
-from .progress import show_progress
+from .progress import check_trackers, show_progress
 from .run_folder import resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 
@@ -75,6 +75,7 @@ def run(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> InterleavedGRPOTrainer:
     """Trains and writes the checkpoint to `output_dir/model`."""
+    check_trackers(args)
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
     trainer = make_trainer(config, args, policy, prompts)
     if config.preflight:
@@ -135,6 +136,7 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
             raise InputError(f"{name}: the task insertion does not read it; see docs/insertion.md")
     if missing := [name for name in ("model", "prompts") if not getattr(config, name)]:
         raise InputError(f"{missing[0]}: missing; give --{missing[0]}")
+    check_trackers(args)
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
     trainer = make_inserter(config.insertion, args, config.model, config.prompts, config.lora)
     if trainer.accelerator.is_main_process:

@@ -1,12 +1,17 @@
-"""One line of progress on a terminal, instead of a printed dictionary every few steps."""
+"""One line of progress on a terminal instead of a printed dictionary every few steps; where the figures go."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from ..models.errors import InputError
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+"""Of `report_to`; each is also the name of the package that it needs."""
 SHOWN = ("loss/text", "loss/image", "reward", "kl/text", "kl/image")
 
 
@@ -40,3 +45,9 @@ def show_progress(trainer: Trainer, title: str) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress(title))
+
+
+def check_trackers(args: TrainingArguments) -> None:
+    """Raises InputError for one that is not installed; transformers would when the model is loaded and prepared."""
+    for name in {*(args.report_to or ())} & {*TRACKERS} - {*get_available_reporting_integrations()}:
+        raise InputError(f"report_to: {name} is not installed: pip install {name}, or name another (--report_to none)")

@@ -33,7 +33,7 @@ from .checkpointing import WholeCheckpoints
 from .lora import LoraConfig, adapted
 from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .new_model import NewModelConfig, new_policy, new_processor
-from .progress import show_progress
+from .progress import check_trackers, show_progress
 from .run_folder import resume_point, save_settings
 from .sharding import check_setup, gathered_copy, is_sharded, merged_copy
 
@@ -176,6 +176,7 @@ def run(
     if config.lora and policy is None and not config.model:
         raise InputError("lora: an adapter needs a trained model under it; name it (--model DIR)")
     assert args.output_dir is not None
+    check_trackers(args)
     resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
     if policy is None:
         start = find_checkpoint(config.model) if config.model else resume

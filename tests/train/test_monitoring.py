@@ -11,7 +11,7 @@ from limner.models.checkpoint import save
 from limner.models.errors import InputError
 from limner.train.alarms import Alarm, Alarms, AlarmsConfig
 from limner.train.algorithm import AlgorithmConfig
-from limner.train.grpo import RunConfig, make_trainer
+from limner.train.grpo import RunConfig, make_trainer, run
 from limner.train.monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories
 from limner.train.trajectories import read_trajectories
 
@@ -104,3 +104,10 @@ def test_without_pictures_no_image_gradient_is_awaited(make_policy, tmp_path):
     config = RunConfig(model=str(tmp_path / "start"), algorithm=AlgorithmConfig(max_images=0))
     trainer = make_trainer(config, settings(tmp_path / "run"), prompts=PROMPTS)
     assert trainer.stateful["alarms"].modalities == ("text",)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("limner.train.progress.get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(InputError, match=f"report_to: {name} is not installed: pip install {name}"):
+        run(RunConfig(), settings(tmp_path, report_to=[name]))
