@@ -266,7 +266,7 @@ def test_an_adapter_leaves_the_image_tokenizer_inside_alone(policy):
     get_peft_model(fresh.model, LoraConfig(rank=2, targets=["proj_out"]).adapter(fresh.model))
     adapted = {name for name, _ in fresh.model.named_parameters() if "lora_A" in name}
     assert adapted == {"model.generation_head.proj_out.lora_A.default.weight"}
-    with pytest.raises(InputError, match="conv_in is no module that can be adapted"):
+    with pytest.raises(InputError, match="conv_in is no layer to adapt"):
         LoraConfig(targets=["conv_in"]).adapter(policy.model)
 
 

@@ -136,9 +136,9 @@ def test_a_judge_that_knows_the_world_trains_as_the_exact_rewards(level, writer,
         assert server.bodies
     if level == "outcome":
         assert [output.outcome for output in judged] == [output.outcome for output in direct]
-        assert len({score for output in direct for score in output.outcome}) > 4
+        assert len({score for output in direct for score in output.outcome}) > 2
     else:
         assert [output.segments for output in judged] == [output.segments for output in direct]
-        assert len({score for output in direct for row in output.segments for score in row}) > 4
+        assert len({score for output in direct for row in output.segments for score in row}) > 2
     assert torch.equal(parameters(policy), parameters(other))
     assert not torch.equal(parameters(policy), parameters(writer)) and logs(trainer)[0]["grad_norm"] > 0

@@ -19,6 +19,7 @@ SEAM = {
     "log": (GRPOTrainer, ["self", "logs", "start_time"]),
     "create_model_card": (GRPOTrainer, ["self", "model_name", "dataset_name", "tags"]),
     "_save_checkpoint": (GRPOTrainer, ["self", "model", "trial"]),
+    "_load_from_checkpoint": (Trainer, ["self", "resume_from_checkpoint", "model"]),
     "_load_optimizer_and_scheduler": (GRPOTrainer, ["self", "checkpoint"]),
     "train": (Trainer, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
     "_save": (Trainer, ["self", "output_dir", "state_dict"]),
