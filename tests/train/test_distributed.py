@@ -169,7 +169,7 @@ def play(part: str, root: Path) -> None:
             WarmupTrainer.compute_loss = original
     elif part == "warmup":
         for normalisation in NORMALISATIONS:
-            trainer = whole_epoch(root, root / "run", normalisation, DOCUMENTS // 2)
+            trainer = whole_epoch(root, root / f"run-{normalisation}", normalisation, DOCUMENTS // 2)
             torch.save((parameters(trainer), losses(trainer)), root / f"{normalisation}-{rank}.pt")
     elif part == "grpo":
         for normalisation in NORMALISATIONS:
@@ -299,7 +299,7 @@ def test_a_warmup_step_of_two_ranks_is_the_step_of_one(root):
     """A step on a whole epoch, half of it on each rank, where the halves have unlike shares of text."""
     finish("warmup", root, processes=2)
     for normalisation in NORMALISATIONS:
-        alone = whole_epoch(root, root / "alone", normalisation, DOCUMENTS)
+        alone = whole_epoch(root, root / f"alone-{normalisation}", normalisation, DOCUMENTS)
         assert (parameters(alone) - parameters_of(root / "start")).abs().max() > 1e-3
         for rank in (0, 1):
             found, loss = torch.load(root / f"{normalisation}-{rank}.pt")
