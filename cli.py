@@ -124,6 +124,8 @@ def _bench(argv: Sequence[str]) -> None:
         raise InputError(f"limner bench: say what to time; known: {', '.join(known)}")
     if argv[0] == "grpo":
         from .studies.bench_grpo import main
+    elif argv[0] == "large":
+        from .studies.bench_large import main
     elif argv[0] == "insertion":
         from .studies.bench_insertion import main
     elif argv[0] == "retrieval":

@@ -14,6 +14,7 @@ COMMANDS = {
     "insert-or-generate": "warm-up, GRPO and a control where candidates are inserted, pictures drawn, or none",
     "study": "arms x seeds to one table and one figure",
     "bench grpo": "time rollout, scoring and update, and stock TRL beside it",
+    "bench large": "a random model of a billion parameters: log-probs, seconds and memory of its steps",
     "bench sampler": "time the sampler, and transformers' own `generate` beside it",
     "bench insertion": "train an embedded inserter, and time its two modes",
     "bench retrieval": "recall, latency and size of a vector index against exact search",

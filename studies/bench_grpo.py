@@ -12,24 +12,19 @@ trainer's own loop. Both trainers get prompts of the same ids and never draw `<e
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.picture_stories import outlines, story, story_prompt
@@ -42,28 +37,13 @@ from ..models.shared_vocabulary import SharedVocabularyPolicy
 from ..models.text_tokenizer import train_text_tokenizer
 from ..rewards.base import Completion, Reward, RewardOutput
 from ..rewards.build import RewardsConfig, build_reward
-from ..train import trainer as trainer_module
 from ..train.algorithm import AlgorithmConfig, PerModality
 from ..train.new_model import NewModelConfig, general_english, new_policy
-from ..train.rollout import RolloutBatch
 from ..train.trainer import GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
 from .bench import bench
+from .clock import COUNTED, LIMNER_PHASES, PHASES, TRL_PHASES, WARM_UP, Clock, Step, device, measure, peak_bytes
 from .seed import limit_threads, say
 
-PHASES = {
-    "rollout": "rollout: sampling, painting",
-    "scoring": "scoring: rewards, reference",
-    "update": "update: forward, backward, optimizer",
-    "rest": "none of these",
-}
-STEP_OF_BOTH = {"training_step": "update", "_clip_grad_norm": "update", "_prepare_inputs": "rest"}
-LIMNER_PHASES = {**STEP_OF_BOTH, "_reference_scores": "scoring"}
-ROLLOUT_PHASES = {"rollout": "rollout", "score": "scoring"}
-"""Functions that limner's trainer calls."""
-TRL_PHASES = {**STEP_OF_BOTH, "_generate_and_score_completions": "scoring", "_generate": "rollout"}
-COUNTED = ("prompt_tokens", "completion_tokens")
-WARM_UP = 1
-"""Steps at the start of each run that are not counted: the optimizer's state and the caches are made there."""
 BLOCK = 2
 """Measured steps of a trainer before it is the other one's turn."""
 BETA, PROMPTS, RESAMPLES = 0.04, 256, 2000
@@ -71,9 +51,6 @@ PICTURE, END = 1 / 12, 1 / 40
 """Chances that a text token of the documents opens a picture, or ends the document."""
 DOWN = -4.0
 """First number of every embedding."""
-
-Step = dict[str, float]
-"""Seconds of each phase, their sum `total`, `cpu` seconds, `prompt_tokens`, `completion_tokens`."""
 
 
 @dataclass
@@ -134,7 +111,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         "steps": {"documents": documents, **{f"text_{name}": steps for name, steps in text.items()}},
         "settings": {
             **asdict(config),
-            **{"parameters": bench.parameters, "device": _device(), "threads": torch.get_num_threads()},
+            **{"parameters": bench.parameters, "device": device(), "threads": torch.get_num_threads()},
             **{name: version(name) for name in ("torch", "transformers", "trl")},
         },
     }
@@ -238,7 +215,16 @@ class Bench:
         return AutoModelForCausalLM.from_pretrained(self.folder / model)
 
 
-def trainer_args(sizes: BenchConfig, folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
+class Sizes(Protocol):
+    """What a step has to do."""
+
+    rollouts: int
+    group_size: int
+    updates: int
+    completion_tokens: int
+
+
+def trainer_args(sizes: Sizes, folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     """Settings of TRL's GRPOConfig that both trainers share; `steps` do not count the warm-up."""
     return {
         "output_dir": str(folder / "run"),
@@ -251,7 +237,7 @@ def trainer_args(sizes: BenchConfig, folder: Path, steps: int, seed: int = 0) ->
         "lr_scheduler_type": "constant",
         "logging_steps": sizes.updates,
         "seed": seed,
-        "use_cpu": _device() == "cpu",
+        "use_cpu": device() == "cpu",
         **{"bf16": False, "activation_checkpointing": False},
         **{"save_strategy": "no", "report_to": [], "disable_tqdm": True},
     }
@@ -274,19 +260,20 @@ def bench_processor(config: NewModelConfig, seed: int) -> Processor:
 
 
 @torch.no_grad()
-def lean(policy: UnifiedPolicy, shares: Mapping[int, float]) -> None:
+def lean(policy: UnifiedPolicy, shares: Mapping[int, float], down: float = DOWN) -> None:
     """Makes an untrained model of tied embeddings draw these text ids with about these probabilities; 0 is never.
 
-    Every input pushes the first hidden number down, so the first column of the head acts as a bias.
+    Every input pushes the first hidden number down, so the first column of the head acts as a bias. All scores get
+    `down` times that number more, which costs bfloat16 its digits where the model is wide.
     """
     size = policy.vocabulary.text_size
     weight: Any = policy.model.get_input_embeddings().weight
-    weight[:, 0] = DOWN
+    weight[:, 0] = down
     mask = torch.ones(64, 64, dtype=torch.bool).tril()[None, None]
     hidden = policy.hidden(torch.randint(size, (1, 64)), torch.arange(64)[None], mask, None)
     scale = -hidden[..., 0].mean().item()
     for token, share in shares.items():
-        weight[token, 0] = DOWN - math.log(share * size / (1 - share)) / scale if share else -10 * DOWN
+        weight[token, 0] = down - math.log(share * size / (1 - share)) / scale if share else -10 * down
 
 
 def text_length(completions: Sequence[str], **_: Any) -> list[float | None]:
@@ -302,104 +289,12 @@ class TextLength:
         return RewardOutput(scores, [[None] * len(completion.answer.segments) for completion in completions])
 
 
-class Clock(TrainerCallback):
-    """Charges each moment of training to one phase, the innermost that is open; `steps` has an entry a step."""
-
-    def __init__(self, args: Mapping[str, Any]):
-        self.updates: int = args["steps_per_generation"]
-        self.steps: list[Step] = []
-        self.tokens: tuple[int, ...] = (0, 0)
-
-    def charge(self, owner: Any, phases: Mapping[str, str]) -> None:
-        """Replaces the named functions of an object or a module by timed ones."""
-        for name, phase in phases.items():
-            setattr(owner, name, self._phase(phase)(getattr(owner, name)))
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        self._spend(name)
-        try:
-            yield
-        finally:
-            self._spend()
-
-    def count(self, batch: RolloutBatch) -> None:
-        sequences = [rollout.sequence for rollout in batch.rollouts]
-        prompt = sum(sequence.prompt_length for sequence in sequences)
-        self.tokens = prompt, sum(map(len, sequences)) - prompt
-
-    def on_train_begin(self, args, state, control, **_):
-        self._begin()
-
-    def on_pre_optimizer_step(self, args, state, control, **_):
-        self._spend("update")
-
-    def on_optimizer_step(self, args, state, control, **_):
-        self._spend()
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step % self.updates == 0:
-            self._spend()
-            totals = {"total": sum(self._spent.values()), "cpu": time.process_time() - self._cpu}
-            self.steps.append({**self._spent, **totals, **dict(zip(COUNTED, self.tokens, strict=True))})
-            self._begin()
-
-    def _begin(self) -> None:
-        self._open, self._spent = ["rest"], dict.fromkeys(PHASES, 0.0)
-        self._last, self._cpu = _now(), time.process_time()
-
-    def _spend(self, begins: str | None = None) -> None:
-        """Charges the time since the last look to the innermost phase; another begins in it, or it ends."""
-        now = _now()
-        self._spent[self._open[-1]] += now - self._last
-        self._last = now
-        self._open = [*self._open, begins] if begins else self._open[:-1]
-
-
-def measure(trainer: Trainer, clock: Clock) -> list[Step]:
-    """Trains, and returns the steps after the warm-up."""
-    before = {name: getattr(trainer_module, name) for name in ROLLOUT_PHASES}
-    clock.charge(trainer_module, ROLLOUT_PHASES)
-    try:
-        trainer.train()
-    finally:
-        for name, function in before.items():
-            setattr(trainer_module, name, function)
-    return clock.steps[WARM_UP:]
-
-
-def peak_bytes(work: Callable[[], Any]) -> int:
-    """Largest sum of tensors alive at once, beyond those alive before, as PyTorch's allocators count them."""
-    if _device() == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says on the terminal when it starts and stops
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        profiler.export_chrome_trace(file.name)
-        events = json.loads(Path(file.name).read_bytes())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
-
-
 def paired_ratio(above: Sequence[Step], below: Sequence[Step], name: str) -> dict[str, float]:
     """Median of the ratios step by step, with its bootstrap 95 % interval."""
     ratios = np.array([a[name] / b[name] for a, b in zip(above, below, strict=True)])
     drawn = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
     low, high = np.quantile(np.median(ratios[drawn], axis=1), (0.025, 0.975))
     return {"value": float(np.median(ratios)), "low": float(low), "high": float(high), "n": len(ratios)}
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def table(figures: Mapping[str, Any]) -> str:

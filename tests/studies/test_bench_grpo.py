@@ -5,8 +5,9 @@ import json
 import pytest
 
 from limner.models.errors import InputError
-from limner.studies import bench_grpo
-from limner.studies.bench_grpo import Clock, main, paired_ratio, run
+from limner.studies import bench_grpo, clock
+from limner.studies.bench_grpo import main, paired_ratio, run
+from limner.studies.clock import PHASES, Clock
 from limner.train import trainer as trainer_module
 
 SMALLEST = [
@@ -47,8 +48,8 @@ def test_the_smallest_benchmark(tmp_path, capsys):
 
 def test_the_clock_charges_each_moment_once(monkeypatch):
     now = iter(range(100))
-    monkeypatch.setattr(bench_grpo, "_now", lambda: float(next(now)))
-    clock = Clock({"steps_per_generation": 1})
+    monkeypatch.setattr(clock, "_now", lambda: float(next(now)))
+    watch = Clock({"steps_per_generation": 1})
 
     class Work:
         def outer(self):
@@ -58,13 +59,13 @@ def test_the_clock_charges_each_moment_once(monkeypatch):
             return "done"
 
     work = Work()
-    clock.charge(work, {"outer": "update", "inner": "rollout"})
-    clock.on_train_begin(None, None, None)
+    watch.charge(work, {"outer": "update", "inner": "rollout"})
+    watch.on_train_begin(None, None, None)
     assert work.outer() == "done"
-    clock.on_step_end(None, type("State", (), {"global_step": 1}), None)
-    (step,) = clock.steps
+    watch.on_step_end(None, type("State", (), {"global_step": 1}), None)
+    (step,) = watch.steps
     # Seven looks at the clock make five intervals of a second.
-    assert {name: step[name] for name in bench_grpo.PHASES} == {"rollout": 1, "scoring": 0, "update": 2, "rest": 2}
+    assert {name: step[name] for name in PHASES} == {"rollout": 1, "scoring": 0, "update": 2, "rest": 2}
     assert step["total"] == 5
 
 
