@@ -87,6 +87,8 @@ class LargeConfig:
         for name in ("group_size", "updates"):
             if self.rollouts % getattr(self, name):
                 raise InputError(f"rollouts: {self.rollouts} is no multiple of {name} ({getattr(self, name)})")
+        if self.vocabulary < self.model.text_vocabulary:
+            raise InputError(f"vocabulary: {self.vocabulary}; the tokenizer alone has {self.model.text_vocabulary} ids")
         sizes = self.model.image_tokenizer
         if self.completion_tokens <= (codes := (sizes.image_size // sizes.patch) ** 2):
             raise InputError(

@@ -40,6 +40,7 @@ def test_the_smallest_benchmark(bf16, tmp_path, capsys):
     [
         ({"steps": 0}, "steps: 0"),
         ({"group_size": 3}, "rollouts: 16 is no multiple of group_size"),
+        ({"vocabulary": 1000}, "vocabulary: 1000; the tokenizer alone has 3072"),
         ({"completion_tokens": 200}, "completion_tokens: 200 leave no room for a picture of 256 codes"),
     ],
 )
