@@ -83,7 +83,8 @@ def save_settings(output_dir: Path, resume: str | None, *settings: Any) -> None:
         if changed := _changes(read_yaml(earlier), resolved(*settings)[0]):
             step = Path(resume).name.removeprefix("checkpoint-")
             kept = output_dir / f"config.until-{step}.yaml"
-            write_atomically(kept, earlier.read_bytes())
+            if not kept.exists():  # else a resume from there has failed, and config.yaml is of that one
+                write_atomically(kept, earlier.read_bytes())
             print(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
     save_resolved(output_dir / CONFIG, *settings)
 

@@ -69,6 +69,8 @@ def test_a_resumed_run_says_what_it_changes_and_keeps_what_it_began_with(tmp_pat
     save_settings(tmp_path, point, other, settings(tmp_path, max_steps=8))
     said = capsys.readouterr().out
     assert "algorithm.beta.text 0.0 -> 0.1, max_steps 4 -> 8" in said and "config.until-2.yaml" in said
+    save_settings(tmp_path, point, config, settings(tmp_path, max_steps=6))  # the call before has failed
+    save_settings(tmp_path, point, other, settings(tmp_path, max_steps=8))
     steps = [
         yaml.safe_load((tmp_path / name).read_text())["max_steps"] for name in ("config.until-2.yaml", "config.yaml")
     ]
