@@ -36,6 +36,7 @@ from ..models.sequence import TokenSequence
 from .bench import bench
 from .bench_baselines import Baseline, columns, run_ceiling, write_batched, write_unbatched
 from .bench_models import MODELS
+from .clock import device, now
 from .seed import limit_threads, say
 
 STEPS = 3
@@ -81,7 +82,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     for name in config.models:
         model = MODELS[name]
         policy = model.make()
-        policy.model.to(_device()).eval()  # type: ignore[arg-type]
+        policy.model.to(device()).eval()  # type: ignore[arg-type]
         baseline = model.baseline(policy)
         prompt = policy.processor.encode(story_prompt(outlines(config.seed, 1)[0]))
         sampling = Sampling(Steps(policy, prompt, config.text_tokens).limit, max_images=STEPS, seed=config.seed)
@@ -93,7 +94,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         "rows": rows,
         "settings": {
             **asdict(config),
-            **{"steps": STEPS, "device": _device(), "threads": torch.get_num_threads()},
+            **{"steps": STEPS, "device": device(), "threads": torch.get_num_threads()},
             **{name: version(name) for name in ("torch", "transformers")},
         },
     }
@@ -169,9 +170,9 @@ def measure(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             # Taken one by one, one document shows the rate; it is another in each turn.
             rows = [documents[turn % group]] if name == "unbatched" else documents
-            started, cpu_started = _now(), time.process_time()
+            started, cpu_started = now(), time.process_time()
             contenders[name](rows)
-            seconds, cpu_seconds = _now() - started, time.process_time() - cpu_started
+            seconds, cpu_seconds = now() - started, time.process_time() - cpu_started
             tokens = sum(map(len, rows))
             rates[name].append(tokens / seconds)
             cpu[name].append(tokens / cpu_seconds)
@@ -238,7 +239,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 def peak_bytes(work: Callable[[], Any]) -> int:
     """Largest sum of tensors alive at once, beyond those alive before: the allocator's count on CUDA, else ours."""
-    if _device() == "cuda":
+    if device() == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
@@ -246,16 +247,6 @@ def peak_bytes(work: Callable[[], Any]) -> int:
     with LiveTensors() as tensors:
         work()
     return tensors.peak
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def table(figures: Mapping[str, Any]) -> str:

@@ -81,13 +81,13 @@ class Clock(TrainerCallback):
 
     def _begin(self) -> None:
         self._open, self._spent = ["rest"], dict.fromkeys(PHASES, 0.0)
-        self._last, self._cpu = _now(), time.process_time()
+        self._last, self._cpu = now(), time.process_time()
 
     def _spend(self, begins: str | None = None) -> None:
         """Charges the time since the last look to the innermost phase; another begins in it, or it ends."""
-        now = _now()
-        self._spent[self._open[-1]] += now - self._last
-        self._last = now
+        moment = now()
+        self._spent[self._open[-1]] += moment - self._last
+        self._last = moment
         self._open = [*self._open, begins] if begins else self._open[:-1]
 
 
@@ -123,7 +123,8 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds; what the GPU was asked for is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
