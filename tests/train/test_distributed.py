@@ -390,4 +390,6 @@ def test_the_slurm_script_trains_on_two_nodes(root):
 
 if __name__ == "__main__":
     play(sys.argv[1], Path(sys.argv[2]))
-    PartialState().destroy_process_group()  # its threads, met by the interpreter's own end, abort the process
+    PartialState().destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads, met by the interpreter's own end, abort the process now and then

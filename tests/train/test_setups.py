@@ -438,4 +438,6 @@ def test_in_bfloat16_the_sampled_policy_is_the_scored_one(setup):
 if __name__ == "__main__":
     make_do_without_gpus()
     {"play": play, "be_killed": be_killed}[sys.argv[1]](Path(sys.argv[3]), sys.argv[2])
-    PartialState().destroy_process_group()  # its threads, met by the interpreter's own end, abort the process
+    PartialState().destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads, met by the interpreter's own end, abort the process now and then
