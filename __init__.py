@@ -9,7 +9,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`load` is models.hub.load_model, imported when it is asked for: `import limner` itself must stay cheap."""
+    """`load` is imported when it is asked for: `import limner` itself must stay cheap."""
     if name == "load":
-        return importlib.import_module(".models.hub", __name__).load_model
+        return importlib.import_module(".models.checkpoints.hub", __name__).load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .configs.commands import COMMANDS, listing
+from .configs.errors import ArgumentParser, InputError, run_or_exit
 from .configs.schema import did_you_mean
-from .models.errors import ArgumentParser, InputError, run_or_exit
 
 if TYPE_CHECKING:
-    from .data.insertion import Candidate
+    from .data.insertion.placements import Candidate
 
 USAGE = f"""usage: limner COMMAND [...]
 
@@ -92,13 +92,13 @@ def _preflight(argv: Sequence[str]) -> None:
 
 
 def _plan(argv: Sequence[str]) -> None:
-    from .train.plan import main
+    from .train.plan.command import main
 
     main(argv)
 
 
 def _trajectories(argv: Sequence[str]) -> None:
-    from .report.trajectories import main
+    from .report.viewer.trajectories import main
 
     main(argv)
 
@@ -123,40 +123,40 @@ def _bench(argv: Sequence[str]) -> None:
     if not argv or argv[0] not in known:
         raise InputError(f"limner bench: say what to time; known: {', '.join(known)}")
     if argv[0] == "grpo":
-        from .studies.bench_grpo import main
+        from .studies.bench.grpo import main
     elif argv[0] == "large":
-        from .studies.bench_large import main
+        from .studies.bench.large import main
     elif argv[0] == "insertion":
-        from .studies.bench_insertion import main
+        from .studies.bench.insertion import main
     elif argv[0] == "retrieval":
-        from .studies.bench_retrieval import main
+        from .studies.bench.retrieval import main
     else:
-        from .studies.bench_sampler import main
+        from .studies.bench.sampler import main
 
     main(argv[1:])
 
 
 def _convert(argv: Sequence[str]) -> None:
-    from .models.convert import main
+    from .models.checkpoints.convert import main
 
     main(argv)
 
 
 def _index(argv: Sequence[str]) -> None:
-    from .retrieval.search import main
+    from .retrieval.index.command import main
 
     main(argv)
 
 
 def _search(argv: Sequence[str]) -> None:
-    from .report.search_page import main
+    from .report.search import main
 
     main(argv)
 
 
 def _eval(argv: Sequence[str]) -> None:
     from .eval.run import main
-    from .report.eval_report import write_report
+    from .report.evaluation import write_report
 
     for folder in main(argv):
         print(write_report(folder))
@@ -176,19 +176,19 @@ def _guard(argv: Sequence[str]) -> None:
 
 
 def _qualify_judge(argv: Sequence[str]) -> None:
-    from .eval.qualify import main
+    from .eval.qualification.command import main
 
     main(argv)
 
 
 def _serve_rewards(argv: Sequence[str]) -> None:
-    from .rewards.server import main
+    from .rewards.remote.server import main
 
     main(argv)
 
 
 def _publish(argv: Sequence[str]) -> None:
-    from .report.publish import main
+    from .report.release.publish import main
 
     main(argv)
 
@@ -229,7 +229,7 @@ def _data(argv: Sequence[str]) -> None:
 
 
 def _from_markdown(arguments: argparse.Namespace) -> None:
-    from .data.markdown import convert
+    from .data.sources.markdown import convert
 
     report = convert(
         arguments.source, arguments.out, heldout_share=arguments.heldout_share, overwrite=arguments.overwrite
@@ -246,7 +246,7 @@ def _preview(arguments: argparse.Namespace) -> None:
 
 
 def _insertion(arguments: argparse.Namespace) -> None:
-    from .data.insertion_tasks import write_source
+    from .data.insertion.tasks import write_source
 
     report = write_source(
         arguments.source,
@@ -264,7 +264,7 @@ def _insertion(arguments: argparse.Namespace) -> None:
 def _found_in(folder: Path) -> Callable[[str, int], Sequence[Candidate]]:
     """Pictures that an index finds for a text, so many at most."""
     from .retrieval.answering import candidates_of
-    from .retrieval.index import Index
+    from .retrieval.index.store import Index
 
     index = Index.open(folder)
     return lambda text, limit: candidates_of(index.search(text, limit=limit))[0]
@@ -302,9 +302,9 @@ def _generate(argv: Sequence[str]) -> None:
     settings.add_argument("--seed", type=int, help="another seed, another answer")
     arguments = parser.parse_args(argv)
 
-    from .models.generation import Sampling
-    from .models.hub import load_model
-    from .models.rendering import check_suffix
+    from .models.checkpoints.hub import load_model
+    from .models.documents.rendering import check_suffix
+    from .models.sampler.generation import Sampling
     from .models.writing import make_prompt
 
     names = ("temperature", "top_p", "top_k", "guidance", "max_new_tokens", "max_images", "seed")

@@ -5,12 +5,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGE = "limner"
-FOLDERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "studies", "configs")
+FOLDERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "worlds", "studies", "configs")
 subpackages = find_packages(include=[pattern for folder in FOLDERS for pattern in (folder, f"{folder}.*")])
 
 setup(
     name=PACKAGE,
-    version="0.1.0",
+    version="0.2.0",
     description="Post-train unified vision-language models until they write and illustrate in one stream.",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -21,11 +21,12 @@ setup(
     py_modules=[f"{PACKAGE}.__init__", f"{PACKAGE}.cli"],  # not the root as a package, which would ship this file too
     package_data={
         f"{PACKAGE}.configs": ["**/*.yaml"],
-        f"{PACKAGE}.data": ["*.txt"],
         f"{PACKAGE}.eval": ["templates/*.yaml"],
-        f"{PACKAGE}.retrieval": ["templates/*.yaml"],
-        f"{PACKAGE}.rewards": ["templates/**/*.yaml"],
-        f"{PACKAGE}.report": ["*.css", "*.js"],
+        f"{PACKAGE}.retrieval.strategies": ["templates/*.yaml"],
+        f"{PACKAGE}.rewards.judges": ["templates/**/*.yaml"],
+        f"{PACKAGE}.report": ["*.css"],
+        f"{PACKAGE}.report.viewer": ["*.css", "*.js"],
+        f"{PACKAGE}.train.from_scratch": ["*.txt"],
     },
     install_requires=[
         "torch>=2.6,<2.14",

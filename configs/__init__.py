@@ -21,13 +21,14 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
-from ..models.errors import InputError
-from ..models.redaction import without_secrets
 from .commands import COMMANDS
+from .errors import InputError
+from .redaction import without_secrets
 from .schema import (
     Flag,
     Patch,
     Place,
+    bare,
     build,
     default_of,
     docs_of,
@@ -200,6 +201,7 @@ def _explain(parser: argparse.ArgumentParser, group: Any, cls: type, base: Any =
 
 
 def _row(group: Any, name: str, kind: Any, doc: str, default: Any) -> None:
+    kind = bare(kind)
     choices = f"{{{','.join(map(str, get_args(kind)))}}}" if get_origin(kind) is Literal else "VALUE"
     if default not in (None, "", [], {}):
         doc += f" (default: {default if isinstance(default, str) else json.dumps(plain(default))})"

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 import reprlib
 import textwrap
@@ -13,9 +14,9 @@ from enum import Enum
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..models.errors import InputError
+from .errors import InputError
 from .yaml_file import scalar
 
 T = TypeVar("T")
@@ -34,6 +35,18 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.source}: {'.'.join(self.path)}" if self.path else self.source
+
+
+class Range(NamedTuple):
+    """Bounds of a number, in its type hint: `Annotated[int, Range(1)]`. Infinity and NaN are never inside."""
+
+    least: float = -math.inf
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        if math.isinf(self.most):
+            return f"at least {self.least:g}" if math.isfinite(self.least) else "a finite number"
+        return f"{self.least:g} to {self.most:g}" if math.isfinite(self.least) else f"at most {self.most:g}"
 
 
 class Flag(NamedTuple):
@@ -82,6 +95,8 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
     if isinstance(value, Flag):
         return _convert_flag(value, kind, default)
     origin, args = get_origin(kind) or kind, get_args(kind)
+    if origin is Annotated:
+        return _within(convert(value, args[0], place, default), args[1:], place)
     if origin in (Union, types.UnionType):
         return _convert_union(value, kind, place, default)
     if origin is Any or origin is object:
@@ -132,7 +147,7 @@ def field_path(path: Sequence[str], kind: Any) -> list[str]:
 @cache
 def fields_of(cls: type) -> dict[str, Any]:
     """Name to type hint of what can be given. Not `field.type`: HfArgumentParser rewrites that in place."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
@@ -158,12 +173,19 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def section_of(kind: Any) -> type | None:
     """The dataclass of a section, `X` of a hint `X` or `X | None`; None for any other hint."""
+    kind = bare(kind)
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return next((option for option in options if dataclasses.is_dataclass(option)), None)  # type: ignore[return-value]
 
 
+def bare(kind: Any) -> Any:
+    """A type hint without what `Annotated` adds to it."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
 def is_structured(kind: Any) -> bool:
     """True for what argparse cannot read from one word: sections, mappings, tuples, lists of those."""
+    kind = bare(kind)
     origin, args = get_origin(kind) or kind, get_args(kind)
     if origin in (Union, types.UnionType):
         return str not in args and any(is_structured(arg) for arg in args)
@@ -204,6 +226,13 @@ def _convert_flag(flag: Flag, kind: Any, default: Any) -> Any:
             raise error from None
 
 
+def _within(value: Any, extras: tuple[Any, ...], place: Place) -> Any:
+    for bounds in (extra for extra in extras if isinstance(extra, Range)):
+        if isinstance(value, int | float) and not (math.isfinite(value) and bounds.least <= value <= bounds.most):
+            raise _expected(f"a number {bounds}" if bounds.most < math.inf else str(bounds), value, place)
+    return value
+
+
 def _convert_union(value: Any, kind: Any, place: Place, default: Any) -> Any:
     members = [arg for arg in get_args(kind) if arg is not types.NoneType]
     if value is None and len(members) < len(get_args(kind)):
@@ -217,7 +246,7 @@ def _convert_union(value: Any, kind: Any, place: Place, default: Any) -> Any:
             return convert(value, member, place, default)
         except InputError:
             continue
-    raise _expected(" or ".join(map(_name, members)), value, place)
+    raise _expected(" or ".join(map(kind_name, members)), value, place)
 
 
 def _convert_mapping(value: Any, args: tuple[Any, ...], place: Place, default: Any) -> dict[Any, Any]:
@@ -260,7 +289,7 @@ def _convert_plain(value: Any, kind: type, place: Place) -> Any:
         return Path(value)
     if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
         return value
-    raise _expected(_name(kind), value, place)
+    raise _expected(kind_name(kind), value, place)
 
 
 def _expected(what: str, value: Any, place: Place, near: Collection[Any] = ()) -> InputError:
@@ -269,5 +298,6 @@ def _expected(what: str, value: Any, place: Place, near: Collection[Any] = ()) -
     return InputError(f"{place}: expected {what}, got {reprlib.repr(plain(value))}{hint}")
 
 
-def _name(kind: Any) -> str:
+def kind_name(kind: Any) -> str:
+    """A type hint in words: `int`, `str | None`."""
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..models.errors import InputError
+from .errors import InputError
 
 
 def read_yaml(path: Path, source: str | None = None) -> dict[str, Any]:

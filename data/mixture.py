@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import IterableDataset
 
-from ..models.document import InterleavedDocument
-from ..models.errors import InputError
-from ..models.processing import Processor
-from ..models.sequence import TokenSequence, Vocabulary
+from ..configs.errors import InputError
+from ..models.documents.document import InterleavedDocument
+from ..models.tokens.processing import Processor
+from ..models.tokens.sequence import TokenSequence, Vocabulary
 from .packing import Row, pack
 from .shards import read_documents, read_index
 

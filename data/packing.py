@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ..models.errors import InputError
-from ..models.sequence import TokenSequence
+from ..configs.errors import InputError
+from ..models.tokens.sequence import TokenSequence
 
 Row = list[TokenSequence]
 

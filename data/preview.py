@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..models.document import ImageSegment, InterleavedDocument
-from ..models.errors import InputError
-from ..models.rendering import document_html, html_page, write_atomically
+from ..configs.errors import InputError
+from ..models.documents.document import ImageSegment, InterleavedDocument
+from ..models.documents.rendering import document_html, html_page, write_atomically
 from .shards import ShardIndex, read_documents, read_index
 
 MAX_SIDE = 256

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..models.document import InterleavedDocument, TextSegment
-from ..models.errors import InputError, reading
-from .insertion_stories import insertion_prompt, read_plan
-from .picture_stories import Outline, read_outline, story_prompt
+from ..configs.errors import InputError, reading
+from ..models.documents.document import InterleavedDocument, TextSegment
+from ..worlds.insertion_stories.scenes import insertion_prompt, read_plan
+from ..worlds.picture_stories.scenes import Outline, read_outline, story_prompt
 
 
 def pack_prompt(prompt: InterleavedDocument) -> str:

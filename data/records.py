@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..models.document import ImageSegment, InterleavedDocument, encode_png, open_image
-from ..models.errors import InputError
+from ..configs.errors import InputError
+from ..models.documents.document import ImageSegment, InterleavedDocument, encode_png, open_image
 
 KINDS = ("interleaved", "understanding", "text_to_image")
 

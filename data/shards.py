@@ -35,8 +35,8 @@ from webdataset.pipeline import DataPipeline
 from webdataset.tariterators import group_by_keys
 from webdataset.writer import TarWriter
 
-from ..models.document import ImageSegment, InterleavedDocument
-from ..models.errors import InputError
+from ..configs.errors import InputError
+from ..models.documents.document import ImageSegment, InterleavedDocument
 from .records import KINDS, MAX_RECORD_BYTES, MEMBER, Record, decode_record, encode_record
 
 SPLITS = ("train", "heldout")

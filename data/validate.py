@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..models.document import InterleavedDocument
-from ..models.errors import InputError
+from ..configs.errors import InputError
+from ..models.documents.document import InterleavedDocument
 from .records import decode_record
 from .shards import INDEX, SPLITS, Shard, ShardIndex, raw_records, read_index
 

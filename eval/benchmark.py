@@ -19,15 +19,15 @@ from typing import Any, Protocol, get_args
 
 from PIL import Image
 
-from ..models.chat import Answer, ChatModel, FailureKind, Reply, Request, fill
-from ..models.document import InterleavedDocument, encode_png
-from ..models.errors import InputError
-from ..models.generation import Sampling
+from ..configs.errors import InputError
+from ..models.chat.requests import Answer, ChatModel, FailureKind, Reply, Request, fill
+from ..models.documents.document import InterleavedDocument, encode_png
+from ..models.documents.rendering import write_atomically
 from ..models.policy import UnifiedPolicy
-from ..models.rendering import write_atomically
+from ..models.sampler.generation import Sampling
 from ..models.writing import Answer as Written
 from ..models.writing import write
-from ..rewards.judge import Template, Verdict, load_template
+from ..rewards.judges.judge import Template, Verdict, load_template
 from .entries import Entry, PictureFault, decoded, entries_json, entries_of, read_entries, segments_of, spaced
 from .folder import Journal, read_journals
 from .statistics import Estimate

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import parse
-from ..models.errors import InputError
-from ..models.rendering import write_atomically
+from ..configs.errors import InputError
+from ..models.documents.rendering import write_atomically
 from .benchmark import read_verdicts
 from .figures import Comparison, Figure, compare, figures_of, mean_of
 from .folder import read_json

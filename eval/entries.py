@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..configs.errors import InputError, reading
 from ..data.prompts import read_lines
-from ..models.document import ImageSegment, InterleavedDocument, Origin, Segment, TextSegment, open_image
-from ..models.errors import InputError, reading
+from ..models.documents.document import ImageSegment, InterleavedDocument, Origin, Segment, TextSegment, open_image
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..models.errors import InputError, reading
-from ..models.rendering import write_atomically
+from ..configs.errors import InputError, reading
+from ..models.documents.rendering import write_atomically
 
 MANIFEST = "manifest.json"
 SYNC_S = 0.5

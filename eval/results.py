@@ -10,9 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..models.document import ImageSegment, InterleavedDocument
-from ..models.errors import InputError
-from ..models.rendering import write_atomically
+from ..configs.errors import InputError
+from ..models.documents.document import ImageSegment, InterleavedDocument
+from ..models.documents.rendering import write_atomically
 from .benchmark import Benchmark, Given, Item, Outcome, prompt_of, read_verdicts
 from .entries import segments_of
 from .figures import Measured, figures_json

@@ -25,25 +25,27 @@ from typing import Any, Literal
 import torch
 
 from ..configs import build, parse, save_resolved
-from ..models.chat import ChatModel
-from ..models.chat_model import ChatConfig, chat_model
-from ..models.checkpoint import whole_directory
-from ..models.errors import InputError
-from ..models.generation import Sampling
-from ..models.hub import find_checkpoint, load_model
-from ..models.rendering import write_atomically
-from . import dpgbench, embedded, ftii, geneval, interleavedbench, mmie, mramg, vqa
+from ..configs.errors import InputError
+from ..models.chat.choice import ChatConfig, chat_model
+from ..models.chat.requests import ChatModel
+from ..models.checkpoints.folder import whole_directory
+from ..models.checkpoints.hub import find_checkpoint, load_model
+from ..models.documents.rendering import write_atomically
+from ..models.sampler.generation import Sampling
+from ..worlds.picture_stories import benchmark as embedded
 from .benchmark import Benchmark, Given, Item, Writing, read_answers, score_answers, write_answers
-from .dpgbench import DPGBench, DPGBenchConfig
+from .benchmarks import dpgbench, ftii, geneval, interleavedbench, mmie, vqa
+from .benchmarks.dpgbench import DPGBench, DPGBenchConfig
+from .benchmarks.ftii import FTII
+from .benchmarks.geneval import GenEval, GenEvalConfig
+from .benchmarks.interleavedbench import InterleavedBench, InterleavedBenchConfig
+from .benchmarks.mmie import MMIE, MMIEConfig
+from .benchmarks.mramg import benchmark as mramg
+from .benchmarks.mramg.benchmark import MRAMG, MRAMGConfig
+from .benchmarks.vqa import VisualQuestions
 from .entries import Copies
 from .folder import Journal, keep_manifest
-from .ftii import FTII
-from .geneval import GenEval, GenEvalConfig
-from .interleavedbench import InterleavedBench, InterleavedBenchConfig
-from .mmie import MMIE, MMIEConfig
-from .mramg import MRAMG, MRAMGConfig
 from .results import write_results
-from .vqa import VisualQuestions
 
 READERS = {
     "mmie": mmie.read,

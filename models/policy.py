@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from .errors import InputError
-from .processing import Processor
-from .sequence import TokenBatch
-from .template import Template
-from .vision import Vision
+from ..configs.errors import InputError
+from .pictures.vision import Vision
+from .tokens.processing import Processor
+from .tokens.sequence import TokenBatch
+from .tokens.template import Template
 
 
 class UnifiedPolicy(ABC):

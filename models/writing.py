@@ -17,12 +17,12 @@ from typing import Any, cast
 
 from PIL import Image
 
-from .candidates import BEGUN, marker
-from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, open_image
-from .errors import InputError, reading
-from .generation import Sampling, generate, stream
+from ..configs.errors import InputError, reading
+from .documents.candidates import BEGUN, marker
+from .documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment, open_image
+from .documents.rendering import save
 from .policy import UnifiedPolicy
-from .rendering import save
+from .sampler.generation import Sampling, generate, stream
 
 Prompt = str | InterleavedDocument
 Picture = str | Path | Image.Image

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..models.rendering import html_page
+from ..models.documents.rendering import html_page
 
 COLOURS = 8
 """Line colours in style.css, .c0 to .c7; each but two has a dash pattern of its own, so that colour is not all."""
@@ -35,8 +35,12 @@ def join(parts: Iterable[str], between: str = "") -> Html:
 
 def page(title: str, *body: str) -> str:
     """A whole page in the style of this folder."""
-    css = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    return html_page(title, f"<main>{join(body)}</main>", css)
+    return html_page(title, f"<main>{join(body)}</main>", style())
+
+
+def style() -> str:
+    """The CSS of all pages."""
+    return Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def element(tag: str, *content: str, style: str = "") -> Html:

@@ -17,15 +17,15 @@ from typing import Any, Literal
 from transformers.utils.logging import disable_progress_bar
 
 from ..configs import parse
-from ..models.chat_model import ChatConfig, chat_model
-from ..models.errors import InputError, reading
-from ..models.rendering import check_suffix
+from ..configs.errors import InputError, reading
+from ..models.chat.choice import ChatConfig, chat_model
+from ..models.documents.rendering import check_suffix
 from .answering import Answered, Illustrate, Strategy, answer, described, save
-from .asking import Asking, load_template
-from .corpus import Chunk, Hit
-from .index import Index
+from .index.corpus import Chunk, Hit
+from .index.store import Index
 from .placing import Encode, PlacementRules
-from .rule import RuleInserter
+from .strategies.asking import Asking, load_template
+from .strategies.rule import RuleInserter
 
 USAGE = """%(prog)s DIR "QUESTION" --out answer.html [--config NAME] [--KEY VALUE ...]
 
@@ -127,13 +127,13 @@ def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[
     if config.strategy == "rule":
         return Illustrate(RuleInserter(config, encode).place, text, document=document, own=own)
     if config.strategy == "inserter":
-        from .insertion import load_inserter
+        from .strategies.inserter import load_inserter
 
         inserter = load_inserter(config.model, think=config.think, device=config.device or None)
         return Illustrate(inserter.place, text, decode=True, document=document, own=own)
     if config.strategy == "unified":
-        from ..models.hub import load_model
-        from .unified import Unified
+        from ..models.checkpoints.hub import load_model
+        from .strategies.unified import Unified
 
         return Unified(load_model(config.model, config.device or None), config, template, config.sampling)
     return Asking(chat_model(config, ""), config, config.strategy == "vlm", template)

@@ -22,15 +22,22 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from ..data.insertion import Candidate, InsertionTask, Placement, compose, settled
+from ..configs.errors import InputError
+from ..data.insertion.placements import Candidate, InsertionTask, Placement, compose, settled
 from ..data.sentences import sentences
-from ..models.document import InterleavedDocument, TextSegment, open_image, to_rgb
-from ..models.errors import InputError
-from ..models.rendering import beginning, check_suffix, document_html, html_page, to_markdown, write_atomically
-from .corpus import PIC, Chunk, Hit, some
-from .encoders import TextEncoder
+from ..models.documents.document import InterleavedDocument, TextSegment, open_image, to_rgb
+from ..models.documents.rendering import (
+    beginning,
+    check_suffix,
+    document_html,
+    html_page,
+    to_markdown,
+    write_atomically,
+)
+from .index.corpus import PIC, Chunk, Hit, some
+from .index.encoders import TextEncoder
+from .index.tables import STOP_WORDS, searched_text
 from .placing import PlacementRules, absent, restricted, words
-from .tables import STOP_WORDS, searched_text
 
 EXTRACT_WORDS = 600
 """Longest extract: about three chunks."""

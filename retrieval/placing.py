@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from ..data.insertion import Candidate, taken_out
-from ..models.document import ImageSegment, InterleavedDocument, Segment, TextSegment
-from ..models.errors import InputError
+from ..configs.errors import InputError
+from ..data.insertion.placements import Candidate, taken_out
+from ..models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts to their vectors of length 1, [texts, width]."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..models.document import InterleavedDocument
+from ..models.documents.document import InterleavedDocument
 
 FAILED = float("nan")
 """In place of a score that could not be had: the answer, or the segment, then takes no part in its group."""

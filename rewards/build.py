@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..models.errors import InputError
+from ..configs.errors import InputError
+from ..worlds.insertion_stories.rewards import InsertionStoriesConfig, insertion_story_rewards
+from ..worlds.picture_stories.rewards import PictureReward, SentenceReward
 from .base import Reward
-from .consistency import consistency_rewards
-from .format import FormatReward, Pattern
+from .encoders.consistency import consistency_rewards
+from .encoders.image import image_rewards
+from .encoders.pretrained import EncodersConfig
+from .encoders.text import text_rewards
 from .guard import GuardedReward
 from .hybrid import HybridReward
-from .image import image_rewards
-from .insertion_stories import InsertionStoriesConfig, insertion_story_rewards
-from .judge import JudgeConfig, judge_rewards
-from .picture_stories import PictureReward, SentenceReward
-from .pretrained import EncodersConfig
-from .questions import QuestionsConfig, questions_reward
-from .remote import RemoteConfig, remote_rewards
-from .structure import StructureConfig, StructureReward
-from .text import text_rewards
+from .judges.judge import JudgeConfig, judge_rewards
+from .judges.questions import QuestionsConfig, questions_reward
+from .remote.client import RemoteConfig, remote_rewards
+from .rules.format import FormatReward, Pattern
+from .rules.structure import StructureConfig, StructureReward
 
 
 @dataclass

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..models.errors import InputError
+from ..configs.errors import InputError
 from .base import FAILED, Completion, Reward, RewardOutput
 
 logger = logging.getLogger(__name__)

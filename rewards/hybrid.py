@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..models.errors import InputError
+from ..configs.errors import InputError
 from .base import Completion, Reward, RewardOutput
 from .guard import GuardedReward
 

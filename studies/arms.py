@@ -14,11 +14,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..configs import parse
 from ..data.mixture import SourceConfig
-from ..data.picture_stories import Outline, story_prompt
-from ..models.checkpoint import load
+from ..models.checkpoints.folder import load
 from ..models.policy import UnifiedPolicy
 from ..train import grpo, warmup
 from ..train.trainer import GRPOConfig
+from ..worlds.picture_stories.scenes import Outline, story_prompt
 from .measure import score_guided
 
 ARMS = ("warmup", "control", "rejection", "grpo_outcome", "grpo_process")

@@ -25,21 +25,21 @@ from typing import Any
 import torch
 
 from ..configs import parse
-from ..data.picture_stories import Outline
+from ..configs.errors import InputError, run_or_exit
 from ..data.prompts import read_outlines
-from ..eval.picture_stories import score_stories
 from ..eval.statistics import estimate
-from ..models.checkpoint import load, save
-from ..models.errors import InputError, run_or_exit
-from ..models.rendering import write_atomically
-from ..report.run_report import write_report
+from ..models.checkpoints.folder import load, save
+from ..models.documents.rendering import write_atomically
+from ..report.run import write_report
 from ..rewards.build import RewardsConfig, build_reward
-from ..train.new_model import NewModelConfig
+from ..train.from_scratch.new_model import NewModelConfig
+from ..worlds.picture_stories.figures import score_stories
+from ..worlds.picture_stories.prepare import WorldConfig
+from ..worlds.picture_stories.scenes import Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
+from .config import check_settings, effective, flat, setting_of
 from .measure import comparisons, figures, measure, samples
 from .seed import first_reach, keep_settings, limit_threads, prepare, say
-from .study_config import check_settings, effective, flat, setting_of
-from .world import WorldConfig
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
 SAMPLES = 8

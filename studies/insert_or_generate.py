@@ -23,10 +23,20 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from ..configs import find_config, parse, read_yaml
-from ..data.insertion_stories import Plan, insertion_prompt
+from ..configs.errors import InputError, run_or_exit
 from ..data.mixture import SourceConfig
-from ..data.picture_stories import SCENES
-from ..eval.insertion_stories import (
+from ..eval.statistics import SeedEstimate, nested_estimate
+from ..models.checkpoints.folder import load
+from ..models.documents.rendering import write_atomically
+from ..models.policy import UnifiedPolicy
+from ..models.sampler.generation import Sampling
+from ..models.writing import write
+from ..report.insertion import insertion_html, insertion_markdown
+from ..train import grpo, warmup
+from ..train.from_scratch.new_model import NewModelConfig
+from ..train.scale.run_folder import checkpoints
+from ..train.trainer import GRPOConfig
+from ..worlds.insertion_stories.figures import (
     MAX_IMAGES,
     STORY_TOKENS,
     Confusion,
@@ -34,23 +44,13 @@ from ..eval.insertion_stories import (
     score_insertion,
     verify_insertion,
 )
-from ..eval.picture_stories import score_abilities
-from ..eval.statistics import SeedEstimate, nested_estimate
-from ..models.checkpoint import load
-from ..models.errors import InputError, run_or_exit
-from ..models.generation import Sampling
-from ..models.policy import UnifiedPolicy
-from ..models.rendering import write_atomically
-from ..models.writing import write
-from ..report.insertion_report import insertion_html, insertion_markdown
-from ..train import grpo, warmup
-from ..train.new_model import NewModelConfig
-from ..train.run_folder import checkpoints
-from ..train.trainer import GRPOConfig
-from .candidates_world import CandidatesWorldConfig, prepare
+from ..worlds.insertion_stories.prepare import CandidatesWorldConfig, prepare
+from ..worlds.insertion_stories.scenes import Plan, insertion_prompt
+from ..worlds.picture_stories.figures import score_abilities
+from ..worlds.picture_stories.scenes import SCENES
+from .config import WITHOUT_EFFECT, flags, flat
 from .measure import ABILITIES
 from .seed import keep_settings, limit_threads, say
-from .study_config import WITHOUT_EFFECT, flags, flat
 
 ARMS = {
     "warmup": "warm-up",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..data.picture_stories import SCENES, Outline, story_prompt
-from ..eval.picture_stories import MAX_IMAGES, STORY_TOKENS, StoryScores, score_abilities, verify_stories
 from ..eval.statistics import estimate, paired_difference
-from ..models.generation import Sampling
 from ..models.policy import UnifiedPolicy
+from ..models.sampler.generation import Sampling
 from ..models.writing import write
 from ..rewards.base import Completion
 from ..rewards.hybrid import HybridReward
+from ..worlds.picture_stories.figures import MAX_IMAGES, STORY_TOKENS, StoryScores, score_abilities, verify_stories
+from ..worlds.picture_stories.scenes import SCENES, Outline, story_prompt
 
 SWEEP = (0.2, 0.4, 0.6, 0.8)
 """Temperatures between greedy and sampled: would colder sampling alone do?"""

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from ..data.picture_stories import Outline
-from ..models.checkpoint import save
-from ..models.errors import InputError
-from ..models.rendering import write_atomically
-from ..train.new_model import NewModelConfig, new_policy
-from .world import WorldConfig, check_heldout, world_processor, write_prompts, write_shards
+from ..configs.errors import InputError
+from ..models.checkpoints.folder import save
+from ..models.documents.rendering import write_atomically
+from ..train.from_scratch.new_model import NewModelConfig, new_policy
+from ..worlds.picture_stories.prepare import WorldConfig, check_heldout, world_processor, write_prompts, write_shards
+from ..worlds.picture_stories.scenes import Outline
 
 REACH = 0.5
 """The held-out score whose first reaching measures efficiency."""

@@ -29,23 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import parse, save_resolved
-from ..models.checkpoint import load
-from ..models.errors import ArgumentParser, InputError, run_or_exit
-from ..models.rendering import write_atomically
-from ..report.study_report import figure_svg, study_html, table_markdown
+from ..configs.errors import ArgumentParser, InputError, run_or_exit
+from ..models.checkpoints.folder import load
+from ..models.documents.rendering import write_atomically
+from ..report.study import figure_svg, study_html, table_markdown
 from .arms import Curve, Setting, continue_warmup, reinforce, run_warmup
+from .config import StudyConfig, arm_settings, check, flags, homes, running_order, setting_of, shared_settings
 from .measure import measure_abilities, measure_stories
 from .seed import check_same_settings, keep_settings, limit_threads, prepare, say, taken
-from .study_config import (
-    StudyConfig,
-    arm_settings,
-    check,
-    flags,
-    homes,
-    running_order,
-    setting_of,
-    shared_settings,
-)
 from .summary import Results, summarise
 
 Job = tuple[int, str]

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..configs.schema import plain
 from ..eval.statistics import nested_difference, nested_estimate
+from .config import StudyConfig, homes
 from .seed import REACH, first_reach
-from .study_config import StudyConfig, homes
 
 GAINS = ("sampled.story_exact", "greedy.story_exact")
 """Metrics of which a row shows the gain over another arm."""

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from limner.data.picture_stories import QUESTIONS, SCENES, draw_scene, story
-from limner.models.document import TextSegment
-from limner.models.image_tokenizer import VQImageTokenizer
-from limner.models.processing import Processor
-from limner.models.shared_vocabulary import SharedVocabularyPolicy
-from limner.models.text_tokenizer import train_text_tokenizer
+from limner.models.documents.document import TextSegment
+from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
+from limner.models.pictures.contract import VQImageTokenizer
+from limner.models.tokens.processing import Processor
+from limner.models.tokens.text_tokenizer import train_text_tokenizer
+from limner.worlds.picture_stories.scenes import QUESTIONS, SCENES, draw_scene, story
 
 torch.set_num_threads(1)
 

@@ -9,9 +9,9 @@ import pytest
 
 from limner.cli import main
 from limner.configs.commands import COMMANDS
-from limner.data.picture_stories import SCENES, outlines, story
 from limner.data.shards import ShardWriter
-from limner.models.checkpoint import save
+from limner.models.checkpoints.folder import save
+from limner.worlds.picture_stories.scenes import SCENES, outlines, story
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_markdown_folder_to_preview(limner, tmp_path):
     source = tmp_path / "src"
     source.mkdir()
     picture = json.loads(json.dumps(str(source / "red.png")))
-    from limner.data.picture_stories import draw_scene
+    from limner.worlds.picture_stories.scenes import draw_scene
 
     draw_scene(SCENES[0]).save(picture)
     (source / "a.md").write_text("# A\n\nText.\n\n![red](red.png)\n\nMore. ![gone](gone.png)\n")

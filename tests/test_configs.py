@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from limner.configs import packaged_names, parse, read_yaml
-from limner.models.errors import InputError
+from limner.configs.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 
@@ -26,7 +26,7 @@ def grpo_dataclasses():
 
 
 def study_dataclasses():
-    from limner.studies.study_config import StudyConfig
+    from limner.studies.config import StudyConfig
 
     return (StudyConfig,)
 

@@ -5,20 +5,20 @@ import json
 import pytest
 import torch
 
-from limner.data.picture_stories import SCENES, caption, outlines, story, story_prompt, text_to_image
+from limner.configs.errors import InputError
 from limner.data.prompts import write_outlines
 from limner.data.shards import ShardWriter
-from limner.models.checkpoint import load, save
-from limner.models.errors import InputError
-from limner.models.generation import Sampling
+from limner.models.checkpoints.folder import load, save
+from limner.models.sampler.generation import Sampling
 from limner.models.writing import write
 from limner.studies.demo import DemoConfig, chosen_arms, run, score_checkpoint
-from limner.studies.world import WorldConfig, check_heldout
 from limner.train import grpo, warmup
-from limner.train.image_tokenizer import ImageTokenizerConfig
-from limner.train.new_model import NewModelConfig
+from limner.train.from_scratch.image_tokenizer import ImageTokenizerConfig
+from limner.train.from_scratch.new_model import NewModelConfig
+from limner.worlds.picture_stories.prepare import WorldConfig, check_heldout
+from limner.worlds.picture_stories.scenes import SCENES, caption, outlines, story, story_prompt, text_to_image
 
-from .models.families import FAMILIES
+from .models.families.tiny import FAMILIES
 
 FIGURES = {
     "sampled": {"story_exact", "image_exact", "sentence_exact", "structure"},

@@ -10,16 +10,21 @@ LAYERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "
 FOLDERS = (*LAYERS, "configs")
 """`configs` is below all of them: any file may import it, and it imports `models.errors` and `models.redaction`."""
 HOMES = {
-    "trl": ("train/trainer.py", "train/insertion.py", "configs/__init__.py"),
+    "trl": ("train/trainer.py", "train/inserter/grpo.py", "configs/__init__.py"),
     "webdataset": ("data/shards.py",),
-    "diffusers": ("models/image_tokenizer.py",),
-    "peft": ("train/lora.py", "train/sharding.py"),
-    "deepspeed": ("train/sharding.py",),
-    "huggingface_hub": ("models/hub.py", "report/model_card.py", "report/publish.py", "report/release_check.py"),
-    "openai": ("models/endpoint.py",),
-    "rouge_score": ("rewards/text.py",),
-    "lancedb": ("retrieval/index.py",),
-    "sentence_transformers": ("retrieval/encoders.py",),
+    "diffusers": ("models/pictures/contract.py",),
+    "peft": ("train/scale/lora.py", "train/scale/sharding.py"),
+    "deepspeed": ("train/scale/sharding.py",),
+    "huggingface_hub": (
+        "models/checkpoints/hub.py",
+        "report/release/model_card.py",
+        "report/release/publish.py",
+        "report/release/check.py",
+    ),
+    "openai": ("models/chat/endpoint.py",),
+    "rouge_score": ("rewards/encoders/text.py",),
+    "lancedb": ("retrieval/index/store.py",),
+    "sentence_transformers": ("retrieval/index/encoders.py",),
 }
 MAX_FILE, MAX_FUNCTION, MAX_ENTRY = 450, 80, 150
 TEXT = (".py", ".yaml", ".toml", ".sh", ".css", ".js")
@@ -44,7 +49,7 @@ def test_planted_faults_are_reported(tmp_path):
         "configs/__init__.py": "from ..models.errors import InputError\nfrom trl import TrlParser\n",
         "configs/a.py": "from ..models.document import X",
         "train/trainer.py": "import trl.trainer\n",
-        "train/losses.py": "from trl import GRPOTrainer",
+        "train/objective/losses.py": "from trl import GRPOTrainer",
         "rewards/a.py": "import diffusers.models as d",
         "cli.py": "from .studies import demo\nfrom .train.grpo import main\n",
         "studies/a.py": "from ..cli import main",

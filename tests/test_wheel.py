@@ -32,7 +32,11 @@ def test_wheel_runs_without_the_checkout(tmp_path):
     assert not {name.split("/")[1] for name in shipped} & {"setup.py", "tests", "scripts", "docs"}
     for path in source.rglob("*"):
         name = path.relative_to(source).as_posix()
-        if name.startswith(("configs/", "rewards/")) and path.suffix == ".yaml" or name == "data/english.txt":
+        if (
+            name.startswith(("configs/", "rewards/"))
+            and path.suffix == ".yaml"
+            or name == "train/from_scratch/english.txt"
+        ):
             assert f"limner/{name}" in shipped, f"{name} is not in the wheel"
 
     venv.create(home, with_pip=False)

@@ -1,10 +1,10 @@
 """Stage II, extended GRPO: one trajectory of text and image tokens, hybrid rewards, process-level rewards.
 
 for prompts:
-    G completions each, with their log-probs         train.rollout, models.generation
+    G completions each, with their log-probs         train.rollout, models.sampler.generation
     outcome and segment rewards                      rewards.hybrid
-    advantages per token                             train.advantages
-    clipped loss + KL per modality                   train.losses
+    advantages per token                             train.objective.advantages
+    clipped loss + KL per modality                   train.objective.losses
     (+ cross-entropy on replayed warm-up rows)
 
 limner grpo --config grpo/tiny
@@ -24,23 +24,23 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
+from ..configs.errors import InputError, run_or_exit
 from ..data.prompts import pack_prompt, read_prompts
-from ..models.checkpoint import load
-from ..models.document import InterleavedDocument
-from ..models.errors import InputError, run_or_exit
-from ..models.hub import find_checkpoint
+from ..models.checkpoints.folder import load
+from ..models.checkpoints.hub import find_checkpoint
+from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
 from ..rewards.build import RewardsConfig, build_reward
-from .alarms import Alarms, AlarmsConfig
-from .algorithm import AlgorithmConfig
-from .insertion import InserterTrainer, InsertionConfig, train_inserter
-from .insertion import make_trainer as make_inserter
-from .lora import LoraConfig
+from .inserter.grpo import InserterTrainer, InsertionConfig, train_inserter
+from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
+from .objective.algorithm import AlgorithmConfig
 from .preflight import Preflight, PreflightDone
-from .progress import check_trackers, show_progress
-from .run_folder import resume_point, save_settings
+from .scale.lora import LoraConfig
+from .scale.run_folder import resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
+from .watch.alarms import Alarms, AlarmsConfig
+from .watch.progress import check_trackers, show_progress
 
 
 @dataclass
@@ -128,7 +128,7 @@ def make_trainer(
 
 
 def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
-    """Trains an inserter (`train.insertion`). Raises InputError for sections that only the other task reads."""
+    """Trains an inserter (`train.inserter.grpo`). Raises InputError for sections that only the other task reads."""
     kept = ("model", "prompts", "task", "insertion", "lora")
     default = RunConfig()
     for name in (item.name for item in fields(config) if item.name not in kept):

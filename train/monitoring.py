@@ -11,14 +11,14 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from ..models.document import InterleavedDocument
-from ..models.errors import InputError
+from ..configs.errors import InputError
+from ..models.documents.document import InterleavedDocument
 from ..rewards.hybrid import HybridReward
-from .alarms import Alarms
-from .diagnostics import HYBRID, component_scores, group_sums, means, merged
 from .rollout import RolloutBatch, score
 from .trainer import InterleavedGRPOTrainer
-from .trajectories import build, write_trajectories
+from .watch.alarms import Alarms
+from .watch.diagnostics import HYBRID, component_scores, group_sums, means, merged
+from .watch.trajectories import build, write_trajectories
 
 
 @dataclass

@@ -18,13 +18,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..configs.errors import InputError
 from ..data.prompts import unpack_prompt
-from ..models.errors import InputError
-from .advantages import dead_groups
-from .diagnostics import MODALITIES, largest
-from .losses import Counts
+from .objective.advantages import dead_groups
+from .objective.losses import Counts
 from .rollout import RolloutBatch
 from .trainer import InterleavedGRPOTrainer
+from .watch.diagnostics import MODALITIES, largest
 
 GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.01, 0.5), torch.float16: (0.005, 0.1)}
 """(mean, largest) |training - sampler log-prob| of a token, by the dtype of the forward; see docs/performance.md.

@@ -7,8 +7,8 @@ from itertools import islice
 
 from ..data.mixture import PackedRows
 from ..models.policy import UnifiedPolicy
-from ..models.sequence import TokenBatch, collate
-from .algorithm import ReplayConfig
+from ..models.tokens.sequence import TokenBatch, collate
+from .objective.algorithm import ReplayConfig
 
 
 def replay_batches(

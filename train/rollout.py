@@ -9,10 +9,10 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..models.document import InterleavedDocument
-from ..models.generation import Sampling, generate
+from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
-from ..models.sequence import TokenBatch, TokenSequence
+from ..models.sampler.generation import Sampling, generate
+from ..models.tokens.sequence import TokenBatch, TokenSequence
 from ..rewards.base import Completion, Reward, RewardOutput
 
 

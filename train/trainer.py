@@ -24,22 +24,22 @@ from transformers import TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from ..configs.errors import InputError, reading
 from ..data.prompts import unpack_prompt
-from ..models.checkpoint import save
-from ..models.document import InterleavedDocument
-from ..models.errors import InputError, reading
-from ..models.generation import Sampling
+from ..models.checkpoints.folder import save
+from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
-from ..models.sequence import TokenBatch, collate
+from ..models.sampler.generation import Sampling
+from ..models.tokens.sequence import TokenBatch, collate
 from ..rewards.base import Reward
-from .advantages import best_of_group, outcome_advantages, process_advantages, segment_advantages
-from .algorithm import AlgorithmConfig
-from .checkpointing import WholeCheckpoints
-from .diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums
-from .losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
+from .objective.advantages import best_of_group, outcome_advantages, process_advantages, segment_advantages
+from .objective.algorithm import AlgorithmConfig
+from .objective.losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
 from .replay import replay_batches
 from .rollout import Rollout, RolloutBatch, rollout, score
-from .sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
+from .scale.checkpointing import WholeCheckpoints
+from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
+from .watch.diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums
 
 BATCH_FIELDS = TokenBatch.__slots__
 

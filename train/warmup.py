@@ -2,7 +2,7 @@
 
 for rows in packed mixture:                       data.mixture
     logp = policy.log_probs(model, rows)          both modalities, the sampler's own softmax
-    loss = - sum w_t logp_t                       train.losses, denominators global over micro-batches and ranks
+    loss = - sum w_t logp_t                       train.objective.losses, denominators global over micro-batches and ranks
 
 limner warmup --config warmup/tiny
 torchrun --nproc-per-node 2 -m limner.train.warmup --config warmup/tiny
@@ -21,21 +21,21 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..configs import parse
+from ..configs.errors import InputError, run_or_exit
 from ..data.mixture import PackedRows, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
-from ..models.checkpoint import load, save
-from ..models.errors import InputError, run_or_exit
-from ..models.hub import find_checkpoint
+from ..models.checkpoints.folder import load, save
+from ..models.checkpoints.hub import find_checkpoint
 from ..models.policy import UnifiedPolicy
-from ..models.sequence import TokenBatch, collate
-from .checkpointing import WholeCheckpoints
-from .lora import LoraConfig, adapted
-from .losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
-from .new_model import NewModelConfig, new_policy, new_processor
-from .progress import check_trackers, show_progress
-from .run_folder import resume_point, save_settings
-from .sharding import check_setup, gathered_copy, is_sharded, merged_copy
+from ..models.tokens.sequence import TokenBatch, collate
+from .from_scratch.new_model import NewModelConfig, new_policy, new_processor
+from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
+from .scale.checkpointing import WholeCheckpoints
+from .scale.lora import LoraConfig, adapted
+from .scale.run_folder import resume_point, save_settings
+from .scale.sharding import check_setup, gathered_copy, is_sharded, merged_copy
+from .watch.progress import check_trackers, show_progress
 
 TOKENIZER_DOCUMENTS = 2000
 """Documents whose pictures train a new image tokenizer."""

@@ -12,9 +12,9 @@ from trl import GRPOConfig
 
 from limner import configs
 from limner.configs import build, find_config, packaged_names, parse, read_yaml, save_resolved
-from limner.models.chat_model import ChatConfig
-from limner.models.endpoint import EndpointConfig
-from limner.models.errors import InputError
+from limner.configs.errors import InputError
+from limner.models.chat.choice import ChatConfig
+from limner.models.chat.endpoint import EndpointConfig
 
 
 class Device(Enum):

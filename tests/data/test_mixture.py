@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from limner.configs.errors import InputError
 from limner.data.mixture import PackedRows, SourceConfig, mixture, split_long, token_report
-from limner.data.picture_stories import SCENES, question, story, text_to_image
 from limner.data.shards import ShardWriter
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.models.errors import InputError
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.worlds.picture_stories.scenes import SCENES, question, story, text_to_image
 
 
 def write(path, count, name="doc", max_records=5, **options):

@@ -5,9 +5,9 @@ from random import Random
 import pytest
 import torch
 
+from limner.configs.errors import InputError
 from limner.data.packing import pack
-from limner.models.errors import InputError
-from limner.models.sequence import TokenSequence
+from limner.models.tokens.sequence import TokenSequence
 
 
 def sequence(number, length):

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from limner.data.picture_stories import SCENES, draw_scene
+from limner.configs.errors import InputError
 from limner.data.prompts import pack_prompt, read_lines, read_prompts, unpack_prompt
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, open_image
-from limner.models.errors import InputError
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment, open_image
+from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
 BREAKS = "a\u2028b\u2029c\u0085d"
 """Line breaks of Unicode, which JSON lets stand in a string as they are."""

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
+from limner.configs.errors import InputError
 from limner.data import shards
 from limner.data.records import decode_record, encode_record
 from limner.data.shards import ShardWriter, add_codes, read_documents, read_index
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.models.errors import InputError
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 
 KIND = {"kind": "interleaved"}
 
@@ -204,7 +204,7 @@ def test_a_living_writer_is_left_alone(tmp_path):
 KILLED = """
 import itertools, sys
 from limner.data.shards import ShardWriter
-from limner.models.document import InterleavedDocument, TextSegment
+from limner.models.documents.document import InterleavedDocument, TextSegment
 with ShardWriter(sys.argv[1], overwrite=True, max_records=3) as writer:
     for i in itertools.count():
         writer.write(InterleavedDocument((TextSegment("t", True),), str(i), {"kind": "interleaved"}))

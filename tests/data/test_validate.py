@@ -11,7 +11,7 @@ from PIL import Image
 from limner.data import shards
 from limner.data.shards import ShardWriter
 from limner.data.validate import ShardProblem, validate
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 
 
 def article(name, **image):

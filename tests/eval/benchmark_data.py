@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from limner.eval.run import EvalConfig
-from limner.models.chat_model import ChatConfig
-from limner.models.endpoint import EndpointConfig
+from limner.models.chat.choice import ChatConfig
+from limner.models.chat.endpoint import EndpointConfig
 
 from ..scripted_server import texts
 

@@ -12,16 +12,16 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
-from limner.data.picture_stories import outlines
+from limner.configs.errors import InputError
 from limner.data.prompts import write_outlines
 from limner.eval.benchmark import Item, Writing, batches, row_of
 from limner.eval.folder import Journal, read_journals
 from limner.eval.run import EvalConfig, SamplingConfig, Shard, evaluate
-from limner.models.checkpoint import save
-from limner.models.document import InterleavedDocument
-from limner.models.errors import InputError
-from limner.models.generation import Sampling
+from limner.models.checkpoints.folder import save
+from limner.models.documents.document import InterleavedDocument
+from limner.models.sampler.generation import Sampling
 from limner.studies.demo import score_checkpoint
+from limner.worlds.picture_stories.scenes import outlines
 
 from ..scripted_server import (
     BROKEN,

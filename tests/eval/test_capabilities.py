@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from limner.configs import parse
+from limner.configs.errors import InputError
 from limner.eval.capabilities import GuardConfig, guard, main, table_text
 from limner.eval.figures import Share, compare, figure_estimate, figures_json, figures_of, mean_of
 from limner.eval.run import EvalConfig, evaluations
 from limner.eval.run import main as evaluate
 from limner.eval.statistics import estimate
-from limner.models.errors import InputError
 
 RNG = np.random.default_rng(0)
 RIGHT = {f"q{n}": float(value) for n, value in enumerate(RNG.random(400) < 0.7)}

@@ -5,16 +5,16 @@ import torch
 from PIL import Image
 
 import limner
-from limner.data.picture_stories import SCENES, draw_scene
+from limner.configs.errors import InputError
 from limner.models import writing
-from limner.models.candidates import offer
-from limner.models.checkpoint import load, save
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.models.errors import InputError
-from limner.models.generation import Sample, Sampling
-from limner.models.hub import load_model
-from limner.models.rendering import to_html, to_markdown
+from limner.models.checkpoints.folder import load, save
+from limner.models.checkpoints.hub import load_model
+from limner.models.documents.candidates import offer
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.models.documents.rendering import to_html, to_markdown
+from limner.models.sampler.generation import Sample, Sampling
 from limner.models.writing import DEFAULTS, Model, default_sampling, set_default_sampling
+from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from limner.data.insertion_prompt import answer_text, messages
-from limner.models.text_tokenizer import train_text_tokenizer
-from limner.retrieval.insertion import Prompter
-from limner.studies.insertion_world import WorldSize, make_world
+from limner.data.insertion.prompt import answer_text, messages
+from limner.models.tokens.text_tokenizer import train_text_tokenizer
+from limner.retrieval.strategies.inserter import Prompter
+from limner.worlds.captions.scenes import WorldSize, make_world
 
 SIZE = WorldSize(candidates=4)
 TEMPLATE = (

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, open_image
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment, open_image
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 

@@ -4,10 +4,10 @@ import pytest
 from PIL import Image
 
 from limner.cli import run
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.models.errors import InputError
-from limner.retrieval.encoders import Encoders
-from limner.retrieval.index import Index
+from limner.configs.errors import InputError
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.retrieval.index.encoders import Encoders
+from limner.retrieval.index.store import Index
 
 from ..scripted_server import ScriptedServer, images
 

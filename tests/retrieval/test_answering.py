@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from limner.data.insertion import Candidate, taken_out
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment, encode_png
-from limner.models.errors import InputError
+from limner.configs.errors import InputError
+from limner.data.insertion.placements import Candidate, taken_out
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment, encode_png
 from limner.retrieval.answering import Illustrate, answer, best_match, candidates_of, described, extract, save, to_html
-from limner.retrieval.corpus import Chunk, Hit, Picture, make_chunks
+from limner.retrieval.index.corpus import Chunk, Hit, Picture, make_chunks
 from limner.retrieval.placing import PlacementRules, open_places, restricted
-from limner.retrieval.rule import RuleInserter
+from limner.retrieval.strategies.rule import RuleInserter
 
 from .small_encoders import Words
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from limner.data.picture_stories import draw_scene, parse_scene, story, story_prompt
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.models.errors import InputError
+from limner.configs.errors import InputError
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.build import RewardsConfig, build_reward
-from limner.rewards.format import FormatReward
 from limner.rewards.hybrid import HybridReward
+from limner.rewards.rules.format import FormatReward
+from limner.worlds.picture_stories.scenes import draw_scene, parse_scene, story, story_prompt
 
 # Neighbours agree in no attribute, so that a picture at the wrong place scores 0.
 A, B, C = PLAN = tuple(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from limner.models.document import InterleavedDocument, TextSegment
-from limner.models.errors import InputError
+from limner.configs.errors import InputError
+from limner.models.documents.document import InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.guard import GuardedReward
 from limner.rewards.hybrid import HybridReward

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from limner.data.insertion_stories import insertion_story
-from limner.data.picture_stories import SCENES
-from limner.models.errors import InputError
-from limner.report.insertion_report import METRICS
+from limner.configs.errors import InputError
+from limner.report.insertion import METRICS
 from limner.studies import insert_or_generate
-from limner.studies.candidates_world import CandidatesWorldConfig
 from limner.studies.insert_or_generate import InsertOrGenerateConfig, chosen_arms, run
-from limner.train.image_tokenizer import ImageTokenizerConfig
-from limner.train.new_model import NewModelConfig
+from limner.train.from_scratch.image_tokenizer import ImageTokenizerConfig
+from limner.train.from_scratch.new_model import NewModelConfig
+from limner.worlds.insertion_stories.prepare import CandidatesWorldConfig
+from limner.worlds.insertion_stories.scenes import insertion_story
+from limner.worlds.picture_stories.scenes import SCENES
 
-from ..eval.test_insertion_stories import DONE, PLAN
+from ..worlds.insertion_stories.test_figures import DONE, PLAN
 
 
 def result(level: float) -> dict:
@@ -91,7 +91,7 @@ def test_a_run_that_was_cut_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     """All stages in small, killed in the warm-up: data, warm-up, GRPO on choices, control, figures, page."""
     monkeypatch.setattr(insert_or_generate, "SCENES", SCENES[:2])
     monkeypatch.setattr(insert_or_generate, "QUESTIONS_ASKED", 2)
-    monkeypatch.setattr("limner.eval.insertion_stories.STORY_TOKENS", 24)
+    monkeypatch.setattr("limner.worlds.insertion_stories.figures.STORY_TOKENS", 24)
     monkeypatch.setattr(insert_or_generate, "STORY_TOKENS", 24)
     few = ImageTokenizerConfig(autoencoder_steps=2, quantised_steps=2, decoder_steps=2)
     quiet = {"report_to": "none", "disable_tqdm": True}

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from limner.configs import build, parse
-from limner.models.errors import InputError
-from limner.models.rendering import write_atomically
+from limner.configs.errors import InputError
+from limner.models.documents.rendering import write_atomically
 from limner.studies import study
+from limner.studies.config import StudyConfig, arm_settings, check, flags, flat, homes, running_order
 from limner.studies.seed import taken
-from limner.studies.study_config import StudyConfig, arm_settings, check, flags, flat, homes, running_order
 from limner.studies.summary import summarise
 
 ARMS = {

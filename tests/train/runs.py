@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
-from limner.data.picture_stories import SCENES, story_prompt
 from limner.data.prompts import pack_prompt
-from limner.models.document import TextSegment
+from limner.models.documents.document import TextSegment
 from limner.rewards.base import RewardOutput
-from limner.train.algorithm import AlgorithmConfig
+from limner.train.objective.algorithm import AlgorithmConfig
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
+from limner.worlds.picture_stories.scenes import SCENES, story_prompt
 
 PROMPTS = [story_prompt(SCENES[i : i + 2], f"prompt-{i}") for i in range(0, 16, 4)]
 

@@ -15,21 +15,21 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from limner.data.picture_stories import SCENES, draw_scene, story_prompt
 from limner.data.prompts import pack_prompt
 from limner.data.shards import ShardWriter
-from limner.models.checkpoint import load, save
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.models.image_tokenizer import VQImageTokenizer
+from limner.models.checkpoints.folder import load, save
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.models.pictures.contract import VQImageTokenizer
 from limner.rewards.base import RewardOutput
 from limner.train import warmup
-from limner.train.algorithm import AlgorithmConfig, PerModality
-from limner.train.checkpointing import STAGING
-from limner.train.losses import NORMALISATIONS
+from limner.train.objective.algorithm import AlgorithmConfig, PerModality
+from limner.train.objective.losses import NORMALISATIONS
 from limner.train.preflight import run_checks
-from limner.train.run_folder import checkpoints, resume_point
+from limner.train.scale.checkpointing import STAGING
+from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig, WarmupTrainer
+from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story_prompt
 
 pytestmark = pytest.mark.slow
 

@@ -7,22 +7,22 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from limner.configs.errors import InputError
 from limner.data.mixture import SourceConfig
-from limner.data.picture_stories import CLEAN, warmup_documents
 from limner.data.shards import ShardWriter
-from limner.models.checkpoint import load, save
-from limner.models.document import InterleavedDocument
-from limner.models.errors import InputError
-from limner.models.sequence import TokenBatch
+from limner.models.checkpoints.folder import load, save
+from limner.models.documents.document import InterleavedDocument
+from limner.models.tokens.sequence import TokenBatch
 from limner.rewards.base import Completion
 from limner.rewards.build import RewardsConfig, build_reward
-from limner.train.advantages import process_advantages, segment_advantages
-from limner.train.algorithm import AlgorithmConfig, PerModality, ReplayConfig
-from limner.train.checkpointing import STAGING
 from limner.train.grpo import RunConfig, run
-from limner.train.losses import NORMALISATIONS, Counts, Tokens, token_weights
-from limner.train.run_folder import checkpoints, resume_point
+from limner.train.objective.advantages import process_advantages, segment_advantages
+from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig
+from limner.train.objective.losses import NORMALISATIONS, Counts, Tokens, token_weights
+from limner.train.scale.checkpointing import STAGING
+from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import BATCH_FIELDS, GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
+from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
 
 from .runs import PROMPTS, Flat, Illustrated, dataset, logs, parameters, settings, trained
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from limner.data.picture_stories import SCENES, draw_scene, parse_scene, read_pictures, read_sentence, story
-from limner.models.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.models.endpoint import EndpointConfig
-from limner.models.sequence import collate
+from limner.models.chat.endpoint import EndpointConfig
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.models.tokens.sequence import collate
 from limner.rewards.base import Completion
 from limner.rewards.build import RewardsConfig, build_reward
-from limner.rewards.judge import JudgeConfig
+from limner.rewards.judges.judge import JudgeConfig
+from limner.worlds.picture_stories.scenes import SCENES, draw_scene, parse_scene, read_pictures, read_sentence, story
 
 from ..scripted_server import ScriptedServer, parts
 from .runs import PROMPTS, logs, parameters, settings, trained

@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from limner.data.picture_stories import SCENES
+from limner.configs.errors import InputError
 from limner.data.prompts import write_outlines
-from limner.models.checkpoint import save
-from limner.models.errors import InputError
-from limner.train.alarms import Alarm, Alarms, AlarmsConfig
-from limner.train.algorithm import AlgorithmConfig
+from limner.models.checkpoints.folder import save
 from limner.train.grpo import RunConfig, make_trainer, run
 from limner.train.monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories
-from limner.train.trajectories import read_trajectories
+from limner.train.objective.algorithm import AlgorithmConfig
+from limner.train.watch.alarms import Alarm, Alarms, AlarmsConfig
+from limner.train.watch.trajectories import read_trajectories
+from limner.worlds.picture_stories.scenes import SCENES
 
 from .runs import PROMPTS, Illustrated, logs, settings, trained
 
@@ -108,6 +108,6 @@ def test_without_pictures_no_image_gradient_is_awaited(make_policy, tmp_path):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_loaded(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("limner.train.progress.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("limner.train.watch.progress.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(InputError, match=f"report_to: {name} is not installed: pip install {name}"):
         run(RunConfig(), settings(tmp_path, report_to=[name]))

@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from limner.configs.errors import InputError
 from limner.data.mixture import SourceConfig
-from limner.data.picture_stories import CLEAN, warmup_documents
 from limner.data.shards import ShardWriter
-from limner.models.document import InterleavedDocument, TextSegment
-from limner.models.errors import InputError
+from limner.models.documents.document import InterleavedDocument, TextSegment
 from limner.rewards.base import RewardOutput
 from limner.train import grpo
-from limner.train.algorithm import AlgorithmConfig, PerModality, ReplayConfig
+from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig
 from limner.train.preflight import Preflight, PreflightDone, run_checks
 from limner.train.trainer import InterleavedGRPOTrainer
+from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
 
 from .runs import PROMPTS, Flat, Illustrated, dataset, parameters, settings
 

@@ -21,21 +21,22 @@ from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
-from limner.data.picture_stories import SCENES, story, story_prompt
 from limner.data.prompts import pack_prompt
 from limner.data.shards import ShardWriter
-from limner.models.checkpoint import load, save
-from limner.models.document import TextSegment
-from limner.models.sequence import collate
+from limner.models.checkpoints.folder import load, save
+from limner.models.documents.document import TextSegment
+from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
-from limner.train import checkpointing, warmup
-from limner.train.algorithm import AlgorithmConfig, PerModality
-from limner.train.checkpointing import STAGING
-from limner.train.lora import LoraConfig
+from limner.train import warmup
+from limner.train.objective.algorithm import AlgorithmConfig, PerModality
 from limner.train.preflight import Preflight
-from limner.train.run_folder import checkpoints, resume_point
+from limner.train.scale import checkpointing
+from limner.train.scale.checkpointing import STAGING
+from limner.train.scale.lora import LoraConfig
+from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig
+from limner.worlds.picture_stories.scenes import SCENES, story, story_prompt
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from transformers import Trainer
 
-from limner.train.checkpointing import WholeCheckpoints
+from limner.train.scale.checkpointing import WholeCheckpoints
 from limner.train.trainer import GRPOTrainer, InterleavedGRPOTrainer
 
 SEAM = {

@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from limner.configs.errors import InputError
 from limner.data.mixture import PackedRows, SourceConfig
-from limner.data.picture_stories import CLEAN, warmup_documents
 from limner.data.shards import ShardWriter
-from limner.models.checkpoint import load, save
-from limner.models.errors import InputError
-from limner.models.sequence import collate
-from limner.train.lora import LoraConfig
-from limner.train.losses import NORMALISATIONS
+from limner.models.checkpoints.folder import load, save
+from limner.models.tokens.sequence import collate
+from limner.train.objective.losses import NORMALISATIONS
+from limner.train.scale.lora import LoraConfig
 from limner.train.warmup import WarmupConfig, WarmupTrainer, heldout_loss, run
+from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
 
 KINDS = ("interleaved", "understanding", "text_to_image")
 

@@ -1,0 +1,1 @@
+"""Readers of outside data: Markdown folders, MRAMG-Bench files."""

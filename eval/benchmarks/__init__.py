@@ -1,0 +1,1 @@
+"""The benchmarks, a file or a room each."""

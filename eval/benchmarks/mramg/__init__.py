@@ -1,0 +1,1 @@
+"""MRAMG-Bench: answers from documents with pictures, its rules, judge and table."""

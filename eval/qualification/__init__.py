@@ -1,0 +1,1 @@
+"""Can a judge tell better from worse? Human preferences and damaged documents."""

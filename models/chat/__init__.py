@@ -1,0 +1,1 @@
+"""Other models that are asked things: endpoints, local vision-language models, cached replies."""

@@ -1,0 +1,36 @@
+"""Which model is asked: one behind a server, or one in this process. Judges, answers and benchmarks choose alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...configs.errors import InputError
+from .endpoint import Endpoint, EndpointConfig
+from .local_vlm import LocalVLM, LocalVLMConfig
+
+
+@dataclass
+class ChatConfig:
+    """A model to ask; exactly one of the two."""
+
+    endpoint: EndpointConfig | None = None
+    """The model behind an OpenAI-compatible server,"""
+    local: LocalVLMConfig | None = None
+    """or in this process."""
+
+
+def chat_model(config: ChatConfig, section: str) -> Endpoint | LocalVLM:
+    """`section` is where the settings stand: `rewards.judge`; empty where they are the command's own.
+
+    Raises InputError naming the option, unless exactly one model is given and can be had.
+    """
+    prefix = f"{section}." if section else ""
+    if (config.endpoint is None) == (config.local is None):
+        raise InputError(
+            f"{prefix}endpoint, {prefix}local: give one of them, --{prefix}endpoint.base_url URL "
+            f"--{prefix}endpoint.model NAME or --{prefix}local.model DIR"
+        )
+    try:
+        return Endpoint(config.endpoint) if config.endpoint else LocalVLM(config.local or LocalVLMConfig())
+    except InputError as error:
+        raise InputError(f"{prefix}{'endpoint' if config.endpoint else 'local'}: {error}") from error

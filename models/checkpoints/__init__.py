@@ -1,0 +1,1 @@
+"""Checkpoints: folders, originals brought in, the Hub."""

@@ -1,0 +1,110 @@
+"""Original checkpoints to checkpoints of ours: `limner convert SRC --out DIR`.
+
+| SRC                                            | family              | its image tokenizer                        |
+|------------------------------------------------|---------------------|--------------------------------------------|
+| transformers' Janus, Janus-Pro                 | `janus`             | inside                                     |
+| transformers' Emu3 (Emu3-Chat-hf, Emu3-Gen-hf) | `emu3`              | inside                                     |
+| transformers' Chameleon; Anole in that layout  | `chameleon`         | Anole: inside; Chameleon: its `vqgan.ckpt` |
+| Liquid (Gemma)                                 | `shared_vocabulary` | Chameleon's `vqgan.ckpt`                   |
+| any other causal language model, then extended | `shared_vocabulary` | one that limner saved, or `vqgan.ckpt`     |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...configs.errors import ArgumentParser, InputError, reading
+from ..families.shared_vocabulary import SharedVocabularyPolicy
+from ..policy import UnifiedPolicy, family
+from .folder import FAMILIES, SETTINGS_FILE, load, save
+
+SLACK = 1e-3
+"""Mean difference of a model's scores from those of its decoder and head, as a share of their size: rounding."""
+
+
+def convert(source: Path, out: Path, family_name: str | None = None, **options: Any) -> UnifiedPolicy:
+    """Writes the checkpoint whole, reads it back and returns it. `options` are those of the family's `from_upstream`.
+
+    Raises InputError for a part that is missing, for options that the family does not take, and for a model that
+    scores text otherwise than by a head of one matrix.
+    """
+    if out.exists() and not (out / SETTINGS_FILE).is_file():
+        raise InputError(f"--out {out}: exists and is no checkpoint of limner's; name a new folder")
+    if (source / SETTINGS_FILE).is_file():
+        raise InputError(f"{source}: is a checkpoint of limner's already")
+    chosen = family(family_name) if family_name else family_of(source)
+    for name in options:
+        if name not in signature(chosen.from_upstream).parameters:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: model family {chosen.family!r} does not take it; its checkpoints say it")
+    policy = chosen.from_upstream(source, **options)
+    check_scores(policy)
+    save(policy, out)
+    return load(out)
+
+
+def family_of(directory: Path) -> type[UnifiedPolicy]:
+    """The family of a transformers folder, by its model type; a causal language model where no family has a class."""
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory}: no config.json; this is no model folder of transformers")
+    with reading(path):
+        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+    return family_of_type(model_type)
+
+
+def family_of_type(model_type: str) -> type[UnifiedPolicy]:
+    own = [chosen for chosen in FAMILIES if chosen.model_class is not SharedVocabularyPolicy.model_class]
+    return next((c for c in own if c.model_class.config_class.model_type == model_type), SharedVocabularyPolicy)
+
+
+@torch.no_grad()
+def check_scores(policy: UnifiedPolicy) -> None:
+    """Text is scored here by decoder and head alone; a model whose own forward does more would not be itself.
+
+    Raises InputError for scores that are capped, scaled or have a bias.
+    """
+    vocabulary, model = policy.vocabulary, policy.model
+    ids = torch.tensor([[*vocabulary.start, *vocabulary.answer]], device=model.device)
+    text = torch.ones(vocabulary.text_size, dtype=torch.bool)
+    text[list(vocabulary.never_sampled)] = False
+    theirs = model(input_ids=ids).logits[0, :, : vocabulary.text_size][:, text].float()
+    length = ids.shape[1]
+    mask = torch.ones(length, length, dtype=torch.bool, device=model.device).tril()[None, None]
+    hidden = policy.hidden(ids, torch.arange(length, device=model.device)[None], mask, None)
+    ours = policy.text_logits(hidden)[0][:, text].float()
+    if (ours - theirs).abs().mean() > SLACK * theirs.abs().mean():
+        raise InputError(
+            f"{type(model).__name__}: its scores are not those of its decoder and head (capped, scaled, or a bias); "
+            "limner cannot train this class"
+        )
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = ArgumentParser(prog="limner convert", description="Brings an original checkpoint in.")
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the model as transformers saves it")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint to write")
+    parser.add_argument(
+        "--image-tokenizer",
+        type=Path,
+        metavar="FILE_OR_DIR",
+        help="Chameleon's vqgan.ckpt, or a folder that limner saved, where SRC has no image tokenizer",
+    )
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of a picture (Emu3; default 720)")
+    parser.add_argument("--family", metavar="NAME", help="model family, where config.json does not tell it")
+    given = vars(parser.parse_args(argv))
+    options = {name: given[name] for name in ("image_tokenizer", "image_size") if given[name] is not None}
+    policy = convert(given["source"], given["out"], given["family"], **options)
+    vocabulary, (rows, columns) = policy.vocabulary, policy.processor.image_tokenizer.shape
+    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+    print(
+        f"{given['out']}: family {policy.family}, {parameters / 1e6:,.1f} million parameters, "
+        f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns} codes of {vocabulary.image_codes:,} "
+        f"({1 + len(vocabulary.image):,} tokens)"
+    )

@@ -1,0 +1,1 @@
+"""The noun: an ordered document of texts and pictures, its candidates, and its pages."""

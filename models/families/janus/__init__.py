@@ -1,0 +1,1 @@
+"""Janus-Pro: two heads, and its picture codes."""

@@ -1,0 +1,1 @@
+"""Pixels to picture codes and back."""

@@ -1,0 +1,1 @@
+"""A document as tensors: token sequences, the processor between the two, templates, text tokenizers."""

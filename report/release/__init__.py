@@ -1,0 +1,1 @@
+"""A release: model card, lineage, checks, upload."""

@@ -1,0 +1,81 @@
+"""`limner search`: the hits in the terminal, and as one HTML page with the pictures where they stand."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from PIL import Image
+
+from ..configs.errors import InputError
+from ..models.documents.document import open_image, to_rgb
+from ..models.documents.rendering import beginning, caption_of, markdown_html, write_atomically
+from ..retrieval.index.command import Found, find, listing, search_parser
+from ..retrieval.index.corpus import PIC, Hit, Picture, some
+from .page import Html, element, escape, note, page
+
+SIDE = 256
+"""Pictures are shown at most this many pixels wide and high."""
+JPEG_QUALITY = 85
+MOST_PICTURES = 12
+"""Of a hit; of the others the page says how many there are."""
+STYLE = """<style>
+.hit { margin-top: 2rem; padding-top: 0.8rem; }
+.hit h2 { font-size: 1.2rem; overflow-wrap: anywhere; }
+.preview { display: inline-block; vertical-align: top; margin: 0.4rem 1rem 0.4rem 0; max-width: 256px; }
+.preview img { display: block; max-width: 100%; height: auto; border-radius: 4px; outline: 1px solid var(--line); }
+</style>"""
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = search_parser().parse_args(argv)
+    if arguments.out and arguments.out.suffix != ".html":
+        raise InputError(f"--out {arguments.out}: end the name in .html")
+    found = find(arguments)
+    print(listing(found))
+    if arguments.out:
+        write_atomically(arguments.out, search_page(found))
+        print(arguments.out)
+
+
+def search_page(found: Found) -> str:
+    """A whole page; texts show their Markdown, queries, titles and captions are shown letter by letter."""
+    asked = [element("p", found.text, style="lead")] if found.text.strip() else []
+    asked += [_figure(found.image, "The picture that was asked for")] if found.image else []
+    hits = [_hit(number, hit) for number, hit in enumerate(found.hits, 1)] or [element("p", "Nothing was found.")]
+    counts = note(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')} in {found.place}")
+    title = beginning(found.text) or "Search by picture"
+    return page(title, Html(STYLE), element("h1", "Search"), element("div", *asked, style="asked"), counts, *hits)
+
+
+def _hit(number: int, hit: Hit) -> Html:
+    chunk = hit.chunk
+    facts = f"{chunk.id}; score {hit.score:.4f}; found by {', '.join(hit.found_by)}"
+    parts = []
+    for place, (text, picture) in enumerate(zip_longest(chunk.text.split(PIC), chunk.pictures)):
+        if text and text.strip():
+            parts.append(element("div", Html(markdown_html(text)), style="text"))
+        if picture and place < MOST_PICTURES:
+            parts.append(_picture(picture))
+    if (more := len(chunk.pictures) - MOST_PICTURES) > 0:
+        parts.append(note(f"and {more} more pictures"))
+    return element("section", element("h2", f"{number}. {chunk.title}"), note(facts), *parts, style="hit")
+
+
+def _picture(picture: Picture) -> Html:
+    return _figure(to_rgb(open_image(picture.data)), caption_of(picture.caption))
+
+
+def _figure(image: Image.Image, caption: str) -> Html:
+    small = to_rgb(image).copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    width, height = small.size
+    alt = escape(caption or "Picture")
+    shown = Html(f'<img src="data:image/jpeg;base64,{data}" alt="{alt}" width="{width}" height="{height}">')
+    said = element("figcaption", caption) if caption else ""
+    return Html(f'<figure class="preview">{shown}{said}</figure>')

@@ -1,0 +1,1 @@
+"""The page that shows sampled groups, token by token."""

@@ -1,0 +1,314 @@
+"use strict";
+/* Draws the groups of the trajectory viewer, a few at a time; report/viewer/trajectories.py writes the data into the page.
+
+   Whatever a rollout says becomes text through textContent or an attribute set by name, never markup. Pictures are made
+   only for the groups on show. */
+(() => {
+  const PER_PAGE = 8;
+  const TEXT_SCALE = 4; // nats: a probability of 2 %
+  const DEAD_BELOW = 1e-6; // as in train/objective/advantages.py
+  const MINUS = "\u2212", DASH = "\u2013";
+
+  const byId = (id) => document.getElementById(id);
+  const read = (id) => JSON.parse(byId(id).textContent);
+  const index = read("index");
+  const groups = index.groups.map((group, number) => ({ ...group, number, ...summary(group.rewards) }));
+  const several = index.labels.length > 1;
+  const blocks = new Map(); // data of the groups on show
+  const codesOf = new WeakMap(); // canvas -> its codes
+  let page = 0;
+
+  function summary(rewards) {
+    const known = rewards.filter((reward) => reward !== null);
+    if (!known.length) return { mean: null, spread: 0, low: null, high: null, dead: true };
+    const mean = known.reduce((sum, reward) => sum + reward, 0) / known.length;
+    const spread = Math.sqrt(known.reduce((sum, reward) => sum + (reward - mean) ** 2, 0) / known.length);
+    return { mean, spread, low: Math.min(...known), high: Math.max(...known), dead: spread < DEAD_BELOW };
+  }
+
+  /* ---- which groups, in which order ---- */
+
+  /* An entry is one prompt with one or more lanes: groups that stand side by side, each one of several to choose. */
+  function entries() {
+    const step = byId("step").value, part = byId("find").value.trim();
+    const wanted = groups.filter(
+      (group) => (step === "" || group.step === Number(step)) && index.prompts[group.prompt].includes(part),
+    );
+    if (byId("unit").value === "group") return wanted.map((group) => entry([lane([group], group)]));
+    const byPrompt = new Map();
+    for (const group of wanted) {
+      if (!byPrompt.has(group.prompt)) byPrompt.set(group.prompt, []);
+      byPrompt.get(group.prompt).push(group);
+    }
+    return [...byPrompt.values()].map((own) => entry(several ? perRun(own) : firstAndLast(own)));
+  }
+
+  const lane = (choices, shown, run = shown.folder) => ({ choices, shown, run });
+
+  const perRun = (own) => index.labels.map((_, run) => {
+    const choices = own.filter((group) => group.folder === run);
+    return lane(choices, choices.at(-1), run);
+  });
+
+  const firstAndLast = (own) => (own.length > 1 ? [lane(own, own[0]), lane(own, own.at(-1))] : [lane(own, own[0])]);
+
+  function entry(lanes) {
+    const shown = lanes.map((one) => one.shown).filter(Boolean);
+    const first = shown[0], last = shown.at(-1);
+    const compared = shown.length > 1 && first.mean !== null && last.mean !== null;
+    return { lanes, mean: last.mean, gain: compared ? last.mean - first.mean : null,
+      spread: Math.max(...shown.map((group) => group.spread)), dead: shown.filter((group) => group.dead).length };
+  }
+
+  const KEYS = {
+    step: () => 0,
+    low: (one) => one.mean,
+    high: (one) => (one.mean === null ? null : -one.mean),
+    spread: (one) => -one.spread,
+    dead: (one) => -one.dead,
+    loss: (one) => one.gain,
+    gain: (one) => (one.gain === null ? null : -one.gain),
+  };
+
+  function ordered(list) {
+    const key = KEYS[byId("order").value];
+    const value = (one) => key(one) ?? Infinity;
+    return list.sort((a, b) => (value(a) === value(b) ? 0 : value(a) - value(b)));
+  }
+
+  /* ---- the parts of a page ---- */
+
+  function make(tag, style, ...content) {
+    const element = document.createElement(tag);
+    if (style) element.className = style;
+    element.append(...content); // strings become text nodes
+    return element;
+  }
+
+  function number(value, digits = 2) {
+    if (value === null) return DASH;
+    return (value < 0 ? MINUS : "") + Math.abs(value).toFixed(digits);
+  }
+
+  const signed = (value) => (value > 0 ? "+" : "") + number(value);
+
+  function chip(name, text, style, title) {
+    const element = make("span", `chip ${style}`, `${name} `, make("b", "", text));
+    if (title) element.title = title;
+    return element;
+  }
+
+  function rewardChip(name, value, title) {
+    const style = value === null ? "none" : value >= 0.9 ? "good" : value >= 0.5 ? "fair" : "poor";
+    return chip(name, number(value), style, title);
+  }
+
+  function advantageChip(value) {
+    const style = value === null || Math.abs(value) < 0.005 ? "none" : value > 0 ? "good" : "poor";
+    return chip("A", value === null ? DASH : signed(value), style, "advantage of these tokens");
+  }
+
+  const surprise = (logp, scale) => Math.min(1, Math.max(0, -(logp ?? -scale) / scale));
+
+  function spoken(logp) {
+    if (logp === null) return "log-prob not finite";
+    return `log-prob ${number(logp, 3)}, p ${Math.exp(logp).toPrecision(2)}`;
+  }
+
+  function word([piece, logp]) {
+    const element = make("span", piece ? "token" : "token part", piece || "\u00b7");
+    element.title = (piece ? "" : "part of a character, ") + spoken(logp);
+    element.style.setProperty("--heat", (0.6 * surprise(logp, TEXT_SCALE)).toFixed(3));
+    return element;
+  }
+
+  function picture(segment, name) {
+    if (!segment.src || !segment.src.startsWith("data:image/")) return make("div", "placeholder", "no picture");
+    const image = make("img", segment.small ? "pixelated" : "");
+    [image.width, image.height] = segment.size;
+    image.loading = "lazy";
+    image.decoding = "async";
+    image.alt = segment.alt || name;
+    image.src = segment.src;
+    return image;
+  }
+
+  /* The codes of a picture as a square of cells: rows and columns as near to its shape as their number allows. */
+  function codeGrid(codes, [width, height]) {
+    let columns = 1;
+    const wanted = Math.sqrt((codes.length * width) / height);
+    for (let n = 1; n <= codes.length; n += 1) {
+      if (codes.length % n === 0 && Math.abs(n - wanted) < Math.abs(columns - wanted)) columns = n;
+    }
+    const canvas = make("canvas", "codes");
+    canvas.width = columns;
+    canvas.height = codes.length / columns;
+    const [red, green, blue] = getComputedStyle(document.documentElement).getPropertyValue("--hot").trim().split(/\s+/);
+    const pixels = new ImageData(canvas.width, canvas.height);
+    codes.forEach(([, logp], place) => {
+      pixels.data.set([red, green, blue, 255 * surprise(logp, index.chance)], 4 * place);
+    });
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    canvas.setAttribute("role", "img");
+    const known = codes.map(([, logp]) => logp).filter((logp) => logp !== null);
+    const mean = known.length ? known.reduce((sum, logp) => sum + logp, 0) / known.length : null;
+    canvas.setAttribute("aria-label", `${codes.length} image codes, mean log-prob ${number(mean)}`);
+    codesOf.set(canvas, codes);
+    return canvas;
+  }
+
+  function segmentElement(segment, name) {
+    const chips = make("div", "chips", rewardChip("r", segment.reward, "reward of this segment"));
+    chips.append(advantageChip(segment.advantage));
+    if (segment.kind === "text") {
+      const words = segment.words.length ? segment.words.map(word) : [segment.text];
+      return make("div", "segment", make("p", "words", ...words), chips);
+    }
+    const pair = make("div", "pair", picture(segment, name));
+    if (segment.codes.length) pair.append(codeGrid(segment.codes, segment.size ?? [1, 1]));
+    // What chose to begin the picture, whose end is forced; of an inserted one the whole marker.
+    const begun = segment.words.slice(0, segment.codes.length ? 1 : undefined).map(word);
+    chips.prepend(...begun);
+    return make("div", "segment", pair, chips);
+  }
+
+  function card(rollout) {
+    const head = make("h3", "", `#${rollout.number} `, rewardChip("reward", rollout.outcome, "outcome of the whole"));
+    if (!rollout.ended) head.append(" ", make("span", "chip poor", "cut"));
+    const parts = Object.entries(rollout.breakdown).map(([name, value]) => rewardChip(name, value));
+    const element = make("article", "card", head, make("div", "chips quiet", ...parts));
+    let pictures = 0;
+    for (const segment of rollout.segments) {
+      if (segment.kind === "image") pictures += 1;
+      element.append(segmentElement(segment, `picture ${pictures} of rollout ${rollout.number}`));
+    }
+    const rest = make("div", "segment rest", ...rollout.rest.words.map(word));
+    if (rollout.cut) rest.append(` ${rollout.rest.codes.length} codes of a picture that was cut`);
+    if (rollout.rest.codes.length) rest.append(codeGrid(rollout.rest.codes, [rollout.rest.codes.length, 1]));
+    if (rest.childNodes.length) element.append(rest);
+    return element;
+  }
+
+  function laneElement(one, choose) {
+    const head = make("div", "lane-head");
+    const element = make("div", "lane", head);
+    if (several) head.append(make("b", `run c${[1, 4, 3, 2, 5, 7][one.run % 6]}`, index.labels[one.run]));
+    if (!one.shown) {
+      element.append(make("p", "note", "No group of this prompt here."));
+      return element;
+    }
+    const { shown } = one;
+    if (one.choices.length > 1) head.append(stepChoice(one, choose));
+    else head.append(make("span", "", `step ${shown.step}, group ${shown.group}`));
+    head.append(rewardChip("mean", shown.mean, "mean reward of the group"));
+    const range = shown.low === null ? "" : `, ${number(shown.low)} to ${number(shown.high)}`;
+    head.append(make("small", "", `spread ${number(shown.spread)}${range}`));
+    if (shown.dead) head.append(chip("dead group", "", "poor", "its rewards agree, so it teaches nothing"));
+    const cards = make("div", "cards", ...data(shown.number).rollouts.map(card));
+    cards.tabIndex = 0; // so that it can be scrolled without a mouse
+    cards.setAttribute("role", "group");
+    cards.setAttribute("aria-label", `${shown.rewards.length} rollouts`);
+    element.append(cards);
+    return element;
+  }
+
+  function stepChoice(one, choose) {
+    const choice = make("select", "");
+    choice.setAttribute("aria-label", "step");
+    one.choices.forEach((group, place) => {
+      choice.append(new Option(`step ${group.step}, group ${group.group}`, place, false, group === one.shown));
+    });
+    choice.addEventListener("change", () => choose(one.choices[Number(choice.value)]));
+    return choice;
+  }
+
+  function data(group) {
+    if (!blocks.has(group)) blocks.set(group, read(`group-${group}`));
+    return blocks.get(group);
+  }
+
+  function entryElement(one) {
+    const { shown } = one.lanes.find((candidate) => candidate.shown);
+    const prompt = make("div", "prompt");
+    data(shown.number).prompt.forEach((segment, place) => {
+      prompt.append(segment.kind === "text" ? make("p", "words", segment.text) : picture(segment, `prompt ${place}`));
+    });
+    const head = make("header", "", make("h2", "", index.prompts[shown.prompt]));
+    if (one.gain !== null) {
+      const style = Math.abs(one.gain) < 0.005 ? "none" : one.gain > 0 ? "good" : "poor";
+      head.append(chip("change", signed(one.gain), style, "of the mean reward, from the first to the last shown"));
+    }
+    const lanes = make("div", "lanes");
+    const element = make("article", "entry", head, prompt, lanes);
+    one.lanes.forEach((own, place) => {
+      lanes.append(laneElement(own, (group) => {
+        const replaced = entryElement(entry(one.lanes.map((other) => (other === own ? { ...own, shown: group } : other))));
+        element.replaceWith(replaced);
+        replaced.querySelectorAll(".lane")[place].querySelector("select").focus();
+      }));
+    });
+    return element;
+  }
+
+  /* ---- the page ---- */
+
+  function draw() {
+    const gathered = byId("unit").value === "prompt";
+    for (const option of byId("order").options) {
+      if (option.value === "loss" || option.value === "gain") option.hidden = option.disabled = !gathered;
+    }
+    if (byId("order").selectedOptions[0].disabled) byId("order").value = "step";
+    const list = ordered(entries());
+    const pages = Math.max(1, Math.ceil(list.length / PER_PAGE));
+    page = Math.min(Math.max(page, 0), pages - 1);
+    blocks.clear();
+    const shown = list.slice(page * PER_PAGE, (page + 1) * PER_PAGE);
+    byId("groups").replaceChildren(...shown.map(entryElement));
+    if (!shown.length) byId("groups").append(make("p", "note", "No group fits."));
+    const unit = gathered ? "prompts" : "groups";
+    byId("page").textContent = `${page + 1} / ${pages}, ${list.length.toLocaleString("en")} ${unit}`;
+    byId("previous").disabled = page === 0;
+    byId("next").disabled = page === pages - 1;
+    byId("readout").textContent = "";
+  }
+
+  function turn(pages) {
+    page += pages;
+    draw();
+    byId("groups").scrollIntoView();
+  }
+
+  /* What the pointer is at, in words. */
+  function tell(event) {
+    const at = event.target;
+    if (codesOf.has(at)) {
+      const box = at.getBoundingClientRect(), codes = codesOf.get(at);
+      const column = Math.floor(((event.clientX - box.left) / box.width) * at.width);
+      const row = Math.floor(((event.clientY - box.top) / box.height) * at.height);
+      const place = row * at.width + column;
+      if (!codes[place] || column < 0 || column >= at.width) return;
+      byId("readout").textContent = `code ${codes[place][0]}, number ${place}: ${spoken(codes[place][1])}`;
+    } else if (at.classList.contains("token")) {
+      byId("readout").textContent = `${JSON.stringify(at.textContent)}: ${at.title}`;
+    }
+  }
+
+  for (const step of [...new Set(groups.map((group) => group.step))].sort((a, b) => a - b)) {
+    byId("step").append(new Option(String(step), step));
+  }
+  if (several) byId("unit").value = "prompt";
+  byId("text-scale").textContent = number(-TEXT_SCALE, 1);
+  byId("image-scale").textContent = number(-index.chance, 1);
+  for (const id of ["unit", "step", "order", "find"]) {
+    byId(id).addEventListener("input", () => {
+      page = 0;
+      draw();
+    });
+  }
+  byId("heat").addEventListener("change", () => byId("groups").classList.toggle("plain", !byId("heat").checked));
+  byId("previous").addEventListener("click", () => turn(-1));
+  byId("next").addEventListener("click", () => turn(1));
+  for (const kind of ["pointermove", "click"]) byId("groups").addEventListener(kind, tell);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  draw();
+})();

@@ -1,0 +1,256 @@
+"""Documents with pictures to chunks, the unit that is searched; and the folders that documents come from.
+
+problems = []
+for document in read_source(Path("recipes"), problems):     # Markdown, shards or MRAMG files
+    chunks, faults = make_chunks(document)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from PIL import ImageFile
+
+from ...configs.errors import InputError
+from ...data.insertion.placements import taken_out
+from ...data.shards import INDEX, SPLITS, read_documents
+from ...data.sources.markdown import Report, markdown_files, read_markdown
+from ...data.sources.mramg import PIC, read_corpus
+from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment, encode_png, open_image, to_rgb
+
+CHUNK_TOKENS = 256
+"""A chunk ends with the sentence before the one that would make it longer."""
+CHUNKING = 1
+"""Goes up with every change of what chunks a document makes, so that an index makes them anew."""
+TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]{1,16}|[^\w\s]")
+"""An estimate of a subword: a word of up to 16 letters, a Chinese or Japanese character, a sign."""
+MAX_TITLE = 200
+
+SourceKind = Literal["markdown", "shards", "mramg"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture of a chunk, as it was encoded."""
+
+    id: str
+    """`DOCUMENT#i`: the document's i-th picture, from 1; or the id that its dataset gives it."""
+    data: bytes
+    caption: str
+    """Alt text or caption of the source; may be empty."""
+    context: str
+    """The sentences before and behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring sentences of a document, and the pictures among them."""
+
+    id: str
+    """`DOCUMENT:n`, n from 0."""
+    document: str
+    """Id of its document: the file, or the benchmark's id."""
+    title: str
+    text: str
+    """`<PIC>` where a picture stands; the k-th is `pictures[k]`. One typed in the source is `< PIC>`."""
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk that a search found."""
+
+    chunk: Chunk
+    score: float
+    """Of reciprocal-rank fusion: comparable within one search only."""
+    found_by: tuple[str, ...]
+    """The rankings that it is in: `full text`; `text vector`, of its text or a caption; `image vector` of the query's
+    picture, `image vector by text` of its words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something of the source that is not in the index."""
+
+    place: str
+    """The document, with the line or the picture."""
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        line = f"{self.place}: {self.kind}: {self.reason}"
+        return "".join(char if char.isprintable() else "?" for char in line)  # names may hold terminal control codes
+
+
+def by_kind(problems: Sequence[Problem]) -> str:
+    """`3 problems (missing 2, corrupt 1)`"""
+    kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(p.kind for p in problems).most_common())
+    return some(len(problems), "problem") + (f" ({kinds})" if kinds else "")
+
+
+def some(count: int, noun: str) -> str:
+    """`1 picture`, `2 pictures`"""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+# ---- sources ----
+
+
+def detect(folder: Path) -> SourceKind:
+    """What a folder holds. Raises InputError where it is none of the three."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one of Markdown files, shards, or MRAMG files")
+    if (folder / INDEX).is_file() and any(folder.glob("*.tar")):
+        return "shards"
+    if any(folder.glob("doc_*.jsonl")):
+        return "mramg"
+    if markdown_files(folder):
+        return "markdown"
+    raise InputError(f"{folder}: neither *.md files, nor shards ({INDEX}), nor MRAMG files (doc_*.jsonl)")
+
+
+def read_source(folder: Path, problems: list[Problem]) -> Iterator[InterleavedDocument]:
+    """The documents of a folder; what is wrong with files and pictures goes to `problems`, at the latest at the end.
+
+    Of Markdown and of interleaved shards only what a reader sees, without the prompt that training needs. Raises
+    InputError where the folder as a whole cannot be read.
+    """
+    kind, report = detect(folder), Report()
+    if kind == "markdown":
+        yield from (document.completion for document, _ in read_markdown(folder, report.problems))
+    elif kind == "mramg":
+        yield from read_corpus(folder, report=report)
+    else:
+        yield from _read_shards(folder)
+    problems += [Problem(f"{p.file}:{p.line}", p.kind, f"{p.target} {p.reason}".strip()) for p in report.problems]
+
+
+def _read_shards(folder: Path) -> Iterator[InterleavedDocument]:
+    for split in SPLITS:
+        for number, document in enumerate(read_documents(folder, split, shuffle_seed=None)):
+            shown = document.completion if document.meta["kind"] == "interleaved" else document
+            yield replace(shown, id=document.id or f"{split}/{number}")
+
+
+# ---- chunks ----
+
+
+def make_chunks(document: InterleavedDocument) -> tuple[list[Chunk], list[Problem]]:
+    """The chunks of a document, and the pictures that have no pixels or do not decode: those are left out."""
+    text, placements, segments = taken_out(document)
+    text = [valid_text(sentence).replace(PIC, "< PIC>") for sentence in text]
+    names = _picture_names(document, len(segments))
+    identifier = valid_text(document.id)
+    pictures: dict[int, list[Picture]] = {}
+    problems = []
+    for placement, segment, name in zip(placements, segments, names, strict=True):
+        around = text[max(placement.after - 1, 0) : placement.after + 1]
+        try:
+            data = encoded(segment)
+            to_rgb(open_image(data))
+        except ValueError as error:
+            problems.append(Problem(name, "picture", str(error)))
+            continue
+        context = " ".join(" ".join(around).split())
+        pictures.setdefault(placement.after, []).append(Picture(name, data, valid_text(segment.alt), context))
+    pieces: list[str | Picture] = list(pictures.get(0, []))
+    for number, sentence in enumerate(text, 1):
+        pieces += _cut(sentence)
+        pieces += pictures.get(number, [])
+    title, found = title_of(document), []
+    for group in _grouped(pieces):
+        shown = tuple(piece for piece in group if isinstance(piece, Picture))
+        if written := _text(group):
+            found.append(Chunk(f"{identifier}:{len(found)}", identifier, title, written, shown))
+    return found, problems
+
+
+def content_hash(document: InterleavedDocument) -> str:
+    """Of all that the chunks of a document are made of, pictures as they are encoded."""
+    digest = hashlib.sha256(repr((CHUNKING, CHUNK_TOKENS, title_of(document), document.meta.get("images"))).encode())
+    for segment in document.segments:
+        if isinstance(segment, TextSegment):
+            parts = (b"text", segment.text.encode("utf-8", "replace"))
+        else:
+            try:
+                data = encoded(segment)
+            except ValueError:
+                data = b""
+            parts = (b"image", segment.alt.encode("utf-8", "replace"), data)
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def encoded(segment: ImageSegment) -> bytes:
+    """The file that a picture was opened from, while PIL still has it, else PNG. Raises ValueError without either."""
+    image = segment.image
+    if isinstance(image, ImageFile.ImageFile) and isinstance(image.fp, io.BytesIO):
+        return image.fp.getvalue()
+    return encode_png(segment.pixels())
+
+
+def count_tokens(text: str) -> int:
+    """Estimated: words, signs, and Chinese or Japanese characters."""
+    return sum(1 for _ in TOKEN.finditer(text))
+
+
+def title_of(document: InterleavedDocument) -> str:
+    """The source's title, else a heading of the first level, else the first line if it is prose, else the id."""
+    given = document.meta.get("title")
+    lines = [line for line in map(str.strip, document.text.split("\n", 20)[:20]) if line]
+    headings = [line.lstrip("# ") for line in lines if line.startswith("# ")]
+    prose = [line.lstrip("# ") for line in lines[:1] if not line.startswith(("- ", "* ", "+ ", "|", ">", "<"))]
+    named = given if isinstance(given, str) else ""
+    title = next((line for line in (named, *headings, *prose) if line.strip()), document.id)
+    return valid_text(" ".join(title.split())[:MAX_TITLE])
+
+
+def valid_text(text: str) -> str:
+    """A lone surrogate, which JSON can carry, has no UTF-8: `?` instead."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _picture_names(document: InterleavedDocument, count: int) -> list[str]:
+    given = document.meta.get("images")
+    if isinstance(given, list) and len(given) == count and all(isinstance(name, str) for name in given):
+        return [valid_text(name) for name in given]
+    return [f"{valid_text(document.id)}#{number}" for number in range(1, count + 1)]
+
+
+def _cut(sentence: str) -> list[str]:
+    """The sentence itself, or if it is longer than a chunk, pieces that are none."""
+    ends = [match.end() for match in TOKEN.finditer(sentence)][CHUNK_TOKENS - 1 : -1 : CHUNK_TOKENS]
+    return [sentence[start:end] for start, end in zip([0, *ends], [*ends, len(sentence)], strict=True)]
+
+
+def _grouped(pieces: Sequence[str | Picture]) -> list[list[str | Picture]]:
+    """A picture stays with the sentence before it; one before all text, with the first."""
+    groups: list[list[str | Picture]] = [[]]
+    size = 0
+    for piece in pieces:
+        tokens = count_tokens(piece) if isinstance(piece, str) else 0
+        if size and size + tokens > CHUNK_TOKENS:
+            groups.append([])
+            size = 0
+        groups[-1].append(piece)
+        size += tokens
+    return groups
+
+
+def _text(group: Sequence[str | Picture]) -> str:
+    """A picture stands on a line of its own."""
+    lines = [""]
+    for piece in group:
+        if isinstance(piece, str):
+            lines[-1] += piece
+        else:
+            lines += [PIC, ""]
+    return "\n".join(line for line in map(str.strip, lines) if line)

@@ -1,0 +1,167 @@
+"""Answers that a language model writes from the sources, pictures by marker: `<imgK>` for candidate K.
+
+Asking(model)                  the sources with markers where pictures stand, and a list of captions
+Asking(model, pixels=True)     the same with the pictures themselves
+
+A template is a YAML file with a prompt, in it the places {question} {context} {pictures} {wishes}. Those of the package
+are named `NAME.vN`: a version is never edited, its successor is a new file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+from ...configs import build, read_yaml
+from ...configs.errors import InputError
+from ...data.insertion.placements import Candidate, compose, read_markers
+from ...data.sentences import sentences
+from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Request, fill
+from ...models.documents.candidates import escape_markers
+from ...models.documents.document import ImageSegment, Segment, TextSegment
+from ..answering import Answered, candidates_of, in_reading_order, sources_of
+from ..index.corpus import PIC, Chunk, Hit, some
+from ..placing import PlacementRules
+
+PLACES = ("question", "context", "pictures", "wishes")
+LLM, VLM = "answer_llm", "answer_vlm"
+
+
+@dataclass
+class AnswerTemplate:
+    prompt: str
+    system: str = ""
+    identity: str = field(default="", init=False)
+    """Name and hash of the file; part of the key under which a reply is cached."""
+
+    def __post_init__(self) -> None:
+        named = PLACE.findall(self.prompt)
+        if unknown := [name for name in named if name not in PLACES]:
+            raise InputError(f"prompt: no place {{{unknown[0]}}}; there are {', '.join(PLACES)}")
+        if "question" not in named:
+            raise InputError("prompt: put {question} where the question is to stand")
+
+
+def load_template(name_or_path: str) -> AnswerTemplate:
+    """A file (its name ends in .yaml), or the latest version of a packaged template."""
+    packaged = {path.stem: path for path in Path(__file__).with_name("templates").glob("*.yaml")}
+    versions = [name for name in packaged if name.rpartition(".v")[0] == name_or_path]
+    if name_or_path in packaged:
+        path = packaged[name_or_path]
+    elif versions:
+        path = packaged[max(versions, key=lambda name: int(name.rpartition(".v")[2]))]
+    elif name_or_path.endswith(".yaml"):
+        path = Path(name_or_path)
+    else:
+        known = ", ".join(sorted(packaged))
+        raise InputError(f"template {name_or_path!r}: neither a YAML file nor one of the package's: {known}")
+    template = build(AnswerTemplate, read_yaml(path), str(path))
+    template.identity = f"{path.stem}@{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    return template
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    request: Request
+    candidates: tuple[Candidate, ...]
+    hits: tuple[Hit, ...]
+    faults: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """A model writes the answer with markers. A `Strategy`.
+
+    Many questions at a time: `prepare` each, let the model answer the requests as it can, and `read` the replies.
+    """
+
+    model: ChatModel
+    rules: PlacementRules = field(default_factory=PlacementRules)
+    pixels: bool = False
+    """The model sees the pictures, not their captions alone."""
+    template: AnswerTemplate | None = None
+    """The package's where there is none."""
+
+    def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
+        """Raises InputError where the model does not answer."""
+        asked = self.prepare(question, hits)
+        (reply,) = self.model.complete([asked.request])
+        return self.read(asked, reply)
+
+    def prepare(self, question: str, hits: Sequence[Hit]) -> Asked:
+        candidates, numbers, faults = candidates_of(hits, decode=self.pixels)
+        if self.rules.images == "generated":
+            candidates, numbers = (), {}
+        template = self.template or load_template(VLM if self.pixels else LLM)
+        chunks = in_reading_order([hit.chunk for hit in hits])
+        places = {
+            "question": [TextSegment(escape_markers(question))],
+            "context": list(context_of(chunks, numbers, candidates if self.pixels else ())),
+            "pictures": [TextSegment(_captions(candidates))],
+            "wishes": [TextSegment(wishes_of(self.rules))],
+        }
+        document = fill(template.prompt, places, nothing="")
+        return Asked(Request(document, template.system, template.identity), candidates, tuple(hits), faults)
+
+    def read(self, asked: Asked, reply: Answer) -> Answered:
+        """Markers by the rule of `data.insertion.read_markers`; reasoning up to `</think>` is not part of it."""
+        if isinstance(reply, Failure):
+            raise InputError(f"the model gave no answer: {reply.kind}: {reply.reason}")
+        text = reply.text.rpartition("</think>")[2].strip()
+        if not text:
+            raise InputError(f"the model gave no answer: its reply is empty (finish: {reply.finish})")
+        marked = read_markers(text, len(asked.candidates))
+        faults = asked.faults + marked.faults
+        faults["cut at the limit of tokens"] += reply.finish == "length"
+        faults["refused"] += reply.finish in ("refusal", "content_filter")
+        document = compose(sentences(marked.text), marked.placements, asked.candidates)
+        sources = sources_of(asked.hits, [hit.chunk.id for hit in asked.hits], document, asked.candidates)
+        return Answered(document, asked.candidates, +faults, sources)
+
+
+def context_of(
+    chunks: Sequence[Chunk], numbers: Mapping[str, int], pictures: Sequence[Candidate] = ()
+) -> Iterator[Segment]:
+    """The chunks for a prompt, a title before each document, markers where its pictures stand.
+
+    numbers: of candidates by picture id; a picture without one leaves nothing. pictures: candidates whose pixels follow
+    their marker, the first time. What the documents say is escaped: `<img1>` typed there is no marker.
+    """
+    shown: set[int] = set()
+    titled = None
+    for chunk in chunks:
+        if chunk.document != titled:
+            titled = chunk.document
+            yield TextSegment(f"[{escape_markers(chunk.title)}]\n")
+        for piece, picture in zip_longest(chunk.text.split(PIC), chunk.pictures):
+            yield TextSegment(escape_markers(piece or ""))
+            number = numbers.get(picture.id) if picture else None
+            if number is None:
+                continue
+            yield TextSegment(f"<img{number}>")
+            if pictures and number not in shown:
+                shown.add(number)
+                yield ImageSegment(pictures[number - 1].image, alt=pictures[number - 1].caption)
+        yield TextSegment("\n\n")
+
+
+def wishes_of(rules: PlacementRules) -> str:
+    wishes = []
+    if rules.max_images is not None:
+        wishes.append(f"Use at most {some(rules.max_images, 'picture')}.")
+    if rules.sections:
+        names = "; ".join(f"## {escape_markers(name)}" for name in rules.sections)
+        wishes.append(f"Write the answer in sections, and use pictures only under these headings: {names}.")
+    return " ".join(wishes)
+
+
+def _captions(candidates: Sequence[Candidate]) -> str:
+    lines = [
+        f"<img{number}>: {escape_markers(' '.join(candidate.caption.split())) or '(no caption)'}"
+        for number, candidate in enumerate(candidates, 1)
+    ]
+    return "\n".join(lines) or "(none)"

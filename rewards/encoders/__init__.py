@@ -1,0 +1,1 @@
+"""Rewards by pretrained encoders: picture and text, pictures among themselves, text and reference."""

@@ -1,0 +1,191 @@
+"""Rewards of another machine: the client of `limner serve-rewards`, and the form in which completions travel.
+
+    GET  /rewards         answer: {"rewards": [names]}
+    POST /rewards/NAME    {"prompts": [document], "completions": [{"prompt": index, "answer": document, "ended": bool}]}
+                          answer: the fields of a RewardOutput; a score that failed is "failed"
+
+Documents are those of `InterleavedDocument.to_json`, pictures as PNG, so that they arrive as they were. A fault of what
+was sent is 4xx with {"error": line}, an overloaded server 503, a reward that broke 500.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from ...configs.errors import InputError
+from ...models.documents.document import InterleavedDocument
+from ..base import FAILED, Completion, RewardOutput
+
+KEY_VARIABLE = "LIMNER_REWARDS_KEY"
+MOST_BYTES = 64 * 2**20
+"""Of an answer, which holds numbers alone."""
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts, at most."""
+
+
+@dataclass
+class RemoteConfig:
+    url: str = ""
+    """Of the reward server: `http://gpu-2:8400`."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each of its rewards, by the name under which it serves them."""
+    api_key_env: str = KEY_VARIABLE
+    """*Name* of the environment variable that holds the server's key; unset for a server without one."""
+    timeout: float = 240.0
+    """Seconds the server may be silent."""
+    retries: int = 3
+    """Further attempts after a lost connection, silence, HTTP 429 or 5xx."""
+    backoff: float = 1.0
+    """Seconds before the second attempt; doubles with each."""
+
+    def __post_init__(self) -> None:
+        check_variable(self.api_key_env)
+        for name in ("retries", "backoff"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name}: {getattr(self, name)}; at least 0")
+        if not 0 < self.timeout < math.inf:
+            raise InputError(f"timeout: {self.timeout}; a number of seconds above 0")
+
+
+def check_variable(api_key_env: str) -> None:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):  # not shown: it may be the key
+        raise InputError("api_key_env: give the name of an environment variable, not the key itself")
+
+
+class RemoteFailed(Exception):
+    """No scores after all attempts."""
+
+
+class RemoteReward:
+    """One reward of a server. A `Reward`.
+
+    Raises InputError for what asking again would not change (address, key, name, prompts that the reward cannot score),
+    RemoteFailed otherwise; the guard counts that as a failed call.
+    """
+
+    def __init__(self, name: str, config: RemoteConfig):
+        self.name, self.remote_name, self.config = f"remote_{name}", name, config
+        url = urlsplit(config.url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username:
+            raise InputError("rewards.remote.url: give the server's address, without a password: http://gpu-2:8400")
+        self._connection = HTTPSConnection if url.scheme == "https" else HTTPConnection
+        self._address = url.netloc
+        self._path = f"{url.path.rstrip('/')}/rewards/{quote(name, safe='')}"
+
+    def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
+        body = json.dumps(pack_completions(completions)).encode()
+        reason = ""
+        for attempt in range(self.config.retries + 1):
+            if attempt:
+                wait_s = min(self.config.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
+                time.sleep(wait_s * random.uniform(1, 1.25))  # apart from other ranks that failed together with it
+            try:
+                status, text = self._post(body)
+            except (OSError, HTTPException) as error:
+                reason = f"{type(error).__name__}: {error}"
+                continue
+            if status == 200:
+                return unpack_output(text)
+            reason = f"HTTP {status}: {_said(text)}"
+            if status < 500 and status != 429:
+                raise InputError(f"{self.config.url}: reward {self.remote_name!r}: {reason}")
+        raise RemoteFailed(f"{self.config.url}, {self.config.retries + 1} attempts, last: {reason}")
+
+    def _post(self, body: bytes) -> tuple[int, bytes]:
+        key = os.environ.get(self.config.api_key_env, "")
+        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+        connection = self._connection(self._address, timeout=self.config.timeout)
+        try:
+            connection.request("POST", self._path, body, headers)
+            response = connection.getresponse()
+            text = response.read(MOST_BYTES + 1)
+        finally:
+            connection.close()
+        if len(text) > MOST_BYTES:
+            raise HTTPException(f"more than {MOST_BYTES} bytes of scores")
+        return response.status, text
+
+
+def pack_completions(completions: Sequence[Completion]) -> dict[str, Any]:
+    """A JSON value; the rows of a group share their prompt."""
+    prompts = {id(completion.prompt): completion.prompt for completion in completions}
+    places = {key: place for place, key in enumerate(prompts)}
+    return {
+        "prompts": [prompt.to_json() for prompt in prompts.values()],
+        "completions": [
+            {"prompt": places[id(c.prompt)], "answer": c.answer.to_json(), "ended": c.ended} for c in completions
+        ],
+    }
+
+
+def unpack_completions(value: Any) -> list[Completion]:
+    """Raises ValueError for anything that `pack_completions` does not make."""
+    if not isinstance(value, dict) or set(value) != {"prompts", "completions"}:
+        raise ValueError("expected an object with `prompts` and `completions`")
+    if not all(isinstance(part, list) for part in value.values()):
+        raise ValueError("`prompts` and `completions` are lists")
+    prompts = [InterleavedDocument.from_json(prompt) for prompt in value["prompts"]]
+    completions = []
+    for row, item in enumerate(value["completions"]):
+        if not isinstance(item, dict) or set(item) != {"prompt", "answer", "ended"} or type(item["ended"]) is not bool:
+            raise ValueError(f"completion {row}: expected `prompt`, `answer` and a boolean `ended`")
+        if type(item["prompt"]) is not int or not 0 <= item["prompt"] < len(prompts):
+            raise ValueError(f"completion {row}: no prompt {item['prompt']!r}")
+        answer = InterleavedDocument.from_json(item["answer"])
+        completions.append(Completion(prompts[item["prompt"]], answer, item["ended"]))
+    return completions
+
+
+def pack_output(output: RewardOutput) -> dict[str, Any]:
+    """A JSON value; JSON has no NaN, so that a failed score is the word "failed"."""
+    return {
+        "outcome": _packed(output.outcome),
+        "segments": [_packed(row) for row in output.segments],
+        "breakdown": {name: _packed(part) for name, part in output.breakdown.items()},
+        "failed": output.failed,
+    }
+
+
+def unpack_output(body: bytes) -> RewardOutput:
+    """Raises RemoteFailed for what is no output; whether its scores are in order is the guard's to check."""
+    try:
+        value = json.loads(body)
+        segments = [_unpacked(row) for row in value["segments"]]
+        breakdown = {name: _unpacked(part) for name, part in value["breakdown"].items()}
+        return RewardOutput(_unpacked(value["outcome"]), segments, breakdown, value["failed"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RemoteFailed(f"the server's answer holds no scores ({type(error).__name__}: {error})") from None
+
+
+def _packed(scores: Sequence[float | None]) -> list[float | str | None]:
+    return ["failed" if score is not None and math.isnan(score) else score for score in scores]
+
+
+def _unpacked(scores: Sequence[Any]) -> list[Any]:
+    return [FAILED if score == "failed" else score for score in scores]
+
+
+def _said(body: bytes) -> str:
+    """The server's own line of an error, one line in any case."""
+    try:
+        text = str(json.loads(body)["error"])
+    except (ValueError, LookupError, TypeError):
+        text = body[:200].decode(errors="replace")
+    return " ".join(text.split())
+
+
+def remote_rewards(config: RemoteConfig) -> list[tuple[RemoteReward, float]]:
+    """(reward, weight) of each with a weight. Raises InputError for settings that cannot work; asks nobody."""
+    if not any(config.weights.values()):
+        raise InputError("rewards.remote.weights: no reward has a weight; GET URL/rewards says what the server has")
+    return [(RemoteReward(name, config), weight) for name, weight in config.weights.items() if weight]

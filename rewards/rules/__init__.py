@@ -1,0 +1,1 @@
+"""Rewards by rule: form, order of texts and pictures, placements."""

@@ -1,0 +1,174 @@
+"""`limner convert`: every published layout becomes a checkpoint that is the same model; what is missing is named."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from limner import cli
+from limner.configs.errors import InputError
+from limner.models.checkpoints.convert import convert, family_of
+from limner.models.checkpoints.folder import load
+from limner.models.families.janus.policy import JanusPolicy
+from limner.models.pictures.vqgan import ChameleonImageTokenizer
+from limner.models.tokens.sequence import collate
+from limner.worlds.picture_stories.scenes import SCENES, story
+
+from ..families.tiny import published_janus
+from ..families.tiny_vq import (
+    CODES,
+    SIDE,
+    TEXT,
+    ids_of,
+    own_ids,
+    published_chameleon,
+    published_emu3,
+    published_liquid,
+    published_tokenizer,
+    released_vqgan,
+    vqgan,
+)
+
+
+def published_llama(directory, model_class=LlamaForCausalLM, config_class=LlamaConfig, **settings):
+    """A language model that knows nothing of pictures."""
+    tokenizer = published_tokenizer(("<pad>", "<s>", "</s>"), (), code_is_special=False)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "num_key_value_heads": 2, **TEXT, **ids_of(tokenizer)}
+    model_class(config_class(**sizes, **settings)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    ChameleonImageTokenizer(vqgan(0)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def released(tmp_path):
+    folder = tmp_path / "released"
+    folder.mkdir()
+    return released_vqgan(folder)
+
+
+def scores_of_text(model, ids):
+    with torch.no_grad():
+        return model(input_ids=ids).logits[0]
+
+
+@pytest.mark.parametrize("kind", ["emu3", "anole", "chameleon", "liquid", "llama"])
+def test_a_converted_checkpoint_is_the_same_model(kind, tmp_path, released, pictures, capsys):
+    source, out = tmp_path / "source", tmp_path / "out"
+    {
+        "emu3": published_emu3,
+        "anole": published_chameleon,
+        "chameleon": lambda folder: published_chameleon(folder, decoder=False),
+        "liquid": published_liquid,
+        "llama": published_llama,
+    }[kind](source)
+    flags = {
+        "emu3": ["--image-size", str(SIDE)],
+        "chameleon": ["--image-tokenizer", str(released)],
+        "liquid": ["--image-tokenizer", str(released.parent)],
+        "llama": ["--image-tokenizer", str(pictures)],
+    }
+    cli.run(["convert", str(source), "--out", str(out), *flags.get(kind, [])])
+    expected = {"anole": "chameleon", "liquid": "shared_vocabulary", "llama": "shared_vocabulary"}.get(kind, kind)
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert f"{out}: family {expected}, " in said and f"pictures of 4 x 4 codes of {CODES} (" in said
+    policy = load(out)
+    assert policy.family == expected
+    sequence = policy.processor.encode(story(SCENES[:2]))
+    ids = own_ids(policy, sequence.ids_T)
+    stock = (policy.model_class if kind != "llama" else AutoModelForCausalLM).from_pretrained(source).eval()
+    size = policy.vocabulary.text_size
+    if kind == "llama":  # it knew no codes and no controls
+        ids, size = ids[:, ids[0] < stock.config.vocab_size], stock.config.vocab_size
+    text = [i for i in range(size) if i not in {*policy.processor.code_ids}]
+    assert torch.allclose(scores_of_text(policy.model, ids)[:, text], scores_of_text(stock, ids)[:, text], atol=1e-6)
+    batch = collate([[sequence]], policy.vocabulary)
+    with torch.no_grad():
+        logp_BT, _ = policy.log_probs(policy.model, batch)
+    assert torch.isfinite(logp_BT).all() and (logp_BT[batch.trainable_BT] < 0).all()
+
+
+def test_janus_brings_all_its_parts(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    published_janus(source)
+    loaded, direct = convert(source, out), JanusPolicy.from_upstream(source)
+    batch = collate([[direct.processor.encode(story(SCENES[:2]))]], direct.vocabulary)
+    with torch.no_grad():
+        assert torch.equal(*(p.log_probs(p.model, batch)[0] for p in (loaded, direct)))
+    refused(
+        "--image-tokenizer: model family 'janus' does not take it", source, tmp_path / "new", image_tokenizer=source
+    )
+
+
+def refused(says, source, out, **options):
+    with pytest.raises(InputError, match=says) as error:
+        convert(source, out, **options)
+    assert "\n" not in str(error.value) and not out.exists()
+
+
+def test_what_is_missing_is_named(tmp_path, released, pictures):
+    source, out = tmp_path / "source", tmp_path / "out"
+    refused("source: no config.json", source, out)
+    published_llama(source)
+    refused("a language model alone; name its image tokenizer", source, out)
+    refused("nowhere: no image tokenizer", source, out, image_tokenizer=tmp_path / "nowhere")
+    refused("--image-size: model family 'shared_vocabulary' does not take it", source, out, image_size=8)
+    refused("model family 'vila' is not known", source, out, family_name="vila")
+    weights = source / "model.safetensors"
+    kept = weights.read_bytes()
+    torch.save({}, source / "pytorch_model.bin")
+    weights.unlink()
+    refused("source: cannot be read: .*model.safetensors", source, out, image_tokenizer=pictures)
+    weights.write_bytes(kept)
+    (source / "tokenizer.json").unlink()
+    refused("source: no tokenizer.json", source, out, image_tokenizer=pictures)
+    config = json.loads((source / "config.json").read_text())
+    del config["model_type"]
+    (source / "config.json").write_text(json.dumps(config))
+    refused("config.json: cannot be read: 'model_type'", source, out)
+
+
+def test_another_models_tokenizer_is_refused(tmp_path, released):
+    source = tmp_path / "source"
+    published_chameleon(source, decoder=False)
+    published_tokenizer(("<pad>", "<s>", "</s>"), (), code_is_special=False).save_pretrained(source)
+    refused("the tokenizer has no token <racm3:break>", source, tmp_path / "out", image_tokenizer=released)
+
+
+def test_nothing_else_is_overwritten(tmp_path, pictures):
+    source, out = tmp_path / "source", tmp_path / "out"
+    published_llama(source)
+    out.mkdir()
+    (out / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match=r"out: exists and is no checkpoint of limner's"):
+        convert(source, out, image_tokenizer=pictures)
+    assert (out / "thesis.tex").read_text() == "x"
+    convert(source, tmp_path / "model", image_tokenizer=pictures)
+    convert(source, tmp_path / "model", image_tokenizer=pictures)
+    refused("is a checkpoint of limner's already", tmp_path / "model", out.with_name("new"))
+
+
+def test_a_model_that_does_more_than_head_and_decoder_is_refused(tmp_path, pictures):
+    """Cohere multiplies its scores by a constant; without it we would sample from another distribution."""
+    published_llama(tmp_path / "source", CohereForCausalLM, CohereConfig, logit_scale=0.0625)
+    says = "CohereForCausalLM: its scores are not those of its decoder and head"
+    refused(says, tmp_path / "source", tmp_path / "out", image_tokenizer=pictures)
+
+
+def test_the_family_is_found_by_the_model_type(tmp_path):
+    for kind, name in {
+        "chameleon": "chameleon",
+        "emu3": "emu3",
+        "janus": "janus",
+        "qwen3": "shared_vocabulary",
+    }.items():
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        assert family_of(tmp_path).family == name

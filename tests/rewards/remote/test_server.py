@@ -1,0 +1,229 @@
+"""Rewards over real HTTP: the same scores as here, and every fault where it belongs."""
+
+import hashlib
+import json
+import time
+from http.client import HTTPConnection
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from limner.configs import build
+from limner.configs.errors import InputError
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.rewards.base import FAILED, Completion, RewardOutput
+from limner.rewards.build import RewardsConfig, build_reward
+from limner.rewards.guard import GuardedReward
+from limner.rewards.remote import server as server_module
+from limner.rewards.remote.client import (
+    RemoteConfig,
+    RemoteFailed,
+    RemoteReward,
+    pack_completions,
+    remote_rewards,
+    unpack_completions,
+)
+from limner.rewards.remote.server import RewardServer, ServerConfig
+from limner.worlds.picture_stories.rewards import PictureReward
+from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story_prompt
+
+PLAN = SCENES[5], SCENES[100]
+PROMPT = story_prompt(PLAN, "p1")
+
+
+def answer(*scenes, prompt=PROMPT, ended=True):
+    parts = [(TextSegment(s.sentence, True), ImageSegment(draw_scene(s), True, "generated")) for s in scenes]
+    return Completion(prompt, InterleavedDocument(tuple(part for pair in parts for part in pair)), ended)
+
+
+ROWS = [answer(*PLAN), answer(PLAN[1], PLAN[0]), answer(PLAN[0], ended=False), answer()]
+
+
+class Part:
+    """A reward that does what it is told to."""
+
+    def __init__(self, name, score):
+        self.name, self.score = name, score
+
+    def __call__(self, completions):
+        return self.score(completions)
+
+
+def flat(completions, score=0.5):
+    return RewardOutput([score] * len(completions), [[None] * len(c.answer.segments) for c in completions])
+
+
+class Running:
+    """A server in a thread; `with` gives its address."""
+
+    def __init__(self, *parts, **settings):
+        self.server = RewardServer(ServerConfig(port=0, **settings), parts)
+
+    def __enter__(self):
+        Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self.server.url
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def remote(url, name, **others):
+    return RemoteReward(name, RemoteConfig(url, **{"retries": 0, "backoff": 0.01, **others}))
+
+
+def test_a_remote_reward_scores_as_the_same_reward_here():
+    digests = Part("digest", lambda rows: flat(rows, int(hashlib.sha256(pixels(rows)).hexdigest()[:6], 16) / 2**24))
+    with Running(PictureReward("plan"), digests) as url:
+        here, there = PictureReward("plan")(ROWS), remote(url, "image_plan")(ROWS)
+        assert there == here and there.segments[0] == [None, 1.0, None, 1.0]
+        assert remote(url, "digest")(ROWS) == digests(ROWS)  # every pixel arrived
+        connection = HTTPConnection(url.removeprefix("http://"))
+        connection.request("GET", "/rewards")
+        assert json.loads(connection.getresponse().read()) == {"rewards": ["image_plan", "digest"]}
+
+
+def pixels(rows):
+    return b"".join(image.pixels().tobytes() for row in rows for image in row.answer.images)
+
+
+def test_completions_travel_as_they_are():
+    given = ImageSegment(Image.effect_noise((9, 7), 90).convert("RGB"))
+    prompt = InterleavedDocument(
+        (TextSegment("A \ud800 surrogate"), given), "p2", {"outline": ["x"], "reference": None}
+    )
+    row = Completion(prompt, InterleavedDocument((ImageSegment(None, True, codes_N=np.arange(4)),)), ended=False)
+    sent = json.loads(json.dumps(pack_completions([row, row, *ROWS])))
+    assert len(sent["prompts"]) == 2  # rows of a group share theirs
+    found = unpack_completions(sent)
+    assert json.dumps(pack_completions(found)) == json.dumps(pack_completions([row, row, *ROWS]))
+    assert found[0].prompt.meta == prompt.meta and not found[0].ended and found[0].prompt is found[1].prompt
+
+
+def test_missing_and_failed_scores_stay_missing():
+    def score(rows):
+        output = flat(rows, float("nan"))
+        return RewardOutput(
+            [np.float32(0.5), None, *output.outcome[2:]], output.segments, {"part": [1.0] * 4}, {"cut": 2}
+        )
+
+    with Running(Part("partly", score)) as url:
+        output = remote(url, "partly")(ROWS)
+    assert output.outcome == [0.5, None, FAILED, FAILED] and output.breakdown == {"part": [1.0] * 4}
+    assert output.failed == {"cut": 2}
+
+
+def test_faults_of_settings_and_prompts_stop_at_once(monkeypatch):
+    calls = []
+    with Running(
+        Part("flat", lambda rows: calls.append(1) or flat(rows)), PictureReward("plan"), max_megabytes=1
+    ) as url:
+        with pytest.raises(InputError, match="'flatt': HTTP 404: no reward 'flatt'; there are flat, image_plan"):
+            remote(url, "flatt", retries=5, backoff=60)(ROWS)
+        no_outline = InterleavedDocument((TextSegment("Draw."),), "p3")
+        with pytest.raises(InputError, match="HTTP 422: prompt 'p3' has no outline"):
+            remote(url, "image_plan", retries=5, backoff=60)([answer(prompt=no_outline)])
+        noise = ImageSegment(Image.effect_noise((900, 900), 90).convert("RGB"), True, "generated")
+        large = Completion(PROMPT, InterleavedDocument((noise,) * 2))
+        with pytest.raises(InputError, match="HTTP 413: a request of .* MB; .* max_megabytes"):
+            remote(url, "flat")([large])
+        assert not calls
+    monkeypatch.setenv("THE_KEY", "s3cret-s3cret")
+    with Running(Part("flat", flat), api_key_env="THE_KEY") as url:
+        with pytest.raises(InputError, match="HTTP 401: the key is missing or wrong"):
+            remote(url, "flat")(ROWS)
+        assert remote(url, "flat", api_key_env="THE_KEY")(ROWS) == flat(ROWS)
+    with pytest.raises(InputError, match="host: 0.0.0.0 is open to others; set a key: export LIMNER_REWARDS_KEY"):
+        Running(Part("flat", flat), host="0.0.0.0")
+
+
+def test_failures_are_tried_again_and_then_counted():
+    answers = [RuntimeError("out of memory"), RuntimeError("again"), None, "always"]
+
+    def score(rows):
+        fault = answers[0] if answers[0] == "always" else answers.pop(0)
+        if fault:
+            raise RuntimeError(str(fault))
+        return flat(rows)
+
+    with Running(Part("shaky", score)) as url:
+        assert remote(url, "shaky", retries=2)(ROWS) == flat(ROWS)
+        with pytest.raises(RemoteFailed, match="2 attempts, last: HTTP 500: it raised RuntimeError: always"):
+            remote(url, "shaky", retries=1)(ROWS)
+        guard = GuardedReward(remote(url, "shaky"))
+        assert guard(ROWS).outcome == [FAILED] * 4 and guard.failures == {"raised RemoteFailed": 1}
+    with pytest.raises(RemoteFailed, match="1 attempts, last: ConnectionRefusedError"):
+        remote(url, "shaky")(ROWS)
+
+
+def test_a_silent_server_is_given_up():
+    slow = Part("slow", lambda rows: time.sleep(0.6) or flat(rows))
+    with Running(slow) as url, pytest.raises(RemoteFailed, match="TimeoutError"):
+        remote(url, "slow", timeout=0.2)(ROWS)
+
+
+def test_more_requests_than_the_server_takes_come_back():
+    taken, free = Event(), Event()
+
+    def score(rows):
+        taken.set()
+        free.wait(60)
+        return flat(rows)
+
+    with Running(Part("slow", score), max_waiting=1) as url:
+        outputs = []
+        call = remote(url, "slow", retries=12, backoff=0.05)
+        threads = [Thread(target=lambda: outputs.append(call(ROWS))) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert taken.wait(60)
+        with pytest.raises(RemoteFailed, match="HTTP 503: 1 requests are under way"):
+            remote(url, "slow")(ROWS)
+        free.set()
+        for thread in threads:
+            thread.join()
+    assert outputs == [flat(ROWS)] * 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"null",
+        b'{"prompts": [], "completions": {}}',
+        b'{"prompts": [], "completions": [{"prompt": 0, "answer": {"segments": []}, "ended": true}]}',
+        b'{"prompts": [{"segments": []}], "completions": [{"prompt": 0, "answer": {}, "ended": true}]}',
+        b'{"prompts": [{"segments": [{"type": "image", "image": "file:///etc/passwd"}]}], "completions": []}',
+    ],
+)
+def test_what_holds_no_completions_is_refused(body):
+    with Running(Part("flat", flat)) as url:
+        connection = HTTPConnection(url.removeprefix("http://"))
+        connection.request("POST", "/rewards/flat", body)
+        response = connection.getresponse()
+        assert response.status in (400, 411) and set(json.loads(response.read())) == {"error"}
+
+
+def test_settings(monkeypatch, capsys):
+    exact = {"format": 0, "text_plan": 0, "image_plan": 0, "image_sentence": 0}
+    with Running(PictureReward("plan"), Part("flat", flat)) as url:
+        section = {"url": url, "weights": {"image_plan": 3, "flat": 1}}
+        output = build_reward(build(RewardsConfig, {**exact, "remote": section}, "my.yaml"))(ROWS)
+    assert output.breakdown["remote_flat"] == [0.5] * 4 and output.outcome[0] == (3 + 0.5) / 4
+    wrong = {"url": "gpu-2", "weights": {}, "api_key_env": "sk-secret", "timeout": 0, "retries": -1}
+    for name, value in wrong.items():
+        with pytest.raises(InputError, match=name) as caught:
+            remote_rewards(RemoteConfig(**{"url": "http://gpu-2", "weights": {"flat": 1}, name: value}))
+        assert "sk-secret" not in str(caught.value)
+
+    monkeypatch.setattr(RewardServer, "serve_forever", lambda self: None)
+    server_module.main(["--rewards.text_plan", "0", "--rewards.text.weights.rouge_l", "1", "--port", "0"])
+    assert capsys.readouterr().out.startswith(
+        "serving format, image_plan, image_sentence, rouge_l at http://127.0.0.1:"
+    )
+    with pytest.raises(InputError, match="max_waiting: 0"):
+        server_module.main(["--max_waiting", "0"])

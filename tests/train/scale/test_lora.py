@@ -1,0 +1,94 @@
+"""LoRA in one process; `test_setups.py` has it on several."""
+
+import builtins
+
+import pytest
+import torch
+
+from limner.configs import parse
+from limner.configs.errors import InputError
+from limner.models.checkpoints.folder import load, save
+from limner.train.grpo import RunConfig, run
+from limner.train.objective.algorithm import AlgorithmConfig, PerModality
+from limner.train.scale.lora import LoraConfig
+from limner.train.trainer import BATCH_FIELDS, GRPOConfig, InterleavedGRPOTrainer
+
+from ..runs import PROMPTS, Illustrated, dataset, logs, settings
+
+pytest.importorskip("peft", reason="pip install 'limner[peft]'")
+
+
+def test_the_reference_is_the_model_without_its_adapter(make_policy, tmp_path):
+    policy = make_policy(0)
+    algorithm = AlgorithmConfig(process_weight=0.5, beta=PerModality(0.1, 0.1))
+    adapter = LoraConfig(rank=4, targets=["q_proj", "down_proj"]).adapter(policy.model)
+    args = settings(tmp_path, max_steps=3, learning_rate=0.1)
+    trainer = InterleavedGRPOTrainer(policy, Illustrated(), algorithm, args, dataset(), peft_config=adapter)
+    assert trainer.reference is None and trainer.is_adapted
+    trainer.train()
+    for name in ("text", "image"):
+        assert abs(logs(trainer)[0][f"kl/{name}"]) < 1e-6 < 1e-5 < logs(trainer)[2][f"kl/{name}"]
+
+    rows = trainer._buffered_inputs[0]
+    start = make_policy(0)
+    with torch.no_grad():
+        expected, _ = trainer.log_probs(start.model, {name: rows[name] for name in BATCH_FIELDS}, start)
+    assert torch.allclose(trainer._reference_scores(rows)["ref_logp_BT"], expected, atol=1e-5)
+    before = dict(start.model.named_parameters())
+    after = {name.replace(".base_layer", ""): weight for name, weight in policy.model.named_parameters()}
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    adapted = {name.split(".")[-4] for name in after if "lora_" in name}
+    assert adapted == {"q_proj", "down_proj"}
+
+
+def test_a_run_writes_the_merged_model(make_policy, tmp_path):
+    save(make_policy(0), tmp_path / "start")
+    algorithm = AlgorithmConfig(entropy_bonus=PerModality(1.0, 1.0))  # the rewards find no difference
+    config = RunConfig(str(tmp_path / "start"), algorithm=algorithm, preflight=False, lora=LoraConfig(rank=4))
+    args = settings(tmp_path / "run", save_strategy="steps", save_steps=1, learning_rate=0.1)
+    trainer = run(config, args, prompts=PROMPTS)
+    merged, start = load(tmp_path / "run" / "model"), load(tmp_path / "start")
+    rows = {name: trainer._buffered_inputs[0][name] for name in BATCH_FIELDS}
+    with torch.no_grad():
+        found, expected, before = (
+            trainer.log_probs(policy.model, rows, policy)[0] for policy in (merged, trainer.policy, start)
+        )
+    assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, before, atol=1e-2)
+    checkpoint = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
+    assert "adapter_model.safetensors" in checkpoint and not checkpoint & {"model.safetensors", "limner.json"}
+
+
+def test_the_section_is_read_from_flags():
+    config, _ = parse((RunConfig, GRPOConfig), ["--lora.rank", "8", "--use_cpu", "--bf16", "false"])
+    assert config.lora == LoraConfig(rank=8)
+    config, _ = parse((RunConfig, GRPOConfig), ["--use_cpu", "--bf16", "false"])
+    assert config.lora is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "lora.rank: 0"),
+        (
+            {"targets": ["q_proj", "lm_head"]},
+            "lora.targets: lm_head is no layer to adapt; there are down_proj, ",
+        ),
+        ({"targets": "self_attn"}, "lora.targets: self_attn is no layer"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message, make_policy):
+    with pytest.raises(InputError, match=message):
+        LoraConfig(**settings).adapter(make_policy(0).model)
+
+
+def test_without_peft_the_extra_is_named(make_policy, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **options):
+        if name == "peft":
+            raise ImportError(name)
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"pip install 'limner\[peft\]'"):
+        LoraConfig().adapter(make_policy(0).model)

@@ -1,0 +1,1 @@
+"""A new small model from data alone, its tokenizers too."""

@@ -1,0 +1,1 @@
+"""The dedicated inserter: GRPO by TRL itself, and scoring by pairs."""

@@ -1,0 +1,1 @@
+"""The mathematics of extended GRPO: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Does a run fit the memory?"""

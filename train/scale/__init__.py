@@ -1,0 +1,1 @@
+"""Runs of any size: sharding, adapters, checkpoints, the run's folder."""

@@ -1,0 +1,135 @@
+"""Atomic checkpoints for both trainers: stage beside, barrier, rename. A checkpoint folder that exists is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import PreTrainedModel
+
+from ...configs.errors import InputError, reading
+from ...models.checkpoints.folder import put_in_place, save_beside_model
+from ...models.policy import UnifiedPolicy
+from .run_folder import checkpoints
+
+STAGING = "_staging"
+"""transformers pushes a run's folder to the Hub without what begins with `_`."""
+STATES = {"optimizer": "optimizer*", "scheduler": "scheduler.pt", "random": "rng_state*.pth"}
+"""What a checkpoint must hold to go on from, and its files."""
+SEEN_WITHIN = 60.0
+"""Seconds that a new file may take to be seen on other nodes: network file systems keep what they know of a folder."""
+
+
+class WholeCheckpoints:
+    """Mixin before a transformers Trainer; the trainer has the `policy` whose model it trains.
+
+    The Trainer writes a checkpoint folder file by file, and takes the highest number for the last on resume: killed in
+    the middle of a save, it would resume from half a checkpoint.
+    """
+
+    policy: UnifiedPolicy
+    model: Any
+    args: Any
+    state: Any
+    accelerator: Any
+    _staging: bool = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises InputError where checkpoints could not be written whole: see `check_shared`."""
+        check_shared(self.args, self.accelerator)
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with reading(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Raises InputError where a state is missing, and transformers would start with a fresh one."""
+        for name, pattern in STATES.items() if checkpoint else ():
+            own = name != "random" and self.is_deepspeed_enabled  # type: ignore[attr-defined]  # it keeps them elsewhere
+            if not own and not any(Path(checkpoint or "").glob(pattern)):
+                raise InputError(
+                    f"{checkpoint}: no {name} state to go on from (saved under DeepSpeed or save_only_model?); "
+                    "launch the run as before, or start a new one with it as --model"
+                )
+        with reading(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        output_dir = super()._get_output_dir(trial)  # type: ignore[misc]
+        return os.path.join(output_dir, STAGING) if self._staging else output_dir
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / STAGING
+        if self.accelerator.is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            name = f"checkpoint-{self.state.global_step}"
+            put_in_place(staging / name, output_dir / name, staging / "replaced")
+            limit = self.args.save_total_limit
+            for old in checkpoints(output_dir)[:-limit] if limit else []:
+                old.rename(staging / old.name)
+            shutil.rmtree(staging, ignore_errors=True)
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(output_dir / name))
+        self.accelerator.wait_for_everyone()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Waits for the folder's final place: a push goes on in a thread, and would lose files that are moved."""
+        if not self._staging:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        if self.args.should_save and isinstance(self.model, PreTrainedModel):  # an adapter alone is no model
+            save_beside_model(self.policy, Path(output_dir or self.args.output_dir))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes a card of its own with every checkpoint; a checkpoint is not a release."""
+
+
+def check_shared(args: Any, accelerator: Any) -> None:
+    """Raises InputError, on every process, where one does not see what the first one writes to `output_dir`.
+
+    Each process writes its own part of a checkpoint, and the first one makes them a checkpoint.
+    """
+    if args.save_on_each_node:
+        raise InputError("save_on_each_node: not supported; nodes share one output_dir, and its checkpoints")
+    if accelerator.num_processes == 1:
+        return
+    names = [f".seen-{uuid4().hex}"]
+    broadcast_object_list(names)  # a name that nobody has looked up before
+    probe = Path(args.output_dir) / names[0]
+    if accelerator.is_main_process:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    accelerator.wait_for_everyone()
+    deadline = time.monotonic() + SEEN_WITHIN
+    while not probe.exists() and time.monotonic() < deadline:
+        time.sleep(1)
+    seen = gather_object([probe.exists()])
+    if accelerator.is_main_process:
+        probe.unlink()
+    if not all(seen):
+        raise InputError(
+            f"{args.output_dir}: {seen.count(False)} of {len(seen)} processes do not see what the first writes there; "
+            "name a folder that all nodes share (--output_dir)"
+        )

@@ -1,0 +1,79 @@
+"""LoRA (Hu et al., arXiv 2106.09685) by peft: only an adapter is trained; the KL reference is the model without it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ...configs.errors import InputError
+
+
+@dataclass
+class LoraConfig:
+    """There is no dropout: the sampled policy would not be the scored one."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+    targets: str | list[str] = "all-linear"
+    """Names of modules to adapt; `all-linear` is every linear layer but the output head."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"lora.rank: {self.rank}; at least 1")
+
+    def adapter(self, model: PreTrainedModel) -> Any:
+        """The `peft_config` of a trainer of this model. Raises InputError that names the wrong setting."""
+        try:
+            import peft
+        except ImportError:
+            raise InputError("lora: needs peft, which is not installed: pip install 'limner[peft]'") from None
+        return peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=0.0,
+            target_modules=list(linear_layers(model, self.targets)),
+            task_type="CAUSAL_LM",
+        )
+
+
+def linear_layers(model: PreTrainedModel, targets: str | list[str] = "all-linear") -> dict[str, nn.Linear]:
+    """The layers that an adapter goes on, by full name. Raises InputError for a target that is none of them.
+
+    The head is read as a plain weight, and what is frozen, such as an image tokenizer inside, is left alone.
+    """
+    frozen, head = _frozen(model), model.get_output_embeddings()
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and not re.fullmatch(frozen, name)
+    }
+    if targets in ("all-linear", ["all-linear"]):
+        return layers
+    known = {name.rpartition(".")[2] for name in layers}
+    wanted = [targets] if isinstance(targets, str) else targets
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(f"lora.targets: {unknown[0]} is no layer to adapt; there are {', '.join(sorted(known))}")
+    return {name: module for name, module in layers.items() if name.rpartition(".")[2] in wanted}
+
+
+def adapted(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
+    """The model inside a peft model of which only the adapter is trained. The model itself is changed."""
+    peft_config = config.adapter(model)
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)  # the adapter starts at random
+    return get_peft_model(model, peft_config)
+
+
+def _frozen(model: nn.Module) -> str:
+    """Expression of the names of all submodules of which nothing is trained; empty where there are none."""
+    parameters = {name: list(module.parameters()) for name, module in model.named_modules()}
+    names = {name for name, own in parameters.items() if own and not any(weight.requires_grad for weight in own)}
+    tops = sorted(name for name in names if name.rpartition(".")[0] not in names)
+    return "|".join(rf"{re.escape(name)}(\..*)?" for name in tops)

@@ -1,0 +1,101 @@
+"""The folder of a run, `output_dir`: what an earlier run left in it, where to go on from, and its settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...configs import read_yaml, resolved, save_resolved
+from ...configs.errors import InputError
+from ...models.documents.rendering import write_atomically
+
+CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+CONFIG = "config.yaml"
+OUTPUTS = ("model", "trajectories")
+"""What a run without checkpoints leaves, and what another would replace or mix with."""
+CHECKPOINT_STATE = "trainer_state.json"
+OF_A_CALL = ("resume_from_checkpoint", "output_dir")
+"""Settings that differ between the calls of one run."""
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoint folders, oldest first."""
+    found = [
+        (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def resume_point(output_dir: Path, resume: str | None) -> str | None:
+    """The checkpoint to resume from: a folder, `last` for the newest complete one, or None to start anew.
+
+    Raises InputError where there is none, where it is not whole, and where the run would mix with another one.
+    """
+    if in_the_way := next((path for path in (output_dir, *output_dir.parents) if path.is_file()), None):
+        raise InputError(f"output_dir: {in_the_way} is a file; name a folder (--output_dir)")
+    existing = checkpoints(output_dir)
+    if resume is None:
+        if existing:
+            raise InputError(
+                f"{output_dir}: holds {existing[-1].name} of an earlier run; "
+                "give --resume_from_checkpoint last, or another --output_dir"
+            )
+        if left := [name for name in OUTPUTS if (output_dir / name).exists()]:
+            raise InputError(
+                f"{output_dir}: holds {' and '.join(left)} of an earlier run; give another --output_dir, or delete it"
+            )
+        return None
+    if resume == "last":
+        if not existing:
+            raise InputError(f"{output_dir}: no checkpoint to resume from")
+        return str(_whole(existing[-1]))
+    if not Path(resume).is_dir():
+        raise InputError(f"--resume_from_checkpoint {resume}: no such checkpoint; give a checkpoint folder, or `last`")
+    if existing and existing[-1].resolve() != Path(resume).resolve():
+        raise InputError(
+            f"--resume_from_checkpoint {resume}: {output_dir} holds {existing[-1].name} of an earlier run; move what "
+            "comes after it away, or give another --output_dir"
+        )
+    return str(_whole(Path(resume)))
+
+
+def _whole(checkpoint: Path) -> Path:
+    """Runs write whole checkpoints; one that was copied or cleaned up may be half of one."""
+    try:
+        step = json.loads((checkpoint / CHECKPOINT_STATE).read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        step = None
+    if not isinstance(step, int):
+        raise InputError(
+            f"{checkpoint}: its {CHECKPOINT_STATE} is missing or damaged, so this is no whole checkpoint; "
+            "delete the folder, and `last` is the one before it"
+        )
+    return checkpoint
+
+
+def save_settings(output_dir: Path, resume: str | None, *settings: Any) -> None:
+    """Writes the run's config.yaml. A resumed run says what it changes, and the earlier file is kept beside it."""
+    if resume is not None and (Path(resume).parent / CONFIG).is_file():
+        earlier = Path(resume).parent / CONFIG
+        if changed := _changes(read_yaml(earlier), resolved(*settings)[0]):
+            step = Path(resume).name.removeprefix("checkpoint-")
+            kept = output_dir / f"config.until-{step}.yaml"
+            if not kept.exists():  # else a resume from there has failed, and config.yaml is of that one
+                write_atomically(kept, earlier.read_bytes())
+            print(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
+    save_resolved(output_dir / CONFIG, *settings)
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`name old -> new` of each setting that both have and that differs."""
+    found: list[str] = []
+    for name in (name for name in before if name in after and name not in OF_A_CALL):
+        old, new = before[name], after[name]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {json.dumps(old)} -> {json.dumps(new)}")
+    return found

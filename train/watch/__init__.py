@@ -1,0 +1,1 @@
+"""What is seen of a run: diagnostics, alarms, trajectories, progress."""

@@ -1,0 +1,1 @@
+"""Captioned scenes for the dedicated inserter."""

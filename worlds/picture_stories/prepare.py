@@ -1,0 +1,133 @@
+"""What the demo trains on: prompts, shards and tokenizers of the embedded world."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ...data.mixture import token_report
+from ...data.prompts import read_outlines, write_outlines
+from ...data.shards import ShardWriter, read_documents
+from ...models.documents.document import ImageSegment, InterleavedDocument, encode_png
+from ...models.tokens.processing import Processor
+from ...train.from_scratch.new_model import NewModelConfig, new_processor
+from .scenes import (
+    QUESTIONS,
+    SCENES,
+    Noise,
+    Outline,
+    caption,
+    draw_scene,
+    outlines,
+    parse_scene,
+    question,
+    read_pictures,
+    story,
+    story_prompt,
+    text_to_image,
+    warmup_documents,
+)
+
+
+@dataclass
+class WorldConfig:
+    heldout_prompts: int = 600
+    """Outlines kept out of every stage, for the figures."""
+    train_prompts: int = 4000
+    """Outlines that GRPO writes stories for."""
+    interleaved: int = 10_000
+    """Noisy warm-up stories."""
+    understanding: int = 6000
+    """Clean questions and captions."""
+    text_to_image: int = 3600
+    """Clean pictures of a sentence."""
+
+
+def write_prompts(directory: Path, config: WorldConfig, seed: int) -> tuple[list[Outline], list[Outline]]:
+    """(held-out, training) outlines, disjoint; written as JSONL for `limner demo --score` and `limner grpo`."""
+    heldout = outlines(1_000_000 + seed, config.heldout_prompts)
+    train = outlines(2_000_000 + seed, config.train_prompts, exclude=frozenset(heldout))
+    directory.mkdir(parents=True, exist_ok=True)
+    write_outlines(directory / "heldout.jsonl", heldout)
+    write_outlines(directory / "train.jsonl", train)
+    return heldout, train
+
+
+def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[str, Any]]:
+    """Tokenizers of the world, and figures of them."""
+    texts = [story(outline).text for outline in outlines(3_000_000 + seed, 300)]
+    texts += [story_prompt(outline).text for outline in outlines(4_000_000 + seed, 300)]
+    for scene in SCENES:
+        texts += [document(scene).text for document in (caption, text_to_image)]
+    texts += [question(SCENES[0], name).text for name in QUESTIONS]
+    return learnt_processor(texts, config)
+
+
+def learnt_processor(texts: Sequence[str], config: NewModelConfig) -> tuple[Processor, dict[str, Any]]:
+    """Tokenizers of texts and all scenes; figures say what share of pictures the image tokenizer rebuilds exactly."""
+    pictures = [draw_scene(scene) for scene in SCENES]
+    processor, figures = new_processor(texts, pictures, config)
+    tokenizer = processor.image_tokenizer
+    rebuilt = read_pictures(tokenizer.decode(np.stack(tokenizer.encode(pictures))))
+    exact = sum(seen == scene for seen, scene in zip(rebuilt, SCENES, strict=True)) / len(SCENES)
+    return processor, {**figures, "exact_reconstructions": exact}
+
+
+def write_shards(directory: Path, processor: Processor, config: WorldConfig, heldout: list[Outline], seed: int) -> dict:
+    """A shard folder a kind, image codes cached; returns the report of tokens by kind and modality."""
+    streams = {
+        kind: itertools.islice(warmup_documents(kind, seed, Noise(), frozenset(heldout)), getattr(config, kind))
+        for kind in ("interleaved", "understanding", "text_to_image")
+    }
+    return write_streams(directory, processor, streams)
+
+
+def write_streams(directory: Path, processor: Processor, streams: Mapping[str, Iterator[InterleavedDocument]]) -> dict:
+    """A shard folder for each stream of documents, whose pictures are `draw_scene`'s; the report of `write_shards`."""
+    tokenizer = processor.image_tokenizer
+    fingerprint = tokenizer.fingerprint()
+    pictures = [draw_scene(scene) for scene in SCENES]
+    codes = {id(picture): code for picture, code in zip(pictures, tokenizer.encode(pictures), strict=True)}
+    encoded = {id(picture): encode_png(picture) for picture in pictures}
+    report: dict[str, Counter] = {}
+    for kind, stream in streams.items():
+        with ShardWriter(directory / kind, overwrite=True, fingerprint=fingerprint) as writer:
+            for chunk in _chunks(stream, 256, desc=f"data: {kind}"):
+                chunk = [_with_codes(document, codes) for document in chunk]
+                for document in chunk:
+                    writer.write(document, encoded=[encoded[id(image.image)] for image in document.images])
+                sequences = processor.encode_all(chunk)
+                for name, counts in token_report(chunk, sequences, processor.vocabulary).items():
+                    report.setdefault(name, Counter()).update(counts)
+    return {kind: dict(counts) for kind, counts in report.items()}
+
+
+def check_heldout(directory: Path, prompts: Path) -> int:
+    """Reads every training document and prompt back and counts those whose outline is held out: it must be 0."""
+    heldout = set(read_outlines(prompts / "heldout.jsonl"))
+    seen = {outline for outline in read_outlines(prompts / "train.jsonl")}
+    for document in read_documents(directory / "interleaved", "train", shuffle_seed=None):
+        seen.add(tuple(parse_scene(words) for words in document.meta["outline"]))
+    return len(heldout & seen)
+
+
+def _with_codes(document: InterleavedDocument, codes: dict[int, np.ndarray]) -> InterleavedDocument:
+    segments = [
+        replace(segment, codes_N=codes[id(segment.image)]) if isinstance(segment, ImageSegment) else segment
+        for segment in document.segments
+    ]
+    return replace(document, segments=tuple(segments))
+
+
+def _chunks(documents: Iterator[InterleavedDocument], size: int, desc: str) -> Iterator[list[InterleavedDocument]]:
+    with tqdm(desc=desc, unit=" documents") as progress:
+        while chunk := list(itertools.islice(documents, size)):
+            yield chunk
+            progress.update(len(chunk))
