@@ -106,6 +106,8 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
             if type(choice) is type(value) and choice == value:
                 return choice
         raise _expected(f"one of {', '.join(map(str, args))}", value, place, near=args)
+    if isinstance(value, str) and hasattr(origin, "named"):  # a thing that can be had by its name
+        return _named(origin, value, place)
     if dataclasses.is_dataclass(origin):
         return value if isinstance(value, origin) else build(origin, value, place, default)  # type: ignore[arg-type]
     if issubclass(origin, Enum):
@@ -155,7 +157,7 @@ def fields_of(cls: type) -> dict[str, Any]:
 def docs_of(cls: type) -> dict[str, str]:
     """What the docstring under each field says of it; a field without one is left out."""
     docs = {}
-    for ancestor in reversed(cls.__mro__[:-1]):  # `object` has no source
+    for ancestor in (one for one in reversed(cls.__mro__) if inspect.get_annotations(one)):  # others have no fields
         definition: Any = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body[0]
         for field, text in pairwise(definition.body):
             match field, text:
@@ -194,6 +196,12 @@ def is_structured(kind: Any) -> bool:
     return dataclasses.is_dataclass(origin) or (isinstance(origin, type) and issubclass(origin, Mapping | tuple))
 
 
+def is_mapping(kind: Any) -> bool:
+    """True for `dict[str, X]`."""
+    origin = get_origin(bare(kind)) or bare(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
 def plain(value: Any) -> Any:
     """The value in YAML's own types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -224,6 +232,13 @@ def _convert_flag(flag: Flag, kind: Any, default: Any) -> Any:
             return convert(flag.value, kind, place, default)
         except InputError:
             raise error from None
+
+
+def _named(kind: Any, name: str, place: Place) -> Any:
+    try:
+        return kind.named(name)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
 def _within(value: Any, extras: tuple[Any, ...], place: Place) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..configs.errors import InputError
+from ..configs.registry import find
 from .pictures.vision import Vision
 from .tokens.processing import Processor
 from .tokens.sequence import TokenBatch
@@ -333,19 +334,7 @@ def _score(scores: Tensor, target: Tensor, entropy_gradient: bool = False) -> tu
     return (logp.sum(1), entropy.sum(1)) if target.dim() > 1 else (logp, entropy)
 
 
-_FAMILIES: dict[str, type[UnifiedPolicy]] = {}
-
-
-Family = TypeVar("Family", bound=type[UnifiedPolicy])
-
-
-def register(family: Family) -> Family:
-    _FAMILIES[family.family] = family
-    return family
-
-
-def family(name: str) -> type[UnifiedPolicy]:
-    """The class of a family. Raises InputError that lists the known ones."""
-    if name not in _FAMILIES:
-        raise InputError(f"model family {name!r} is not known; known: {', '.join(sorted(_FAMILIES))}")
-    return _FAMILIES[name]
+def family(name: str, place: str = "") -> type[UnifiedPolicy]:
+    """The class of a registered family. Raises InputError that lists the known ones, and for a file or module: a
+    checkpoint's own settings may not name code."""
+    return find("family", name, place, files=False).thing

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from ...configs.errors import ArgumentParser, InputError, reading
+from ...configs.registry import entries
 from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
-from .folder import FAMILIES, SETTINGS_FILE, load, save
+from .folder import SETTINGS_FILE, load, save
 
 SLACK = 1e-3
 """Mean difference of a model's scores from those of its decoder and head, as a share of their size: rounding."""
@@ -60,7 +61,8 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
 
 
 def family_of_type(model_type: str) -> type[UnifiedPolicy]:
-    own = [chosen for chosen in FAMILIES if chosen.model_class is not SharedVocabularyPolicy.model_class]
+    every = [family(name) for name in entries("family")]
+    own = [chosen for chosen in every if chosen.model_class is not SharedVocabularyPolicy.model_class]
     return next((c for c in own if c.model_class.config_class.model_type == model_type), SharedVocabularyPolicy)
 
 

@@ -28,10 +28,6 @@ from transformers.integrations import deepspeed
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from ...configs.errors import InputError, reading
-from ..families.chameleon import ChameleonPolicy
-from ..families.emu3 import Emu3Policy
-from ..families.janus.policy import JanusPolicy
-from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..pictures.contract import complete, load_image_tokenizer
 from ..policy import UnifiedPolicy, family
 from ..tokens.processing import Processor
@@ -39,8 +35,6 @@ from ..tokens.template import Template
 
 SETTINGS_FILE = "limner.json"
 IMAGE_TOKENIZER = "image_tokenizer"
-FAMILIES = (SharedVocabularyPolicy, ChameleonPolicy, Emu3Policy, JanusPolicy)
-"""What `load` can make; importing a family registers it."""
 FORMAT = 1
 SYNCS_AT_A_TIME = 16
 """A journal writes those that wait together at once: 500 small files take a tenth of a second instead of two."""
@@ -164,7 +158,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
         raise InputError(f"{path}: not a checkpoint description ({error})") from None
     if written != FORMAT:
         raise InputError(f"{path}: format {written!r}; this limner reads {FORMAT}")
-    policy_class = family(str(kind))
+    policy_class = family(str(kind), str(path))
     with reading(directory), _loading_whole(), without_bars():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)

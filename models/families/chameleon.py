@@ -14,9 +14,9 @@ from transformers import ChameleonForConditionalGeneration
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ..pictures.contract import ImageTokenizer
 from ..pictures.vqgan import ChameleonImageTokenizer, open_image_tokenizer
-from ..policy import register
 from ..tokens.processing import Processor
 from ..tokens.template import Template
 from .shared_vocabulary import SharedVocabularyPolicy
@@ -36,7 +36,7 @@ TEMPLATE = Template(
 set `answer` to "" in limner.json for that."""
 
 
-@register
+@register("family", "chameleon")
 class ChameleonPolicy(SharedVocabularyPolicy):
     family = "chameleon"
     model_class = ChameleonForConditionalGeneration

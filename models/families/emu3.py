@@ -21,10 +21,10 @@ from transformers import Emu3ForConditionalGeneration, Emu3VQVAE
 from transformers.models.emu3.modeling_emu3 import Emu3ImageVocabularyMapping
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ..pictures.contract import IMAGE_TOKENIZERS, ImageTokenizer
 from ..pictures.stock import StockImageTokenizer
 from ..pictures.vqgan import open_image_tokenizer
-from ..policy import register
 from ..tokens.processing import Processor
 from ..tokens.template import Template
 from .shared_vocabulary import SharedVocabularyPolicy
@@ -73,7 +73,7 @@ def template_of(shape: tuple[int, int]) -> Template:
     )
 
 
-@register
+@register("family", "emu3")
 class Emu3Policy(SharedVocabularyPolicy):
     family = "emu3"
     model_class = Emu3ForConditionalGeneration

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ..pictures.contract import ImageTokenizer
 from ..pictures.vqgan import open_image_tokenizer
-from ..policy import UnifiedPolicy, attention_mask, register
+from ..policy import UnifiedPolicy, attention_mask
 from ..tokens.processing import Processor
 from ..tokens.template import Template
 from .upstream import read_model, read_tokenizer
@@ -37,7 +38,7 @@ PLACE = "PROMPT"
 """Marks where a prompt stands in a rendered chat template."""
 
 
-@register
+@register("family", "shared_vocabulary")
 class SharedVocabularyPolicy(UnifiedPolicy):
     family = "shared_vocabulary"
 

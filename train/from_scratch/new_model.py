@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig
 
-from ...models.checkpoints.folder import family  # which imports, and so registers, every family
+from ...models.policy import family
 from ...models.families.shared_vocabulary import SharedVocabularyPolicy
 from ...models.policy import UnifiedPolicy
 from ...models.tokens.processing import Processor

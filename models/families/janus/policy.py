@@ -31,8 +31,9 @@ from transformers.cache_utils import Cache
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from ....configs.errors import InputError, reading
+from ....configs.registry import register
 from ...pictures.vision import Vision
-from ...policy import UnifiedPolicy, attention_mask, register
+from ...policy import UnifiedPolicy, attention_mask
 from ...tokens.processing import Processor
 from ...tokens.template import Template
 from ..upstream import read_model, read_tokenizer
@@ -50,7 +51,7 @@ TEMPLATE = Template(
 those that the tokenizer names."""
 
 
-@register
+@register("family", "janus")
 class JanusPolicy(UnifiedPolicy):
     family = "janus"
     model_class = JanusForConditionalGeneration

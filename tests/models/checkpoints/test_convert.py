@@ -121,7 +121,7 @@ def test_what_is_missing_is_named(tmp_path, released, pictures):
     refused("a language model alone; name its image tokenizer", source, out)
     refused("nowhere: no image tokenizer", source, out, image_tokenizer=tmp_path / "nowhere")
     refused("--image-size: model family 'shared_vocabulary' does not take it", source, out, image_size=8)
-    refused("model family 'vila' is not known", source, out, family_name="vila")
+    refused("no base-model family is called 'vila'", source, out, family_name="vila")
     weights = source / "model.safetensors"
     kept = weights.read_bytes()
     torch.save({}, source / "pytorch_model.bin")

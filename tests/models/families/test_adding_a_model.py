@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from limner.models import policy as contract
+from limner.configs import registry
 from limner.models.tokens.processing import Processor
 from limner.models.tokens.text_tokenizer import train_text_tokenizer
 
@@ -20,7 +20,7 @@ def make():
     """A new policy of the page's family, which is known as long as these tests run."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
     assert len(code.splitlines()) < 150
-    known, names = dict(contract._FAMILIES), {}
+    known, names = dict(registry._marked), {}
     exec(compile(code, str(PAGE), "exec"), names)
 
     def make():
@@ -29,8 +29,8 @@ def make():
         return policy
 
     yield make
-    contract._FAMILIES.clear()
-    contract._FAMILIES.update(known)
+    registry._marked.clear()
+    registry._marked.update(known)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -7,8 +7,9 @@ import torch
 
 from limner.configs import parse
 from limner.configs.errors import InputError
-from limner.models.checkpoints.folder import FAMILIES, load, save
-from limner.models.policy import UnifiedPolicy
+from limner.configs.registry import entries
+from limner.models.checkpoints.folder import load, save
+from limner.models.policy import UnifiedPolicy, family
 from limner.train.from_scratch.image_tokenizer import ImageTokenizerConfig
 from limner.train.from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from limner.train.grpo import RunConfig, run
@@ -19,6 +20,7 @@ from limner.worlds.picture_stories.scenes import SCENES, caption, draw_scene, st
 
 from ..runs import PROMPTS, logs, settings
 
+FAMILIES = [family(name) for name in entries("family")]
 NEW = [family.family for family in FAMILIES if "create" in vars(family)]
 
 
@@ -57,7 +59,7 @@ def test_a_new_model_learns_from_pictures_in_both_directions(family, tmp_path):
 def test_the_families_that_make_new_models():
     assert {"shared_vocabulary", "janus"} <= set(NEW)
     others = [family.family for family in FAMILIES if family.family not in NEW]
-    with pytest.raises(InputError, match="is not known"):
+    with pytest.raises(InputError, match="no base-model family is called 'telepathy'"):
         new_policy(new_model(NEW[0]).processor, NewModelConfig("telepathy"))
     assert others
 
