@@ -34,12 +34,13 @@ from .schema import (
     docs_of,
     field_path,
     fields_of,
+    is_mapping,
     is_structured,
     plain,
     section_of,
     unknown_key,
 )
-from .yaml_file import read_yaml
+from .yaml_file import read_yaml, scalar
 
 __all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "resolved", "save_resolved"]
 
@@ -48,6 +49,7 @@ DERIVED = {"generation_batch_size": "steps_per_generation"}
 """TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
 SECTIONS = ("warmup", "grpo")
 """Of a file of configs/model/: a base model's settings for each command."""
+THEIRS = ("transformers", "trl")
 UNSET = object()
 USAGE = """%(prog)s [--config NAME] [--KEY VALUE ...]
 
@@ -103,7 +105,8 @@ def parse(
         mapping = read_yaml(find_config(config), source)
         if section in mapping:
             mapping, source = _section(mapping, section, source), f"{source}, {section}"
-    mapping |= {name: Flag(f"--{name}", value) for name, value in given.items()}
+    for name, value in given.items():
+        _give(mapping, name, Flag(f"--{name}", value), fields[name])
     for path, flag in _dotted_flags(rest, fields):
         _overlay(mapping, path, flag)
 
@@ -170,18 +173,19 @@ def _help(dataclass_types: Sequence[type], prog: str | None, usage: str, everyth
     does = f"{does[:1].upper()}{does[1:]}." if does else None
     parser = argparse.ArgumentParser(prog=prog, usage=usage, description=does, add_help=False)
     for cls in dataclass_types:
-        _explain(parser, parser, cls)
+        if dataclasses.is_dataclass(cls):  # what stands in for one of theirs (`on_demand`) is none
+            _explain(parser, parser, cls)
     for cls in dataclass_types:
-        theirs = [field for field in dataclasses.fields(cls) if field.init and _is_foreign(field)]
-        if theirs:
-            origin = next(base for base in cls.__mro__ if base.__module__.startswith(("transformers.", "trl.")))
+        origin = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in THEIRS), None)
+        if origin:
             more = "output_dir, max_steps, learning_rate and resume_from_checkpoint among them"
             group = parser.add_argument_group(
                 f"all settings of {origin.__module__.partition('.')[0]}.{origin.__name__}",
                 more if everything else f"{more}; --help-all lists them",
             )
-            for field in theirs if everything else ():
-                _row(group, field.name, fields_of(cls)[field.name], field.metadata["help"], default_of(field))
+            for field in dataclasses.fields(cls) if everything else ():
+                if field.init and _is_foreign(field):
+                    _row(group, field.name, fields_of(cls)[field.name], field.metadata["help"], default_of(field))
     return parser.format_help()
 
 
@@ -252,6 +256,17 @@ def _dotted_flags(words: Sequence[str], fields: dict[str, Any]) -> Iterator[tupl
         if value.startswith("--") and not equals:
             raise InputError(f"--{name}: expected a value after it")
         yield path, Flag(f"--{name}", value)
+
+
+def _give(mapping: dict[str, Any], name: str, flag: Flag, kind: Any) -> None:
+    """A flag in place of what the file says; entries of a mapping (`--rewards '{NAME: 1}'`) beside those of the file."""
+    entries = scalar(flag.value) if is_mapping(kind) and isinstance(flag.value, str) else None
+    before = mapping.get(name)
+    if not isinstance(entries, dict) or not isinstance(before, (dict, type(None))):
+        mapping[name] = flag
+        return
+    mapping[name] = Patch() if before is None else before
+    mapping[name].update({key: Flag(flag.name, value) for key, value in entries.items()})
 
 
 def _overlay(mapping: dict[str, Any], path: Sequence[str], flag: Flag) -> None:

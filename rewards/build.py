@@ -1,89 +1,142 @@
-"""From settings to the hybrid reward."""
+"""From settings to the hybrid reward: each part by its name in the registry, what they share once.
+
+endpoints: {critic: {base_url: http://localhost:8000/v1, model: NAME, cache: critic.sqlite}}
+encoders: {default: {device: cuda:1, dtype: bfloat16}}
+rewards:
+  format: 1
+  judge/text_relevance: {weight: 1, endpoint: critic}
+  image/clipscore: 1
+  my_rewards.py:Brevity: {weight: 0.5, words: 80}
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from ..configs import registry
 from ..configs.errors import InputError
-from ..worlds.insertion_stories.rewards import InsertionStoriesConfig, insertion_story_rewards
-from ..worlds.picture_stories.rewards import PictureReward, SentenceReward
+from ..configs.options import make, options_of
+from ..configs.schema import Place, build, fields_of
+from ..models.chat.choice import SharedEndpoint, shared_model
+from ..models.chat.requests import ChatModel
 from .base import Reward
-from .encoders.consistency import consistency_rewards
-from .encoders.image import image_rewards
-from .encoders.pretrained import EncodersConfig
-from .encoders.text import text_rewards
-from .guard import GuardedReward
+from .encoders.pretrained import Encoder, EncoderConfig
+from .forms import AdaptedReward, filled
+from .guard import GuardConfig, GuardedReward
 from .hybrid import HybridReward
-from .judges.judge import JudgeConfig, judge_rewards
-from .judges.questions import QuestionsConfig, questions_reward
-from .remote.client import RemoteConfig, remote_rewards
-from .rules.format import FormatReward, Pattern
-from .rules.structure import StructureConfig, StructureReward
+from .renamed import new_form
+
+Part = tuple[Reward, float]
 
 
 @dataclass
-class RewardsConfig:
-    """Weights of the hybrid reward's parts; 0 leaves a part out."""
+class RewardSettings:
+    """The hybrid reward. What several of its parts share is named here once."""
 
-    format: float = 1.0
-    """Structural fidelity."""
-    format_pattern: Pattern = "alternating"
-    text_plan: float = 1.0
-    """Sentences against the plan."""
-    image_plan: float = 1.0
-    """Pictures against the plan."""
-    image_sentence: float = 1.0
-    """Pictures against the model's own sentences."""
-    structure: StructureConfig | None = None
-    """Order of texts and pictures against what was asked for, graded; none by default, like all that follow."""
-    insertion_stories: InsertionStoriesConfig | None = None
-    """Choices, sentences and pictures of the embedded world with candidates."""
-    judge: JudgeConfig | None = None
-    """A vision-language model that scores by prompt templates, each with a weight."""
-    questions: QuestionsConfig | None = None
-    """The prompt turned into yes/no questions, which a vision-language model answers about each picture."""
-    image: EncodersConfig | None = None
-    """Pictures against their texts: clipscore, siglip2, pickscore, hpsv2, image_reward."""
-    consistency: EncodersConfig | None = None
-    """Pictures against each other: dino, clip."""
-    text: EncodersConfig | None = None
-    """Texts against a reference: rouge_l, bertscore, embedding; against the prompt: prompt_embedding."""
-    remote: RemoteConfig | None = None
-    """Rewards of a server on another machine (`limner serve-rewards`)."""
-    timeout: float = 300.0
-    """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
-    patience: int = 3
-    """Failed calls of a part in a row that stop the run."""
+    rewards: dict[str, Any] = field(default_factory=lambda: {"format": 1.0})
+    """Parts by name, `NAME: WEIGHT` or `NAME: {weight: W, OPTION: VALUE}`: one of `limner list reward`,
+    path/to/file.py:Name or package.module:Name. A weight of 0 leaves it out; flags add to what a file says."""
+    reward_guard: GuardConfig = field(default_factory=GuardConfig)
+    endpoints: dict[str, SharedEndpoint] = field(default_factory=dict)
+    """Models that parts ask, by a name of yours."""
+    encoders: dict[str, EncoderConfig] = field(default_factory=dict)
+    """How pretrained encoders run, by a name of yours; `default` is that of parts that name none."""
 
 
-def build_reward(config: RewardsConfig) -> HybridReward:
-    """Raises InputError for settings that leave no reward, and for models that cannot be loaded."""
-    parts = reward_parts(config)
-    return HybridReward([(GuardedReward(part, config.timeout, config.patience), weight) for part, weight in parts])
+def build_reward(settings: RewardSettings, python: Mapping[str, Part] | None = None) -> HybridReward:
+    """python: callables with their weights, by name, beside those that the settings name.
+
+    Raises InputError for settings that leave no reward, and for models that cannot be loaded.
+    """
+    guard = settings.reward_guard
+    parts = [*reward_parts(settings), *python_parts(python or {})]
+    refuse_twice([part.name for part, _ in parts])
+    return HybridReward([(GuardedReward(part, guard.timeout, guard.patience), weight) for part, weight in parts])
 
 
-def reward_parts(config: RewardsConfig) -> Sequence[tuple[Reward, float]]:
+def reward_parts(settings: RewardSettings) -> list[Part]:
     """(part, weight) of all parts with a weight, without a guard. Raises InputError like `build_reward`."""
-    parts: list[tuple[Reward, float]] = [
-        (FormatReward(config.format_pattern), config.format),
-        (SentenceReward(), config.text_plan),
-        (PictureReward("plan"), config.image_plan),
-        (PictureReward("sentence"), config.image_sentence),
-    ]
-    if config.structure:
-        parts.append((StructureReward(config.structure), config.structure.weight))
-    parts += insertion_story_rewards(config.insertion_stories) if config.insertion_stories else []
-    parts += judge_rewards(config.judge) if config.judge else []
-    if config.questions and config.questions.weight:
-        parts.append((questions_reward(config.questions), config.questions.weight))
-    parts += image_rewards(config.image) if config.image else []
-    parts += consistency_rewards(config.consistency) if config.consistency else []
-    parts += text_rewards(config.text) if config.text else []
-    parts += remote_rewards(config.remote) if config.remote else []
-    parts = [(part, weight) for part, weight in parts if weight]
-    names = Counter(part.name for part, _ in parts)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise InputError(f"rewards: two parts are called {twice[0]}; leave one out")
+    shared = Shared(settings)
+    parts = []
+    for name, value in settings.rewards.items():
+        place = f"rewards.{name}"
+        weight, options = weight_and_options(value, place)
+        found = find_reward(name, value)
+        if weight:
+            parts.append((shared.make(found, options, place), weight))
+    refuse_twice([part.name for part, _ in parts])
     return parts
+
+
+def find_reward(name: str, value: Any) -> registry.Found:
+    """Raises InputError; for a key of limner 0.1 it shows the new form."""
+    try:
+        return registry.find("reward", name, "rewards")
+    except InputError as error:
+        raise InputError(new_form(name, value, [*registry.entries("reward")]) or str(error)) from error
+
+
+def weight_and_options(value: Any, place: str) -> tuple[float, dict[str, Any]]:
+    """Of `WEIGHT` or `{weight: WEIGHT, OPTION: ...}`; a weight that is not given is 1."""
+    if isinstance(value, Mapping):
+        given = dict(value)
+        weight = given.pop("weight", 1.0)
+    else:
+        weight, given = value, {}
+    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
+        raise InputError(f"{place}: {weight!r} is no weight; give a number of at least 0, or {{weight: 1, OPTION: ..}}")
+    return float(weight), given
+
+
+def python_parts(callables: Mapping[str, Part]) -> list[Part]:
+    """Rewards that a program hands over. Raises InputError for what cannot score."""
+    for name, (score, weight) in callables.items():
+        if inspect.isclass(score) or not callable(score):
+            raise InputError(
+                f"reward {name!r}: give a function of completions, or an object with __call__(completions)"
+            )
+        filled(score)
+        weight_and_options(weight, f"reward {name!r}")
+    return [(AdaptedReward(name, score), float(weight)) for name, (score, weight) in callables.items()]
+
+
+def refuse_twice(names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"rewards: two parts are called {twice[0]}; leave one out, or rename what a file defines")
+
+
+class Shared:
+    """Models and encoders that parts share: each is made when the first part asks for it, and once."""
+
+    def __init__(self, settings: RewardSettings):
+        self._endpoints, self._encoders = settings.endpoints, {"default": EncoderConfig(), **settings.encoders}
+        self._made: dict[tuple[str, str], Any] = {}
+
+    def make(self, found: registry.Found, options: Mapping[str, Any], place: str) -> Reward:
+        """Raises InputError naming the option at fault."""
+        if inspect.isclass(found.thing):
+            by_name = {ChatModel: self.endpoint, Encoder: self.encoder}
+            return AdaptedReward(found.label, make(found, options, place, by_name))
+        own = options_of(found.thing, filled(found.thing))
+        checked = build(own, options, Place(place))
+        return AdaptedReward(found.label, found.thing, {name: getattr(checked, name) for name in fields_of(own)})
+
+    def endpoint(self, name: Any, place: str) -> Any:
+        if not self._endpoints and name is None:
+            raise InputError(f"{place}: missing; name one of `endpoints: {{NAME: {{base_url: URL, model: MODEL}}}}`")
+        return self._shared("endpoints", self._endpoints, name, place, lambda c: shared_model(c, f"endpoints.{name}"))
+
+    def encoder(self, name: Any, place: str) -> Encoder:
+        return self._shared("encoders", self._encoders, "default" if name is None else name, place, Encoder)
+
+    def _shared(self, section: str, configs: Mapping[str, Any], name: Any, place: str, start: Callable) -> Any:
+        if not isinstance(name, str) or name not in configs:
+            known = f"there are {', '.join(configs)}" if configs else f"`{section}:` names none"
+            raise InputError(f"{place}: {name!r} is none of `{section}:`; {known}")
+        if (section, name) not in self._made:
+            self._made[section, name] = start(configs[name])
+        return self._made[section, name]

@@ -15,6 +15,7 @@ import math
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from threading import Event, Thread
 from typing import Any
@@ -28,6 +29,20 @@ logger = logging.getLogger(__name__)
 
 LONGEST_REASON = 300
 """Characters."""
+
+
+@dataclass
+class GuardConfig:
+    timeout: float = 300.0
+    """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
+    patience: int = 3
+    """Failed calls of a part in a row that stop the run."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.timeout < math.inf:
+            raise InputError(f"timeout: {self.timeout} is no number of seconds; 0 sets no limit")
+        if self.patience < 1:
+            raise InputError(f"patience: {self.patience} failed calls in a row; give 1 or more")
 
 
 class Failure(Exception):
@@ -52,10 +67,6 @@ class GuardedReward:
     """
 
     def __init__(self, reward: Reward, timeout_s: float = 300.0, patience: int = 3):
-        if not 0 <= timeout_s < math.inf:
-            raise InputError(f"rewards.timeout: {timeout_s} is no number of seconds; 0 sets no limit")
-        if patience < 1:
-            raise InputError(f"rewards.patience: {patience} failed calls in a row; give 1 or more")
         self.reward, self.name = reward, reward.name
         self.timeout_s, self.patience = timeout_s, patience
         self.failures: Counter[str] = Counter()
@@ -102,7 +113,7 @@ class GuardedReward:
         self.in_a_row += 1
         self.last_reason = failure.reason
         if self.in_a_row >= self.patience:
-            more_time = ", or give it more time (rewards.timeout)" if failure.kind == "timed out" else ""
+            more_time = ", or give it more time (reward_guard.timeout)" if failure.kind == "timed out" else ""
             raise InputError(
                 f"reward {self.name!r} failed {self.in_a_row} calls in a row, last: {failure.reason}; repair it"
                 f"{more_time}, or leave it out by giving it weight 0"
@@ -149,7 +160,7 @@ class GuardedReward:
 def cleaned(output: object, completions: Sequence[Completion]) -> RewardOutput:
     """The output with each score a finite float, None or `FAILED`, and all that failed counted. Raises Failure."""
     if not isinstance(output, RewardOutput):
-        raise Failure("no output", f"it returned {type(output).__name__} instead of a RewardOutput")
+        raise Failure("no output", f"it returned {type(output).__name__} instead of a list of scores or a RewardOutput")
     try:
         outcome = _numbers(output.outcome)
         segments = [_numbers(row) for row in output.segments]

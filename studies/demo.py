@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from ..configs import parse
+from ..configs import find_config, parse, read_yaml
 from ..configs.errors import InputError, run_or_exit
 from ..data.prompts import read_outlines
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
 from ..models.documents.rendering import write_atomically
 from ..report.run import write_report
-from ..rewards.build import RewardsConfig, build_reward
+from ..rewards.build import RewardSettings, build_reward
 from ..train.from_scratch.new_model import NewModelConfig
 from ..worlds.picture_stories.figures import score_stories
 from ..worlds.picture_stories.prepare import WorldConfig
@@ -169,7 +169,7 @@ def _run_one(name: str, setting: Setting, heldout: list[Outline], results: dict[
         policy, curve = run_arm(name, setting, budget, warm["seconds"] / warm["steps"])
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
     items, best = measure(policy, heldout, sweep=name in ("warmup", "control"), seed=setting.seed)
-    reward = build_reward(RewardsConfig())
+    reward = build_reward(RewardSettings(read_yaml(find_config("grpo/tiny"))["rewards"]))
     return {
         "items": items,
         "best_temperature": best,

@@ -14,7 +14,7 @@ torchrun --nproc-per-node 2 -m limner.train.grpo --config grpo/tiny
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
 from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
-from ..rewards.build import RewardsConfig, build_reward
+from ..rewards.build import Part, RewardSettings, build_reward
 from .inserter.grpo import InserterTrainer, InsertionConfig, train_inserter
 from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
@@ -44,7 +44,7 @@ from .watch.progress import check_trackers, show_progress
 
 
 @dataclass
-class RunConfig:
+class RunConfig(RewardSettings):
     model: str = ""
     """Checkpoint to start from: the warm-up's folder, or ORG/NAME on the Hub."""
     prompts: str = ""
@@ -54,7 +54,6 @@ class RunConfig:
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
     """Of the task insertion alone; it reads `model`, `prompts` and `lora` as well, and no other section."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
-    rewards: RewardsConfig = field(default_factory=RewardsConfig)
     lora: LoraConfig | None = None
     """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
     freeze: list[str] = field(default_factory=list)
@@ -73,11 +72,15 @@ def run(
     policy: UnifiedPolicy | None = None,
     prompts: Sequence[InterleavedDocument] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    rewards: Mapping[str, Part] | None = None,
 ) -> InterleavedGRPOTrainer:
-    """Trains and writes the checkpoint to `output_dir/model`."""
+    """Trains and writes the checkpoint to `output_dir/model`.
+
+    rewards: callables with their weights, by name, beside those of the configuration.
+    """
     check_trackers(args)
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
-    trainer = make_trainer(config, args, policy, prompts)
+    trainer = make_trainer(config, args, policy, prompts, rewards)
     if config.preflight:
         trainer.add_callback(Preflight(trainer))
     for callback in callbacks:
@@ -96,6 +99,7 @@ def make_trainer(
     args: GRPOConfig,
     policy: UnifiedPolicy | None = None,
     prompts: Sequence[InterleavedDocument] | None = None,
+    rewards: Mapping[str, Part] | None = None,
 ) -> InterleavedGRPOTrainer:
     """The trainer of a run, with all that watches it."""
     if config.task != "documents":
@@ -108,10 +112,10 @@ def make_trainer(
         if not config.prompts:
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
         prompts = read_prompts(Path(config.prompts), least=args.generation_batch_size // args.num_generations)  # type: ignore[operator]
+    reward = build_reward(config, rewards)
     policy = policy or load(find_checkpoint(config.model))
     policy.freeze(config.freeze)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
-    reward = build_reward(config.rewards)
     adapter = config.lora.adapter(policy.model) if config.lora else None
     trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset, peft_config=adapter)
     if config.heldout.prompts:

@@ -2,7 +2,7 @@
 
 for rows in packed mixture:                       data.mixture
     logp = policy.log_probs(model, rows)          both modalities, the sampler's own softmax
-    loss = - sum w_t logp_t                       train.objective.losses, denominators global over micro-batches and ranks
+    loss = - sum w_t logp_t                       train.objective.losses, denominators of all micro-batches, ranks
 
 limner warmup --config warmup/tiny
 torchrun --nproc-per-node 2 -m limner.train.warmup --config warmup/tiny

@@ -37,7 +37,7 @@ from ...models.chat.requests import Answer, ChatModel, Request, fill
 from ...models.documents.document import InterleavedDocument, TextSegment
 from ...models.documents.rendering import write_atomically
 from ...rewards.base import Completion
-from ...rewards.build import RewardsConfig, reward_parts
+from ...rewards.build import RewardSettings, reward_parts
 from ...rewards.guard import GuardedReward
 from ...rewards.hybrid import known, weighted_mean
 from ...rewards.judges.judge import JudgeReward, Template, read_verdict
@@ -76,7 +76,7 @@ class PairwiseConfig(ChatConfig):
 
 
 @dataclass
-class QualifyConfig:
+class QualifyConfig(RewardSettings):
     pairs: str = ""
     """File of pairs that people compared."""
     form: Form = "jsonl"
@@ -91,7 +91,7 @@ class QualifyConfig:
     """Documents taken, the first ones."""
     corruptions: list[Corruption] = field(default_factory=lambda: list(get_args(Corruption)))
     """How they are damaged; the gate asks for all of them."""
-    rewards: RewardsConfig | None = None
+    rewards: dict[str, Any] = field(default_factory=dict)
     """Rewards that score one answer, as in the training run; and/or"""
     judge: PairwiseConfig | None = None
     """a judge that sees two."""
@@ -105,7 +105,7 @@ class QualifyConfig:
     def __post_init__(self) -> None:
         if not self.pairs and not self.documents:
             raise InputError("pairs, documents: give one or both, --pairs FILE that people compared, --documents DIR")
-        if self.rewards is None and self.judge is None:
+        if not self.rewards and self.judge is None:
             raise InputError("rewards, judge: give what is to be qualified, one or both")
         if not 0 <= self.threshold <= 1:
             raise InputError(f"threshold: {self.threshold}; a share goes from 0 to 1")
@@ -136,12 +136,15 @@ class Scorer(Protocol):
 class Pointwise:
     """The parts of a training run's reward, and their weighted mean as training takes it. A `Scorer`."""
 
-    def __init__(self, config: RewardsConfig):
-        self.parts = [(GuardedReward(part, config.timeout, NEVER), weight) for part, weight in reward_parts(config)]
+    def __init__(self, config: RewardSettings):
+        timeout = config.reward_guard.timeout
+        self.parts = [(GuardedReward(part, timeout, NEVER), weight) for part, weight in reward_parts(config)]
         if not self.parts:
             raise InputError("rewards: no part has a weight; give one to what is to be qualified")
         self.gated = "total" if len(self.parts) > 1 else self.parts[0][0].name
         self._kinds: dict[str, Counter[str]] = {guard.name: Counter() for guard, _ in self.parts}
+        scores = {guard.name: getattr(guard.reward, "score", None) for guard, _ in self.parts}
+        self._judges = {name: score for name, score in scores.items() if isinstance(score, JudgeReward)}
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, list[Ballot]]:
         distinct: dict[tuple[int, int], Completion] = {}  # the original of several damaged copies is scored once
@@ -165,21 +168,19 @@ class Pointwise:
     def failed(self) -> dict[str, dict[str, int]]:
         kinds: dict[str, dict[str, int]] = {}
         for guard, _ in self.parts:
-            if isinstance(guard.reward, JudgeReward):  # which knows more than that a whole call has failed
-                found = {kind: count for kind, count in guard.reward.verdicts.items() if kind != "scored"}
+            if judge := self._judges.get(guard.name):  # which knows more than that a whole call has failed
+                found = {kind: count for kind, count in judge.verdicts.items() if kind != "scored"}
             else:
                 found = dict(self._kinds[guard.name] + guard.failures)
             kinds[guard.name] = found
         return kinds
 
     def manifest(self) -> dict[str, Any]:
-        judges = {guard.name: guard.reward for guard, _ in self.parts if isinstance(guard.reward, JudgeReward)}
-        return {name: judge.manifest() for name, judge in judges.items()}
+        return {name: judge.manifest() for name, judge in self._judges.items()}
 
     def close(self) -> None:
-        for guard, _ in self.parts:
-            if isinstance(guard.reward, JudgeReward):
-                guard.reward.model.close()
+        for model in {id(judge.endpoint): judge.endpoint for judge in self._judges.values()}.values():
+            model.close()
 
     def _scores(self, completions: Sequence[Completion]) -> dict[str, list[float | None]]:
         rows: dict[str, list[float | None]] = {}
@@ -298,15 +299,16 @@ def qualify(config: QualifyConfig) -> dict[str, Any]:
 def make_scorers(config: QualifyConfig) -> list[Scorer]:
     """Their judges keep replies in OUT unless they have a cache. Raises InputError."""
     scorers: list[Scorer] = []
-    for chat in (config.judge, config.rewards and config.rewards.judge):
-        for model in (chat.endpoint, chat.local) if chat else ():
-            if model is not None:
-                model.cache = model.cache or str(Path(config.out) / REPLIES)
+    asked = [(shared.local or shared) for shared in config.endpoints.values()]
+    asked += [config.judge.endpoint, config.judge.local] if config.judge else []
+    for model in asked:
+        if model is not None:
+            model.cache = model.cache or str(Path(config.out) / REPLIES)
     if config.judge:
         template = judge_template(config.judge.template, SCALE)
         scorers.append(Pairwise(chat_model(config.judge, "judge"), template))
     if config.rewards:
-        scorers.append(Pointwise(config.rewards))
+        scorers.append(Pointwise(config))
     return scorers
 
 

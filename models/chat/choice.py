@@ -19,6 +19,27 @@ class ChatConfig:
     """or in this process."""
 
 
+@dataclass
+class SharedEndpoint(EndpointConfig):
+    """A model that several ask, under one name: a server's, unless `local` says that it runs here."""
+
+    local: LocalVLMConfig | None = None
+    """A vision-language model in this process instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.local and (self.base_url or self.model):
+            raise InputError("local: runs in this process; leave out base_url and model")
+
+
+def shared_model(config: SharedEndpoint, place: str) -> Endpoint | LocalVLM:
+    """One client, or one model, for all that name it. Raises InputError beginning with the place."""
+    try:
+        return LocalVLM(config.local) if config.local else Endpoint(config)
+    except InputError as error:
+        raise InputError(f"{place}{'.local' if config.local else ''}: {error}") from error
+
+
 def chat_model(config: ChatConfig, section: str) -> Endpoint | LocalVLM:
     """`section` is where the settings stand: `rewards.judge`; empty where they are the command's own.
 

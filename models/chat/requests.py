@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -63,6 +63,7 @@ class Failure:
 Answer = Reply | Failure
 
 
+@runtime_checkable
 class ChatModel(Protocol):
     """Answers requests, in order. `counts` says how many were asked, cached, and failed by kind."""
 

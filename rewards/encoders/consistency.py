@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor
 
+from ...configs.registry import register
 from ...models.documents.document import ImageSegment, Segment
 from ..base import FAILED, Completion, RewardOutput
-from .pretrained import EncodersConfig, batches, chosen, load_model, load_pretrained
+from .pretrained import Encoder, batches, load_pretrained, preset_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,12 @@ class ImageEncoder:
         self.model, self.processor, self.method, self.batch_size = model, processor, method, batch_size
 
     @classmethod
-    def load(cls, name: str, config: EncodersConfig) -> ImageEncoder:
-        preset = PRESETS[name]
-        place = config.models.get(name, preset.model)
-        model = config.place(load_model(place))
-        return cls(model, load_pretrained(AutoImageProcessor, place), preset.method, config.batch_size)
+    def load(cls, name: str, encoder: Encoder, model: str = "") -> ImageEncoder:
+        """model: folder or repository; empty is the preset's."""
+        preset = preset_of(PRESETS, name)
+        place = model or preset.model
+        processor = load_pretrained(AutoImageProcessor, place)
+        return cls(encoder.model(place), processor, preset.method, encoder.batch_size)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -61,10 +63,10 @@ class ImageEncoder:
 
 
 class ConsistencyReward:
-    """Likeness of pictures, max(cosine, 0): 0 to 1. `encoder` makes unit vectors [n, H]."""
+    """Likeness of pictures, max(cosine, 0): 0 to 1. `encode` makes unit vectors [n, H]."""
 
-    def __init__(self, name: str, encoder: Any):
-        self.name, self.encoder = f"consistency_{name}", encoder
+    def __init__(self, name: str, encode: Any):
+        self.name, self.encode = f"consistency_{name}", encode
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         failed: list[list[int | None]] = []
@@ -75,7 +77,7 @@ class ConsistencyReward:
             row, unreadable = _readable([*places, *enumerate(completion.answer.segments)])
             rows.append(row)
             failed.append(unreadable)
-        vectors_NH = self.encoder([image for row in rows for _, image in row])
+        vectors_NH = self.encode([image for row in rows for _, image in row])
         outcome: list[float | None] = []
         segments: list[list[float | None]] = []
         for completion, row, unreadable in zip(completions, rows, failed, strict=True):
@@ -109,9 +111,17 @@ def _readable(
     return pictures, unreadable
 
 
-def consistency_rewards(config: EncodersConfig) -> list[tuple[ConsistencyReward, float]]:
-    """(reward, weight) of each with a weight. Raises InputError for a name or model that cannot be loaded."""
-    return [
-        (ConsistencyReward(name, ImageEncoder.load(name, config)), weight)
-        for name, _, weight in chosen(config, PRESETS, "rewards.consistency")
-    ]
+@register("reward", "consistency/PRESET")
+@dataclass
+class PresetConsistency(ConsistencyReward):
+    """Pictures of an answer against each other, by pretrained weights."""
+
+    preset: str
+    """dino or clip."""
+    encoder: Encoder
+    """One of `encoders:`."""
+    model: str = ""
+    """Where the weights are, if not at the preset's: a folder, ORG/NAME or ORG/NAME@REVISION."""
+
+    def __post_init__(self) -> None:
+        super().__init__(self.preset, ImageEncoder.load(self.preset, self.encoder, self.model))

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoProcessor
 
+from ...configs.registry import register
 from ..base import Completion, RewardOutput
 from .image_reward import ImageRewardScorer
 from .pictures import mean_of_pictures, pictures_of
-from .pretrained import EncodersConfig, batches, chosen, load_model, load_pretrained
+from .pretrained import Encoder, batches, load_pretrained, preset_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,11 @@ class ClipScorer:
         self.model, self.processor, self.preset, self.batch_size = model, processor, preset, batch_size
 
     @classmethod
-    def load(cls, name: str, config: EncodersConfig) -> ClipScorer:
+    def load(cls, name: str, encoder: Encoder, model: str = "") -> ClipScorer:
+        """model: folder or repository; empty is the preset's."""
         preset = PRESETS[name]
-        place = config.models.get(name, preset.model)
-        model = config.place(load_model(place))
-        return cls(model, load_pretrained(AutoProcessor, place), preset, config.batch_size)
+        place = model or preset.model
+        return cls(encoder.model(place), load_pretrained(AutoProcessor, place), preset, encoder.batch_size)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
@@ -108,15 +109,23 @@ class PictureTextReward:
         return mean_of_pictures(completions, zip(pictures, scores, strict=True), failed)
 
 
-LOADERS: dict[str, Callable[[str, EncodersConfig], Scorer]] = {
+LOADERS: dict[str, Callable[[str, Encoder, str], Scorer]] = {
     **dict.fromkeys(PRESETS, ClipScorer.load),
     "image_reward": ImageRewardScorer.load,
 }
 
 
-def image_rewards(config: EncodersConfig) -> list[tuple[PictureTextReward, float]]:
-    """(reward, weight) of each with a weight. Raises InputError for a name or model that cannot be loaded."""
-    return [
-        (PictureTextReward(name, load(name, config)), weight)
-        for name, load, weight in chosen(config, LOADERS, "rewards.image")
-    ]
+@register("reward", "image/PRESET")
+@dataclass
+class ImageReward(PictureTextReward):
+    """Each picture against its own text, by pretrained weights."""
+
+    preset: str
+    """clipscore, siglip2, pickscore, hpsv2 or image_reward."""
+    encoder: Encoder
+    """One of `encoders:`."""
+    model: str = ""
+    """Where the weights are, if not at the preset's: a folder, ORG/NAME or ORG/NAME@REVISION."""
+
+    def __post_init__(self) -> None:
+        super().__init__(self.preset, preset_of(LOADERS, self.preset)(self.preset, self.encoder, self.model))

@@ -29,7 +29,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ...configs.errors import InputError, reading
-from .pretrained import EncodersConfig, batches, find_file, load_pretrained
+from .pretrained import Encoder, batches, find_file, load_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,14 @@ class ImageRewardScorer:
         self.pixels = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
     @classmethod
-    def load(cls, name: str, config: EncodersConfig) -> ImageRewardScorer:
+    def load(cls, name: str, encoder: Encoder, model: str = "") -> ImageRewardScorer:
         """Raises InputError for a folder or repository that does not hold the release."""
-        place = config.models.get(name, MODEL)
+        place = model or MODEL
         weights, settings = find_file(place, "ImageReward.pt"), find_file(place, "med_config.json")
         with reading(weights):
-            model = build_model(torch.load(weights, map_location="cpu", weights_only=True), read_settings(settings))
+            scorer = build_model(torch.load(weights, map_location="cpu", weights_only=True), read_settings(settings))
         tokenizer = load_pretrained(AutoTokenizer, place if Path(place).is_dir() else TOKENIZER)
-        return cls(config.place(model), tokenizer, config.batch_size)
+        return cls(encoder.config.place(scorer), tokenizer, encoder.batch_size)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from transformers import AutoModel
@@ -13,26 +13,21 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 
 from ...configs.errors import InputError, reading
+from ...configs.schema import Range
 
 T = TypeVar("T")
 P = TypeVar("P")
 
 
 @dataclass
-class EncodersConfig:
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each reward in the hybrid, by its name: `{clipscore: 1, pickscore: 0.5}`."""
-    models: dict[str, str] = field(default_factory=dict)
-    """Where a reward's weights are, by its name, if not at the preset's: a folder, ORG/NAME or ORG/NAME@REVISION."""
+class EncoderConfig:
     device: str = ""
     """`cuda:1`, `cpu`; empty takes the GPU where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = 32
+    batch_size: Annotated[int, Range(1)] = 32
     """Pictures or texts encoded at a time."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"batch_size: {self.batch_size}; at least 1")
         try:
             torch.device(self.device or "cpu")
         except RuntimeError:
@@ -48,14 +43,29 @@ class EncodersConfig:
             raise InputError(f"device: {device}: {reason}") from None
 
 
-def chosen(config: EncodersConfig, presets: Mapping[str, P], section: str) -> Iterator[tuple[str, P, float]]:
-    """(name, preset, weight) of each reward with a weight. Raises InputError for a name that there is not."""
-    for given, names in (("weights", config.weights), ("models", config.models)):
-        if unknown := [name for name in names if name not in presets]:
-            raise InputError(f"{section}.{given}: no reward {unknown[0]!r}; there are {', '.join(presets)}")
-    if not any(config.weights.values()):
-        raise InputError(f"{section}.weights: no reward has a weight; there are {', '.join(presets)}")
-    return ((name, presets[name], weight) for name, weight in config.weights.items() if weight)
+class Encoder:
+    """Pretrained models on one device: rewards that name the same weights share one instance."""
+
+    def __init__(self, config: EncoderConfig | None = None):
+        self.config = config or EncoderConfig()
+        self._models: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
+
+    def model(self, place: str, unused: tuple[str, ...] = ()) -> Any:
+        """As `load_model`, placed, and made once."""
+        if (place, unused) not in self._models:
+            self._models[place, unused] = self.config.place(load_model(place, unused))
+        return self._models[place, unused]
+
+
+def preset_of(presets: Mapping[str, P], name: str) -> P:
+    """Raises InputError for a name that there is not."""
+    if name not in presets:
+        raise InputError(f"preset: {name!r} is none of {', '.join(presets)}")
+    return presets[name]
 
 
 def load_model(place: str, unused: tuple[str, ...] = ()) -> Any:

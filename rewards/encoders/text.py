@@ -18,10 +18,11 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ...models.documents.document import InterleavedDocument, TextSegment
 from ..base import Completion, RewardOutput
 from ..rules.structure import words
-from .pretrained import EncodersConfig, batches, chosen, load_model, load_pretrained
+from .pretrained import Encoder, batches, load_pretrained, preset_of
 
 Against = Literal["reference", "prompt"]
 
@@ -62,9 +63,9 @@ class TextEncoder:
         self.tokens = min(tokenizer.model_max_length, model.config.max_position_embeddings)
 
     @classmethod
-    def load(cls, place: str, config: EncodersConfig) -> TextEncoder:
-        model = config.place(load_model(place, unused=("pooler.",)))
-        return cls(model, load_pretrained(AutoTokenizer, place), config.batch_size)
+    def load(cls, place: str, encoder: Encoder) -> TextEncoder:
+        model = encoder.model(place, unused=("pooler.",))
+        return cls(model, load_pretrained(AutoTokenizer, place), encoder.batch_size)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], layer: int = -1) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,28 +224,38 @@ EMBEDDING = "sentence-transformers/all-mpnet-base-v2"
 """English; its card pools as `EmbeddingSimilarity` does."""
 
 
-def _bertscore(config: EncodersConfig) -> Comparison:
-    encoder = TextEncoder.load(config.models.get("bertscore", BERTSCORE.model), config)
-    return BertScore(encoder, BERTSCORE.layer, BERTSCORE.baseline)
+def _rouge_l(encoder: Encoder, model: str) -> Comparison:
+    return RougeL()
 
 
-PRESETS: dict[str, tuple[Callable[[EncodersConfig], Comparison], Against]] = {
-    "rouge_l": (lambda config: RougeL(), "reference"),
+def _bertscore(encoder: Encoder, model: str) -> Comparison:
+    return BertScore(TextEncoder.load(model or BERTSCORE.model, encoder), BERTSCORE.layer, BERTSCORE.baseline)
+
+
+def _embedding(encoder: Encoder, model: str) -> Comparison:
+    return EmbeddingSimilarity(TextEncoder.load(model or EMBEDDING, encoder))
+
+
+PRESETS: dict[str, tuple[Callable[[Encoder, str], Comparison], Against]] = {
+    "rouge_l": (_rouge_l, "reference"),
     "bertscore": (_bertscore, "reference"),
-    "embedding": (
-        lambda config: EmbeddingSimilarity(TextEncoder.load(config.models.get("embedding", EMBEDDING), config)),
-        "reference",
-    ),
-    "prompt_embedding": (
-        lambda config: EmbeddingSimilarity(TextEncoder.load(config.models.get("prompt_embedding", EMBEDDING), config)),
-        "prompt",
-    ),
+    "embedding": (_embedding, "reference"),
+    "prompt_embedding": (_embedding, "prompt"),
 }
 
 
-def text_rewards(config: EncodersConfig) -> list[tuple[TextReward, float]]:
-    """(reward, weight) of each with a weight. Raises InputError for a name or model that cannot be loaded."""
-    return [
-        (TextReward(name, load(config), against), weight)
-        for name, (load, against), weight in chosen(config, PRESETS, "rewards.text")
-    ]
+@register("reward", "text/PRESET")
+@dataclass
+class PresetTextReward(TextReward):
+    """Texts against a reference, or against the prompt."""
+
+    preset: str
+    """rouge_l, bertscore or embedding against the reference; prompt_embedding against the prompt."""
+    encoder: Encoder
+    """One of `encoders:`; rouge_l needs none."""
+    model: str = ""
+    """Where the weights are, if not at the preset's: a folder, ORG/NAME or ORG/NAME@REVISION."""
+
+    def __post_init__(self) -> None:
+        load, against = preset_of(PRESETS, self.preset)
+        super().__init__(self.preset, load(self.encoder, self.model), against)

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from ...configs import build, read_yaml
 from ...configs.errors import InputError
-from ...models.chat.choice import ChatConfig, chat_model
+from ...configs.registry import register
 from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Reply, Request, fill
 from ...models.documents.document import ImageSegment, Segment, TextSegment
 from ..base import FAILED, Completion, RewardOutput
@@ -82,6 +82,10 @@ class Template:
             raise InputError(f"score: no regular expression: {error}") from None
         if groups != 1:
             raise InputError(f"score: {groups} groups; exactly one holds the score")
+
+    @classmethod
+    def named(cls, name_or_path: str) -> Template:
+        return load_template(name_or_path)
 
     @property
     def label(self) -> str:
@@ -215,22 +219,28 @@ class JudgeFailed(Exception):
     """No question of a call has a score."""
 
 
+@register("reward", "judge/TEMPLATE")
+@dataclass
 class JudgeReward:
-    """A template's scores, each mapped from its scale to 0..1. A `Reward`.
+    """A model's scores by a prompt template, each mapped from its scale to 0..1.
 
     Units below the document give process scores, and their mean, without those that failed, as the outcome. Failures
     are counted by kind in the output's `failed`; where every question of a call fails, the call raises JudgeFailed.
     """
 
-    def __init__(self, template: Template, model: ChatModel):
-        self.template, self.model = template, model
-        self.name = f"judge_{template.label}"
+    template: Template
+    """One of the package's by name (helpfulness, text_relevance, ...), or a YAML file of yours."""
+    endpoint: ChatModel
+    """Who judges, one of `endpoints:`."""
+
+    def __post_init__(self) -> None:
+        self.name = f"judge_{self.template.label}"
         self.verdicts: Counter[str] = Counter()
         """Verdicts so far, by kind of failure; `scored` for those without."""
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         asked = [questions(self.template, completion) for completion in completions]
-        answers = iter(self.model.complete([question.request for row in asked for question in row]))
+        answers = iter(self.endpoint.complete([question.request for row in asked for question in row]))
         verdicts = [[read_verdict(next(answers), self.template) for _ in row] for row in asked]
         failed = [verdict for row in verdicts for verdict in row if verdict.failure]
         kinds = Counter(verdict.failure for verdict in failed)
@@ -252,31 +262,8 @@ class JudgeReward:
 
     def manifest(self) -> dict[str, Any]:
         """A JSON value: the template, and the judge with all settings its replies depend on."""
-        return {"template": self.template.manifest(), "judge": self.model.manifest()}
+        return {"template": self.template.manifest(), "judge": self.endpoint.manifest()}
 
     def _normalised(self, score: float | None) -> float:
         low, high = self.template.scale
         return FAILED if score is None else (score - low) / (high - low)
-
-
-# ---- settings ----
-
-
-@dataclass
-class JudgeConfig(ChatConfig):
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each prompt template, by its name or its file: `{text_relevance: 1, my/prompt.yaml: 0.5}`."""
-
-
-def judge_rewards(config: JudgeConfig) -> list[tuple[JudgeReward, float]]:
-    """(reward, weight) of each template with a weight; all ask one judge and share its limits."""
-    templates = [(load_template(name), weight) for name, weight in config.weights.items() if weight]
-    if not templates:
-        raise InputError(
-            f"rewards.judge.weights: no template has a weight; there are {', '.join(packaged_templates())}"
-        )
-    labels = Counter(template.label for template, _ in templates)
-    if twice := [label for label, count in labels.items() if count > 1]:
-        raise InputError(f"rewards.judge.weights: two templates are called {twice[0]}; rename one's file")
-    model = chat_model(config, "rewards.judge")
-    return [(JudgeReward(template, model), weight) for template, weight in templates]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ...configs import build, read_yaml
 from ...configs.errors import InputError
-from ...models.chat.choice import ChatConfig, chat_model
+from ...configs.registry import register
 from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Request, fill
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from ..base import FAILED, Completion, RewardOutput
@@ -46,21 +46,14 @@ class QuestionTemplate:
     identity: str = field(default="", init=False)
     """Name and sha256, for the key of a cached reply."""
 
+    @classmethod
+    def named(cls, name_or_path: str) -> QuestionTemplate:
+        return load_template(name_or_path)
+
     def __post_init__(self) -> None:
         for name, text, places in (("write", self.write, {"prompt"}), ("ask", self.ask, {"question", "image"})):
             if set(PLACE.findall(text)) != places:
                 raise InputError(f"{name}: refers to {{{'} and {'.join(sorted(places))}}}, each of them and no other")
-
-
-@dataclass
-class QuestionsConfig:
-    viewer: ChatConfig
-    """The vision-language model that answers the questions."""
-    writer: ChatConfig | None = None
-    """The model that writes them; the viewer by default. It sees the prompt's pictures, if there are any."""
-    weight: float = 1.0
-    template: str = "pictures.v1"
-    """Prompts: a packaged name, or a YAML file."""
 
 
 class Question(NamedTuple):
@@ -72,13 +65,20 @@ class Question(NamedTuple):
         return self.picture is None or self.picture == picture
 
 
+@register("reward", "questions")
+@dataclass
 class QuestionsReward:
-    """A `Reward`. Raises JudgeFailed where no question at all could be written or answered."""
+    """Share of yes among questions about each picture that a model makes of the prompt.
 
-    name = "questions"
+    Raises JudgeFailed where no question at all could be written or answered.
+    """
 
-    def __init__(self, writer: ChatModel, viewer: ChatModel, template: QuestionTemplate):
-        self.writer, self.viewer, self.template = writer, viewer, template
+    viewer: ChatModel
+    """Who answers the questions, a vision-language model of `endpoints:`."""
+    writer: ChatModel | None = None
+    """Who writes them; the viewer by default. It sees the prompt's pictures, if there are any."""
+    template: QuestionTemplate = field(default_factory=lambda: QuestionTemplate.named("pictures.v1"))
+    """Its prompts: one of the package's by name, or a YAML file of yours."""
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         written = self._write([completion.prompt for completion in completions])
@@ -120,7 +120,7 @@ class QuestionsReward:
         """A JSON value: the prompts, and both models with all settings their replies depend on."""
         return {
             "template": self.template.identity,
-            "writer": self.writer.manifest(),
+            "writer": (self.writer or self.viewer).manifest(),
             "viewer": self.viewer.manifest(),
         }
 
@@ -131,7 +131,7 @@ class QuestionsReward:
             Request(fill(self.template.write, {"prompt": prompt.segments}), template=self.template.identity)
             for prompt in distinct.values()
         ]
-        replies = dict(zip(distinct, self.writer.complete(requests), strict=True))
+        replies = dict(zip(distinct, (self.writer or self.viewer).complete(requests), strict=True))
         return [read_questions(replies[id(prompt)]) for prompt in prompts]
 
     def _request(self, question: Question, picture: ImageSegment) -> Request:
@@ -214,11 +214,3 @@ def load_template(name_or_path: str) -> QuestionTemplate:
     template = build(QuestionTemplate, read_yaml(path), str(path))
     template.identity = f"{path.stem}@{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
     return template
-
-
-def questions_reward(config: QuestionsConfig) -> QuestionsReward:
-    """Raises InputError for models or a template that there are not."""
-    template = load_template(config.template)
-    viewer = chat_model(config.viewer, "rewards.questions.viewer")
-    writer = chat_model(config.writer, "rewards.questions.writer") if config.writer else viewer
-    return QuestionsReward(writer, viewer, template)

@@ -17,12 +17,14 @@ import random
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
 from ...configs.errors import InputError
+from ...configs.registry import register
+from ...configs.schema import Range
 from ...models.documents.document import InterleavedDocument
 from ..base import FAILED, Completion, RewardOutput
 
@@ -31,30 +33,6 @@ MOST_BYTES = 64 * 2**20
 """Of an answer, which holds numbers alone."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts, at most."""
-
-
-@dataclass
-class RemoteConfig:
-    url: str = ""
-    """Of the reward server: `http://gpu-2:8400`."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Weight of each of its rewards, by the name under which it serves them."""
-    api_key_env: str = KEY_VARIABLE
-    """*Name* of the environment variable that holds the server's key; unset for a server without one."""
-    timeout: float = 240.0
-    """Seconds the server may be silent."""
-    retries: int = 3
-    """Further attempts after a lost connection, silence, HTTP 429 or 5xx."""
-    backoff: float = 1.0
-    """Seconds before the second attempt; doubles with each."""
-
-    def __post_init__(self) -> None:
-        check_variable(self.api_key_env)
-        for name in ("retries", "backoff"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}: {getattr(self, name)}; at least 0")
-        if not 0 < self.timeout < math.inf:
-            raise InputError(f"timeout: {self.timeout}; a number of seconds above 0")
 
 
 def check_variable(api_key_env: str) -> None:
@@ -66,28 +44,46 @@ class RemoteFailed(Exception):
     """No scores after all attempts."""
 
 
+@register("reward", "remote/REWARD")
+@dataclass
 class RemoteReward:
-    """One reward of a server. A `Reward`.
+    """One reward of a server on another machine (`limner serve-rewards`).
 
     Raises InputError for what asking again would not change (address, key, name, prompts that the reward cannot score),
     RemoteFailed otherwise; the guard counts that as a failed call.
     """
 
-    def __init__(self, name: str, config: RemoteConfig):
-        self.name, self.remote_name, self.config = f"remote_{name}", name, config
-        url = urlsplit(config.url)
+    reward: str
+    """Under which name the server has it."""
+    url: str
+    """Of the server: `http://gpu-2:8400`."""
+    api_key_env: str = KEY_VARIABLE
+    """*Name* of the environment variable that holds the server's key; unset for a server without one."""
+    timeout: float = 240.0
+    """Seconds the server may be silent."""
+    retries: Annotated[int, Range(0)] = 3
+    """Further attempts after a lost connection, silence, HTTP 429 or 5xx."""
+    backoff: Annotated[float, Range(0)] = 1.0
+    """Seconds before the second attempt; doubles with each."""
+
+    def __post_init__(self) -> None:
+        self.name = f"remote_{self.reward}"
+        check_variable(self.api_key_env)
+        if not 0 < self.timeout < math.inf:
+            raise InputError(f"timeout: {self.timeout}; a number of seconds above 0")
+        url = urlsplit(self.url)
         if url.scheme not in ("http", "https") or not url.hostname or url.username:
-            raise InputError("rewards.remote.url: give the server's address, without a password: http://gpu-2:8400")
+            raise InputError("url: give the server's address, without a password: http://gpu-2:8400")
         self._connection = HTTPSConnection if url.scheme == "https" else HTTPConnection
         self._address = url.netloc
-        self._path = f"{url.path.rstrip('/')}/rewards/{quote(name, safe='')}"
+        self._path = f"{url.path.rstrip('/')}/rewards/{quote(self.reward, safe='')}"
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         body = json.dumps(pack_completions(completions)).encode()
         reason = ""
-        for attempt in range(self.config.retries + 1):
+        for attempt in range(self.retries + 1):
             if attempt:
-                wait_s = min(self.config.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
+                wait_s = min(self.backoff * 2 ** (attempt - 1), LONGEST_WAIT)
                 time.sleep(wait_s * random.uniform(1, 1.25))  # apart from other ranks that failed together with it
             try:
                 status, text = self._post(body)
@@ -98,13 +94,13 @@ class RemoteReward:
                 return unpack_output(text)
             reason = f"HTTP {status}: {_said(text)}"
             if status < 500 and status != 429:
-                raise InputError(f"{self.config.url}: reward {self.remote_name!r}: {reason}")
-        raise RemoteFailed(f"{self.config.url}, {self.config.retries + 1} attempts, last: {reason}")
+                raise InputError(f"{self.url}: reward {self.reward!r}: {reason}")
+        raise RemoteFailed(f"{self.url}, {self.retries + 1} attempts, last: {reason}")
 
     def _post(self, body: bytes) -> tuple[int, bytes]:
-        key = os.environ.get(self.config.api_key_env, "")
+        key = os.environ.get(self.api_key_env, "")
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        connection = self._connection(self._address, timeout=self.config.timeout)
+        connection = self._connection(self._address, timeout=self.timeout)
         try:
             connection.request("POST", self._path, body, headers)
             response = connection.getresponse()
@@ -182,10 +178,3 @@ def _said(body: bytes) -> str:
     except (ValueError, LookupError, TypeError):
         text = body[:200].decode(errors="replace")
     return " ".join(text.split())
-
-
-def remote_rewards(config: RemoteConfig) -> list[tuple[RemoteReward, float]]:
-    """(reward, weight) of each with a weight. Raises InputError for settings that cannot work; asks nobody."""
-    if not any(config.weights.values()):
-        raise InputError("rewards.remote.weights: no reward has a weight; GET URL/rewards says what the server has")
-    return [(RemoteReward(name, config), weight) for name, weight in config.weights.items() if weight]

@@ -1,7 +1,7 @@
 """`limner serve-rewards`: rewards over HTTP, so that the GPUs that train and those that score can differ.
 
-limner serve-rewards --rewards.image.weights '{clipscore: 1, pickscore: 1}' --port 8400
-limner grpo ... --rewards.remote.url http://gpu-2:8400 --rewards.remote.weights '{clipscore: 1, pickscore: 1}'
+limner serve-rewards --rewards '{image/clipscore: 1, my_rewards.py:Brevity: 1}' --port 8400
+limner grpo ... --rewards '{remote/image_clipscore: {url: "http://gpu-2:8400"}, remote/Brevity: {url: "http://gpu-2:8400"}}'
 
 The parts that have a weight are served, one by one and unweighted; `remote.py` has the protocol. Nothing that arrives
 is unpickled or run: documents are JSON, checked field by field. Bodies and requests under way are bounded. There is no
@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Lock
@@ -29,7 +29,7 @@ import torch
 from ...configs import parse
 from ...configs.errors import InputError
 from ..base import Reward
-from ..build import RewardsConfig, reward_parts
+from ..build import RewardSettings, reward_parts
 from ..guard import cleaned
 from .client import KEY_VARIABLE, check_variable, pack_output, unpack_completions
 
@@ -41,8 +41,7 @@ NO_PATH = "no such path; there are GET /rewards and POST /rewards/NAME"
 
 
 @dataclass
-class ServerConfig:
-    rewards: RewardsConfig = field(default_factory=RewardsConfig)
+class ServerConfig(RewardSettings):
     host: str = "127.0.0.1"
     """Address to listen at; one that other machines reach (0.0.0.0) needs a key."""
     port: int = 8400
@@ -195,7 +194,7 @@ def _is_loopback(host: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (config,) = parse((ServerConfig,), argv, prog="limner serve-rewards")
-    parts = [part for part, _ in reward_parts(config.rewards)]
+    parts = [part for part, _ in reward_parts(config)]
     if not parts:
         raise InputError("rewards: give at least one a weight; those are served")
     with RewardServer(config, parts) as server:

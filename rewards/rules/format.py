@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
-from ...configs.errors import InputError
+from ...configs.registry import register
 from ...models.documents.document import InterleavedDocument, TextSegment
 from ..base import Completion, RewardOutput
-
-Pattern = Literal["alternating", "think-vis"]
-PATTERNS: tuple[Pattern, ...] = ("alternating", "think-vis")
 
 _THINK_VIS = re.compile(r"(?:\s*<think>[^<>]+</think>\s*<vis>\N{OBJECT REPLACEMENT CHARACTER}</vis>)+\s*")
 
 
+@register("reward", "format")
+@dataclass
 class FormatReward:
-    """1 for a complete document of the pattern, 0 otherwise; a document that never ended is not complete.
+    """Structural fidelity: 1 for a complete document of the pattern, 0 otherwise.
 
-    `alternating`: text, picture, text, picture, ... `think-vis`: the paper's `<think>text</think> <vis>picture</vis>`,
-    repeated. Where the prompt outlines its scenes (`meta["outline"]`), there must be one step for each.
+    A document that never ended is not complete. `alternating`: text, picture, text, picture, ... `think-vis`: the
+    paper's `<think>text</think> <vis>picture</vis>`, repeated. Where the prompt outlines its scenes (`meta["outline"]`),
+    there must be one step for each.
     """
 
-    name = "format"
-
-    def __init__(self, pattern: Pattern = "alternating"):
-        if pattern not in PATTERNS:
-            raise InputError(f"rewards.format.pattern: {pattern!r} is none of {', '.join(PATTERNS)}")
-        self.pattern = pattern
+    pattern: Literal["alternating", "think-vis"] = "alternating"
+    """Text and picture in turn, or the tags of U-GRPO."""
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         scores: list[float | None] = [float(self._holds(completion)) for completion in completions]

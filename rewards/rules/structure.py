@@ -10,8 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from ...configs.errors import InputError
+from ...configs.registry import register
+from ...configs.schema import Range
 from ...models.documents.document import ImageSegment, InterleavedDocument
 from ..base import Completion, RewardOutput
 
@@ -19,14 +22,20 @@ _WORD = re.compile(r"(?!.*TT)[TI]+")
 _TAGS = re.compile(r"</?(?:think|vis)>")
 
 
+@register("reward", "structure")
 @dataclass
-class StructureConfig:
-    weight: float = 1.0
+class StructureReward:
+    """Order of texts and pictures against what was asked for, graded.
+
+    1 - (insertions, deletions and replacements to the nearest structure asked for) / (length of the longer one): 0 to
+    1; an answer that never ended has no structure: 0. Neighbouring texts are one, a text without words is none.
+    """
+
     unit: str = "TI"
     """A step: T a text, I a picture; what a prompt without wishes of its own asks for."""
-    least: int = 1
+    least: Annotated[int, Range(1)] = 1
     """Fewest steps,"""
-    most: int = 8
+    most: Annotated[int, Range(1)] = 8
     """and most."""
 
     def __post_init__(self) -> None:
@@ -35,18 +44,6 @@ class StructureConfig:
         if not _WORD.fullmatch(self.unit * self.most):
             raise InputError(f"unit: {self.unit!r}; give T and I in their order (TI), no two T beside each other")
 
-
-class StructureReward:
-    """1 - (insertions, deletions and replacements to the nearest structure asked for) / (length of the longer one).
-
-    0 to 1; an answer that never ended has no structure: 0. Neighbouring texts are one, a text without words is none.
-    """
-
-    name = "structure"
-
-    def __init__(self, config: StructureConfig | None = None):
-        self.config = config or StructureConfig()
-
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         scores: list[float | None] = [self._score(completion) for completion in completions]
         return RewardOutput(scores, [[None] * len(completion.answer.segments) for completion in completions])
@@ -54,9 +51,8 @@ class StructureReward:
     def _score(self, completion: Completion) -> float:
         if not completion.ended:
             return 0.0
-        said, settings = structure_of(completion.answer), self.config
-        asked = asked_structures(completion.prompt, settings.unit)
-        asked = asked or [settings.unit * steps for steps in range(settings.least, settings.most + 1)]
+        said, asked = structure_of(completion.answer), asked_structures(completion.prompt, self.unit)
+        asked = asked or [self.unit * steps for steps in range(self.least, self.most + 1)]
         return max(1 - edits(said, word) / max(len(said), len(word)) for word in asked)
 
 

@@ -27,6 +27,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
 from transformers.utils.logging import disable_progress_bar
 
+from ...configs import find_config, read_yaml
 from ...configs.errors import InputError, run_or_exit
 from ...data.prompts import pack_prompt
 from ...models.families.shared_vocabulary import SharedVocabularyPolicy
@@ -35,7 +36,7 @@ from ...models.policy import UnifiedPolicy
 from ...models.tokens.processing import Processor
 from ...models.tokens.text_tokenizer import train_text_tokenizer
 from ...rewards.base import Completion, Reward, RewardOutput
-from ...rewards.build import RewardsConfig, build_reward
+from ...rewards.build import RewardSettings, build_reward
 from ...train.from_scratch.new_model import NewModelConfig, general_english, new_policy
 from ...train.objective.algorithm import AlgorithmConfig, PerModality
 from ...train.trainer import GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
@@ -140,7 +141,8 @@ class Bench:
 
     def documents(self) -> list[Step]:
         say("documents with pictures")
-        args, reward = trainer_args(self.config, self.folder, self.config.steps), build_reward(RewardsConfig())
+        args = trainer_args(self.config, self.folder, self.config.steps)
+        reward = build_reward(RewardSettings(read_yaml(find_config("grpo/tiny"))["rewards"]))
         return measure(*self.limner("documents", args, algorithm(max_images=8), reward))
 
     def text_alone(self) -> dict[str, list[Step]]:

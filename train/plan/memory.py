@@ -24,7 +24,7 @@ SCORE_SAVED, SCORE_PASSING = 4, 12
 SAMPLER_SCORE = 29
 """Bytes of one score in the sampler's draw: three float32, two float64, a mask: `models.sampler.generation._draw`."""
 BATCH_TOKEN = 54
-"""Bytes of one token in the rollout buffer: five int64, three float32, two masks: `models.tokens.sequence.TokenBatch`."""
+"""Bytes of one token in the rollout buffer: five int64, three float32, two masks: `TokenBatch`."""
 CONTEXT = 2**30
 """CUDA context, cuBLAS and NCCL: an allowance, not a prediction."""
 ZERO_BUCKET, ZERO_LIVE = 500_000_000, 1_000_000_000

@@ -8,38 +8,18 @@ is past the plan earns 0, and a step that the answer lacks counts as 0 in the ou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from ...rewards.base import Completion, Reward, RewardOutput
+from ...configs.registry import register
+from ...rewards.base import Completion, RewardOutput
 from ..picture_stories.scenes import Scene, read_pictures
 from .scenes import Plan, Step, plan_of, read_steps
 
 
-@dataclass
-class InsertionStoriesConfig:
-    """Weights; 0 leaves a part out."""
-
-    choice: float = 2.0
-    """Insert the candidate that fits, draw where none does, leave where no picture is wanted."""
-    text: float = 1.0
-    """Sentences against the plan."""
-    image_plan: float = 1.0
-    """Drawn pictures against the plan."""
-    image_sentence: float = 1.0
-    """Drawn pictures against the model's own sentences."""
-
-
-def insertion_story_rewards(config: InsertionStoriesConfig) -> list[tuple[Reward, float]]:
-    return [
-        (ChoiceReward(), config.choice),
-        (StepTextReward(), config.text),
-        (StepImageReward("plan"), config.image_plan),
-        (StepImageReward("sentence"), config.image_sentence),
-    ]
-
-
+@register("reward", "insertion_stories/choice")
 class ChoiceReward:
-    name = "choice"
+    """Insert the candidate that fits, draw where none does, leave where no picture is wanted."""
+
+    name = "insertion_stories_choice"
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         def score(plan: Plan, steps: Sequence[Step], add: Add) -> float:
@@ -54,8 +34,11 @@ class ChoiceReward:
         return _scored(completions, score)
 
 
+@register("reward", "insertion_stories/text")
 class StepTextReward:
-    name = "step_text"
+    """Sentences against the plan."""
+
+    name = "insertion_stories_text"
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         def score(plan: Plan, steps: Sequence[Step], add: Add) -> float:
@@ -69,11 +52,11 @@ class StepTextReward:
         return _scored(completions, score)
 
 
+@register("reward", "insertion_stories/image_plan")
 class StepImageReward:
-    def __init__(self, against: str):
-        """against: `plan` or `sentence`."""
-        self.against = against
-        self.name = f"step_image_{against}"
+    """Drawn pictures against the plan."""
+
+    name = "insertion_stories_image_plan"
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         drawn = [i for c in completions for i in c.answer.images if i.origin == "generated"]
@@ -86,13 +69,27 @@ class StepImageReward:
                 step = steps[number] if number < len(steps) else None
                 if step is None or step.choice != ("generate", None):
                     continue
-                aim: Scene | None = plan.scenes[number] if self.against == "plan" else step.said
+                aim = self._aim(plan.scenes[number], step)
                 matched = aim.matches(shown[id(step.images[0])]) if aim else 0.0  # a sentence may state no scene
                 total += matched
                 add(step.places[0], matched)
             return total / len(wanted) if wanted else None
 
         return _scored(completions, score)
+
+    def _aim(self, planned: Scene, step: Step) -> Scene | None:
+        """What the picture is held against."""
+        return planned
+
+
+@register("reward", "insertion_stories/image_sentence")
+class OwnStepImageReward(StepImageReward):
+    """Drawn pictures against the model's own sentences."""
+
+    name = "insertion_stories_image_sentence"
+
+    def _aim(self, planned: Scene, step: Step) -> Scene | None:
+        return step.said
 
 
 Add = Callable[[int | None, float], None]

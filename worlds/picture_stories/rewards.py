@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from ...rewards.base import Completion, RewardOutput
 from .scenes import Outline, Scene, parse_scene, read_pictures, read_sentence
@@ -26,10 +27,11 @@ def outline_of(prompt: InterleavedDocument) -> Outline:
     return tuple(parse_scene(scene) for scene in words)
 
 
+@register("reward", "picture_stories/text_plan")
 class SentenceReward:
-    """Text relevance r_t: each sentence against the scene planned at its place."""
+    """Each sentence against the scene planned at its place: text relevance r_t."""
 
-    name = "text_plan"
+    name = "picture_stories_text_plan"
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         outcome: list[float | None] = []
@@ -49,14 +51,11 @@ class SentenceReward:
         return RewardOutput(outcome, segments)
 
 
+@register("reward", "picture_stories/image_plan")
 class PictureReward:
-    """Image faithfulness r_v: each picture against the scene planned at its place, or the sentence before it."""
+    """Each picture against the scene planned at its place: image faithfulness r_v."""
 
-    def __init__(self, against: str):
-        if against not in ("plan", "sentence"):
-            raise InputError(f"picture reward: against {against!r} is neither 'plan' nor 'sentence'")
-        self.against = against
-        self.name = f"image_{against}"
+    name = "picture_stories_image_plan"
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         shown = iter(read_pictures([image.pixels() for c in completions for image in c.answer.images]))
@@ -78,13 +77,18 @@ class PictureReward:
         return RewardOutput(outcome, segments)
 
     def _score(self, shown: Scene | None, said: Scene | None, planned: Scene | None) -> float:
-        if planned is None:
-            return 0.0
-        if self.against == "plan":
-            return planned.matches(shown)
-        return (
-            said.matches(shown) if said is not None else 0.0
-        )  # no picture is faithful to a sentence that states no scene
+        return planned.matches(shown) if planned else 0.0
+
+
+@register("reward", "picture_stories/image_sentence")
+class OwnSentenceReward(PictureReward):
+    """Each picture against the model's own sentence before it."""
+
+    name = "picture_stories_image_sentence"
+
+    def _score(self, shown: Scene | None, said: Scene | None, planned: Scene | None) -> float:
+        """No picture is faithful to a sentence that states no scene."""
+        return said.matches(shown) if planned and said else 0.0
 
 
 def _share(scores: list[float | None], planned: int) -> float:

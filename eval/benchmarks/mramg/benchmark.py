@@ -21,7 +21,7 @@ from ....data.sources.markdown import Problem, Report
 from ....data.sources.mramg import DOMAINS, PIC, Gallery, Refused, read_questions
 from ....models.chat.requests import Answer
 from ....models.documents.document import ImageSegment
-from ....rewards.encoders.pretrained import EncodersConfig
+from ....rewards.encoders.pretrained import Encoder
 from ....rewards.encoders.text import BERTSCORE, BertScore, RougeL, TextEncoder
 from ....rewards.judges.judge import Verdict
 from ....rewards.rules.insertion import OrderingCosts, ordering_score, selection
@@ -142,7 +142,7 @@ class MRAMG:
         self.rouge = RougeL()
         self.bertscore: BertScore | None = None
         if config.bertscore:
-            self.bertscore = BertScore(TextEncoder.load(config.bertscore, EncodersConfig()), config.bertscore_layer)
+            self.bertscore = BertScore(TextEncoder.load(config.bertscore, Encoder()), config.bertscore_layer)
         self.shown: dict[str, int] = {}
         """Pictures of each answer that is before the judge."""
 
