@@ -20,6 +20,7 @@ from limner.models.sampler.generation import Sampling, generate
 from limner.models.writing import write
 from limner.report.release.lineage import read_stages, runs_of
 from limner.retrieval.index.store import Index
+from limner.rewards.build import RewardSettings, build_reward
 from limner.train.watch.trajectories import read_trajectories
 
 FILES = Path(__file__).with_name("files_of_0_1")
@@ -131,13 +132,17 @@ NAMED = {
     "picture_stories/image_plan": 1,
     "picture_stories/image_sentence": 1,
 }
-waits = pytest.mark.xfail(reason="waits for the commit 'Rewards by name'; delete the mark then", strict=False)
+waits = pytest.mark.xfail(
+    reason="waits until `format_pattern` and sections that are null, as a resolved config.yaml has them, show the form "
+    "of now as the other keys do; delete the mark then",
+    strict=False,
+)
 
 
 @waits
 @pytest.mark.parametrize("flags", [["--resume_from_checkpoint", "last"], ["--output_dir", "again"]])
 @pytest.mark.parametrize("command", ["grpo", "preflight"])
-def test_reward_keys_of_before_are_refused_with_the_form_of_now(command, flags):
+def test_a_config_of_before_is_refused_with_the_form_of_now(command, flags):
     with pytest.raises(InputError) as refused:
         run([command, "--config", "grpo/config.yaml", *flags])
     said = str(refused.value)
@@ -145,7 +150,30 @@ def test_reward_keys_of_before_are_refused_with_the_form_of_now(command, flags):
     assert not Path("again").exists() and not Path("grpo/checkpoint-3").exists()
 
 
-@waits
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        pytest.param("format_pattern: think-vis", "rewards: {format: {weight: 1, pattern: think-vis}}", marks=waits),
+        pytest.param("judge: null", "judge/", marks=waits),
+        ("text_plan: 0.5", "rewards: {picture_stories/text_plan: 0.5}"),
+        ("image_plan: 1", "rewards: {picture_stories/image_plan: 1}"),
+        ("timeout: 60", "reward_guard: {timeout: 60}"),
+        ("patience: 5", "reward_guard: {patience: 5}"),
+        ("judge: {weights: {helpfulness: 2}, endpoint: {model: m}}", "rewards: {judge/helpfulness: 2}"),
+        ("image: {weights: {clipscore: 1}, device: cpu}", "rewards: {image/clipscore: 1}"),
+        ("consistency: {weights: {dino: 0.25}}", "rewards: {consistency/dino: 0.25}"),
+        ("text: {weights: {rouge_l: 1}}", "rewards: {text/rouge_l: 1}"),
+        ("remote: {url: http://gpu-2:8400, weights: {clipscore: 1}}", "rewards: {remote/clipscore: 1}"),
+        ("insertion_stories: {choice: 3}", "rewards: {insertion_stories/choice: 3}"),
+    ],
+)
+def test_a_reward_key_of_before_is_refused_with_the_form_of_now(before, now):
+    with pytest.raises(InputError) as refused:
+        build_reward(RewardSettings(yaml.safe_load(before)))
+    said = str(refused.value)
+    assert said.startswith(f"rewards.{before.partition(':')[0]}: ") and now in said and "\n" not in said
+
+
 def test_a_run_of_before_goes_on_to_the_same_weights_once_its_rewards_are_named():
     settings = yaml.safe_load(Path("grpo/config.yaml").read_text())
     Path("named.yaml").write_text(yaml.safe_dump({**settings, "rewards": NAMED}))
