@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
-from .commands import COMMANDS
+from .commands import COMMANDS, sentence
 from .errors import InputError
 from .redaction import without_secrets
 from .schema import (
@@ -107,13 +107,14 @@ def parse(
             mapping, source = _section(mapping, section, source), f"{source}, {section}"
     for name, value in given.items():
         _give(mapping, name, Flag(f"--{name}", value), fields[name])
-    for path, flag in _dotted_flags(rest, fields):
+    moved = {key: said for cls in dataclass_types for key, said in getattr(cls, "MOVED", {}).items()}
+    for path, flag in _dotted_flags(rest, fields, moved):
         _overlay(mapping, path, flag)
 
     place = Place(source)
     for key in mapping:
         if key not in fields:
-            raise unknown_key(key, fields, str(place.at(key)))
+            raise _unknown(key, fields, moved, str(place.at(key)))
     return tuple(
         build(cls, {key: value for key, value in mapping.items() if key in fields_of(cls)}, place)
         for cls in dataclass_types
@@ -169,8 +170,8 @@ def _packaged_root() -> Path:
 
 def _help(dataclass_types: Sequence[type], prog: str | None, usage: str, everything: bool) -> str:
     """Our settings, section by section; then that those of transformers or TRL hold as well, or all of them."""
-    does = COMMANDS.get((prog or "").removeprefix("limner "), "")
-    does = f"{does[:1].upper()}{does[1:]}." if does else None
+    name = (prog or "").removeprefix("limner ")
+    does = sentence(name) if name in COMMANDS else None
     parser = argparse.ArgumentParser(prog=prog, usage=usage, description=does, add_help=False)
     for cls in dataclass_types:
         if dataclasses.is_dataclass(cls):  # what stands in for one of theirs (`on_demand`) is none
@@ -239,7 +240,14 @@ def _flag_parser(dataclass_types: Sequence[type], fields: dict[str, Any]) -> arg
     return parser
 
 
-def _dotted_flags(words: Sequence[str], fields: dict[str, Any]) -> Iterator[tuple[list[str], Flag]]:
+def _unknown(key: str, fields: dict[str, Any], moved: dict[str, str], where: str) -> InputError:
+    """moved: keys of before, by what became of them."""
+    return InputError(f"{where}: {moved[key]}") if key in moved else unknown_key(key, fields, where)
+
+
+def _dotted_flags(
+    words: Sequence[str], fields: dict[str, Any], moved: dict[str, str]
+) -> Iterator[tuple[list[str], Flag]]:
     """`--section.key value` and `--section.key=value`, which argparse leaves over; any other word is a fault."""
     remaining = iter(words)
     for word in remaining:
@@ -250,7 +258,7 @@ def _dotted_flags(words: Sequence[str], fields: dict[str, Any]) -> Iterator[tupl
         if not word.startswith("--"):
             raise InputError(f"command line: {word!r} belongs to no flag")
         if len(path) == 1 or not is_structured(fields.get(first, Any)):
-            raise unknown_key(first, fields, f"--{name}")
+            raise _unknown(first, fields, moved, f"--{name}")
         if not equals:
             value = next(remaining, "--")
         if value.startswith("--") and not equals:
@@ -259,7 +267,7 @@ def _dotted_flags(words: Sequence[str], fields: dict[str, Any]) -> Iterator[tupl
 
 
 def _give(mapping: dict[str, Any], name: str, flag: Flag, kind: Any) -> None:
-    """A flag in place of what the file says; entries of a mapping (`--rewards '{NAME: 1}'`) beside those of the file."""
+    """A flag in place of what the file says; entries of a mapping (`--rewards '{NAME: 1}'`) beside its others."""
     entries = scalar(flag.value) if is_mapping(kind) and isinstance(flag.value, str) else None
     before = mapping.get(name)
     if not isinstance(entries, dict) or not isinstance(before, (dict, type(None))):

@@ -34,7 +34,7 @@ PACKAGE = __name__.split(".")[0]
 NOT_SHIPPED = {"tests", "scripts", "docs", "build", "dist", "runs"}
 METHODS = {
     "reward": ("__call__",),
-    "benchmark": ("read", "aspects", "tasks", "scores", "tables", "manifest"),
+    "benchmark": ("records", "aspects", "tasks", "scores", "tables"),
     "source": ("documents",),
     "prompt": ("__call__",),
     "strategy": ("__call__",),
@@ -152,10 +152,10 @@ def find(kind: str, name: str, place: str = "", files: bool = True) -> Found:
     elif colon and re.fullmatch(r"\w+(\.\w+)*", source):
         module = _module(source, place)
     else:
-        hint = did_you_mean(name, known) or f"there are {', '.join(known)}"
         also = ", or path/to/file.py:Name" if files else ""
+        hint = did_you_mean(name, known) or f"there are {', '.join(known)}{also}"
         noun = NOUNS[kind].split(" ", 1)[1]
-        raise InputError(f"{place}no {noun} is called {name!r}; {hint}{also}")
+        raise InputError(f"{place}no {noun} is called {name!r}; {hint}")
     return Found(
         name, fitting(kind, _attribute(module, attribute, f"{place}{source}"), f"{place}{name}"), {}, attribute
     )
@@ -166,7 +166,8 @@ def fitting(kind: str, thing: Any, where: str) -> Any:
     methods = METHODS[kind]
     expected = f"expected a class with {' and '.join(methods)}" + " or a function" * (kind in FUNCTIONS)
     if inspect.isclass(thing):
-        lacking = [method for method in methods if not callable(getattr(thing, method, None))]
+        own = {name for ancestor in thing.__mro__ for name in vars(ancestor)}  # every class is callable by its metaclass
+        lacking = [method for method in methods if method not in own or not callable(getattr(thing, method))]
         if lacking:
             raise InputError(f"{where}: is not {NOUNS[kind]}: {expected}, and this class has no {lacking[0]}")
     elif not (inspect.isfunction(thing) and kind in FUNCTIONS):
@@ -177,6 +178,7 @@ def fitting(kind: str, thing: Any, where: str) -> Any:
 
 def label_of(name: str) -> str:
     """A name as one word, as it stands in metrics."""
+    name = re.sub(r"/.*/(?=[^/]+\.yaml$)", "/", name)  # a file without its folders
     return re.sub(r"\W+", "_", re.sub(r"\.v\d+$|\.yaml$", "", name)).strip("_")
 
 
@@ -199,7 +201,7 @@ def plugin_file(path: str, place: str = "") -> PluginFile:
     sys.modules[name] = module  # dataclasses and type hints look a class's module up there
     try:
         exec(compile(source, str(full), "exec"), module.__dict__)  # what was hashed is what runs
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{place}{path}: {_reason(error, full)}") from error
     _files[full] = PluginFile(full, digest, source, module)
@@ -225,7 +227,7 @@ def _module(name: str, place: str) -> Any:
                 f"{place}{name}: no such module is installed; a file is named path/to/file.py:Name"
             ) from None
         raise InputError(f"{place}{name}: {_reason(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{place}{name}: {_reason(error)}") from error
 
 
@@ -237,7 +239,7 @@ def _attribute(module: Any, name: str, where: str) -> Any:
     return getattr(module, name)
 
 
-def _reason(error: Exception, file: Path | None = None) -> str:
+def _reason(error: BaseException, file: Path | None = None) -> str:
     """What was raised while a module ran, with the line of the file at fault."""
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
@@ -274,20 +276,22 @@ def _entries_of_others() -> tuple[Entry, ...]:
     found: list[Entry] = []
     for point in importlib.metadata.entry_points(group=GROUP):
         try:
-            spec = importlib.util.find_spec(point.module)
-        except Exception as error:
-            spec = None
+            found += _entries_in(point.module)
+        except (Exception, SystemExit) as error:
             print(f"limner: plug-in {point.name} ({point.value}): {_reason(error)}; left out", file=sys.stderr)
-        if spec is None or spec.origin is None:
-            continue
-        folders = list(spec.submodule_search_locations or ())
-        if not folders:
-            found += _read(Path(spec.origin), point.module)
-        for folder in map(Path, folders):
-            for file in sorted(folder.rglob("*.py")):
-                inside = _dotted(file.relative_to(folder))
-                found += _read(file, f"{point.module}.{inside}".removesuffix("."))
     return tuple(found)
+
+
+def _entries_in(module: str) -> list[Entry]:
+    """Of a module, or of all modules of a package; of these no more than the parents are imported."""
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {module!r}")
+    folders = [*map(Path, spec.submodule_search_locations or ())]
+    files = {file: _dotted(file.relative_to(folder)) for folder in folders for file in sorted(folder.rglob("*.py"))}
+    if not folders:
+        files = {Path(str(spec.origin)): ""}
+    return [entry for file, inside in files.items() for entry in _read(file, f"{module}.{inside}".removesuffix("."))]
 
 
 def _dotted(path: Path) -> str:
@@ -304,7 +308,7 @@ def _read(file: Path, module: str) -> Iterator[Entry]:
     except SyntaxError:
         return  # whoever imports it is told
     for node in tree.body:
-        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         doc = (ast.get_docstring(node) or "").partition("\n")[0]
         for decorator in node.decorator_list:

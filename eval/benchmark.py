@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from PIL import Image
 
@@ -101,6 +101,17 @@ class Table:
 
 
 class Benchmark(Protocol):
+    """What a registered benchmark offers.
+
+    Its class has a static `records(path, images)`: the items of its file or folder, each with the answer that stands
+    there, or None. It is made from `items`, and if it names them from `data` and `answers`, where they were read from;
+    further parameters are its options. What a class may say of itself beside that:
+
+        takes_model = False       it has its answers written itself (`AnswersItself`)
+        takes_answers = False     there is no file of answers for it
+        export = (FILE, records)  answers can be written in its own format
+    """
+
     name: str
     title: str
     items: list[Item]
@@ -131,6 +142,25 @@ class Benchmark(Protocol):
     def caveats(self, outcomes: Sequence[Outcome]) -> list[str]:
         """What a reader must know before he compares the figures; plain sentences."""
         ...
+
+
+@runtime_checkable
+class AnswersItself(Protocol):
+    """A benchmark whose answers are no model's alone: it reads them in a form of its own, or has them written."""
+
+    writes: bool
+    label: str
+    """What answers."""
+
+    def write(self, items: Sequence[Item], journal: Journal) -> Iterator[int]:
+        """One record an item. Yields how many have been written."""
+        ...
+
+    def answers(self, folder: Path, imported: Mapping[str, Given] | None) -> Mapping[str, Given]:
+        """By item id: imported, or those of the run's folder."""
+        ...
+
+    def close(self) -> None: ...
 
 
 def judge_template(name_or_path: str, scale: tuple[float, float]) -> Template:

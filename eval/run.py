@@ -20,44 +20,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 
 from ..configs import build, parse, save_resolved
 from ..configs.errors import InputError
+from ..configs.options import make
+from ..configs.registry import Found, find, used_files
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.chat.requests import ChatModel
 from ..models.checkpoints.folder import whole_directory
 from ..models.checkpoints.hub import find_checkpoint, load_model
 from ..models.documents.rendering import write_atomically
 from ..models.sampler.generation import Sampling
-from ..worlds.picture_stories import benchmark as embedded
-from .benchmark import Benchmark, Given, Item, Writing, read_answers, score_answers, write_answers
-from .benchmarks import dpgbench, ftii, geneval, interleavedbench, mmie, vqa
-from .benchmarks.dpgbench import DPGBench, DPGBenchConfig
-from .benchmarks.ftii import FTII
-from .benchmarks.geneval import GenEval, GenEvalConfig
-from .benchmarks.interleavedbench import InterleavedBench, InterleavedBenchConfig
-from .benchmarks.mmie import MMIE, MMIEConfig
-from .benchmarks.mramg import benchmark as mramg
-from .benchmarks.mramg.benchmark import MRAMG, MRAMGConfig
-from .benchmarks.vqa import VisualQuestions
+from .benchmark import AnswersItself, Benchmark, Given, Item, Writing, read_answers, score_answers, write_answers
 from .entries import Copies
 from .folder import Journal, keep_manifest
 from .results import write_results
 
-READERS = {
-    "mmie": mmie.read,
-    "interleavedbench": interleavedbench.read,
-    "picture_stories": embedded.read,
-    "geneval": geneval.read,
-    "dpgbench": dpgbench.read,
-    "mramg": mramg.read,
-    "ftii": ftii.read,
-    **vqa.READERS,
-}
-EXPORTS = {"mmie": ("data.json", mmie.export), "interleavedbench": ("interleaved_bench.json", interleavedbench.export)}
 SAY_EVERY_S = 30.0
 EDGE = 2**20
 """Bytes at the beginning and at the end of a file of weights that tell it from another."""
@@ -80,19 +61,15 @@ class SamplingConfig:
 
 @dataclass
 class EvalConfig:
-    benchmark: Literal[
-        "mmie",
-        "interleavedbench",
-        "picture_stories",
-        "vqa",
-        "pope",
-        "mme",
-        "seedbench",
-        "geneval",
-        "dpgbench",
-        "mramg",
-        "ftii",
-    ] = "mmie"
+    MOVED: ClassVar = dict.fromkeys(
+        ("mmie", "interleavedbench", "geneval", "dpgbench", "mramg"),
+        "settings of a benchmark stand under `options:` now, as a flag --options.KEY VALUE",
+    )
+    """Keys of limner 0.1."""
+    benchmark: str = "mmie"
+    """One of `limner list benchmark`, or path/to/file.py:Name of your own."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the benchmark; `limner list benchmark` says which it has."""
     data: str = ""
     """The benchmark's file or folder; with `answers` it may be left out, their own questions hold then."""
     data_revision: str = ""
@@ -114,11 +91,6 @@ class EvalConfig:
     """Answers written at a time."""
     seed: int = 0
     judge: ChatConfig = field(default_factory=ChatConfig)
-    mmie: MMIEConfig = field(default_factory=MMIEConfig)
-    interleavedbench: InterleavedBenchConfig = field(default_factory=InterleavedBenchConfig)
-    geneval: GenEvalConfig = field(default_factory=GenEvalConfig)
-    dpgbench: DPGBenchConfig = field(default_factory=DPGBenchConfig)
-    mramg: MRAMGConfig = field(default_factory=MRAMGConfig)
     samples: int = 24
     """Items shown in the report."""
     suite: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -129,10 +101,14 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.suite and (self.data or self.answers or self.export):
             raise InputError("suite: data, answers and export are given to each of its evaluations, suite.NAME.data")
-        if self.benchmark == "mramg" and (self.model or not (self.data or self.suite)):
-            raise InputError("mramg: give --data FOLDER, and --answers FILE or a strategy's settings; no --model")
-        if not self.suite and self.benchmark != "mramg" and bool(self.model) == bool(self.answers):
-            raise InputError("model, answers: give one of them, --model DIR to write or --answers FILE to score")
+        kind = benchmark_of(self.benchmark).thing
+        if getattr(kind, "takes_model", True):
+            if not self.suite and bool(self.model) == bool(self.answers):
+                raise InputError("model, answers: give one of them, --model DIR to write or --answers FILE to score")
+        elif self.model or not (self.data or self.suite):
+            raise InputError(
+                f"{self.benchmark}: give --data FOLDER, and --answers FILE or a strategy's options; no --model"
+            )
         if not self.suite and not self.data and not self.answers:
             raise InputError("data: missing; name the benchmark's file (--data FILE)")
         if self.prompt.count("{question}") != 1:
@@ -140,10 +116,10 @@ class EvalConfig:
         for name, least in {"limit": 0, "batch_size": 1, "seed": 0, "samples": 0}.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name}: {getattr(self, name)}; at least {least}")
-        if self.benchmark == "picture_stories" and self.answers:
-            raise InputError("answers: picture_stories has no format of its own for answers")
-        if self.export and self.benchmark not in EXPORTS:
-            raise InputError(f"export: only answers to {' and '.join(EXPORTS)} have a format to be written in")
+        if self.answers and not getattr(kind, "takes_answers", True):
+            raise InputError(f"answers: {self.benchmark} has no format of its own for answers")
+        if self.export and not hasattr(kind, "export"):
+            raise InputError(f"export: answers to {self.benchmark} have no format of its own to be written in")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +141,9 @@ def evaluations(config: EvalConfig) -> list[EvalConfig]:
     """The suite's, or the configuration itself. Raises InputError for a fault in any, before one begins."""
     if not config.suite:
         return [config]
+    own: dict[str, Any] = {"suite": {}, "options": {}}  # options are of one benchmark
     return [
-        build(EvalConfig, {"suite": {}, "out": f"{config.out}/{name}", **settings}, f"suite.{name}", config)
+        build(EvalConfig, {**own, "out": f"{config.out}/{name}", **settings}, f"suite.{name}", config)
         for name, settings in config.suite.items()
     ]
 
@@ -194,7 +171,7 @@ def evaluate(config: EvalConfig, shard: Shard = Shard()) -> bool:
     finally:
         if judge:
             judge.close()
-        if isinstance(benchmark, MRAMG):
+        if isinstance(benchmark, AnswersItself):
             benchmark.close()
     answers = answers_of(benchmark, out, imported)  # those of the other processes, too
     finished = write_results(out, benchmark, answers, config.samples)
@@ -206,9 +183,14 @@ def evaluate(config: EvalConfig, shard: Shard = Shard()) -> bool:
 # ---- what is evaluated ----
 
 
+def benchmark_of(name: str) -> Found:
+    return find("benchmark", name, "benchmark")
+
+
 def collect(config: EvalConfig) -> tuple[list[Item], dict[str, Given] | None, dict[str, Any]]:
     """Items, answers where a file of them is given, and the files for the manifest."""
-    read, images = READERS[config.benchmark], Path(config.images) if config.images else None
+    read = benchmark_of(config.benchmark).thing.records
+    images = Path(config.images) if config.images else None
     sources: dict[str, Any] = {}
     rows: dict[str, list[tuple[Item, Given | None]]] = {}
     for name in ("data", "answers"):
@@ -239,21 +221,9 @@ def limited(items: Sequence[Item], limit: int) -> list[Item]:
 
 
 def make_benchmark(config: EvalConfig, items: Sequence[Item]) -> Benchmark:
-    if config.benchmark == "mmie":
-        return MMIE(config.mmie, items)
-    if config.benchmark == "interleavedbench":
-        return InterleavedBench(config.interleavedbench, items)
-    if config.benchmark == "geneval":
-        return GenEval(config.geneval, items)
-    if config.benchmark == "dpgbench":
-        return DPGBench(config.dpgbench, items, grids=bool(config.answers))
-    if config.benchmark == "mramg":
-        return MRAMG(config.mramg, items, Path(config.data), Path(config.answers).name if config.answers else "")
-    if config.benchmark == "ftii":
-        return FTII(items)
-    if config.benchmark in vqa.READERS:
-        return VisualQuestions(config.benchmark, items)
-    return embedded.PictureStories(items)
+    """Raises InputError naming an option at fault."""
+    read = {name: Path(path) if (path := getattr(config, name)) else None for name in ("data", "answers")}
+    return make(benchmark_of(config.benchmark), config.options, "options", filled={"items": items, **read})
 
 
 def make_judge(config: EvalConfig, benchmark: Benchmark) -> ChatModel | None:
@@ -271,7 +241,7 @@ def manifest(
         prompt = {"text": config.prompt, "sha256": hashlib.sha256(config.prompt.encode()).hexdigest()}
         model = {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))}
         writing = {"model": model, "prompt": prompt, "sampling": asdict(config.sampling), "seed": config.seed}
-    elif isinstance(benchmark, MRAMG) and benchmark.writes:
+    elif isinstance(benchmark, AnswersItself) and benchmark.writes:
         writing = {"model": {"name": benchmark.label}}
     return {
         "limner": version("limner"),
@@ -279,7 +249,8 @@ def manifest(
         **sources,
         "limit": config.limit,
         **writing,
-        "scoring": benchmark.manifest(),
+        "scoring": benchmark.manifest() if hasattr(benchmark, "manifest") else {},
+        **({"files": files} if (files := {file.path.name: file.sha256 for file in used_files()}) else {}),
         "judge": judge.manifest() if judge else "exact verifiers",
         "created": time.strftime("%Y-%m-%d"),
     }
@@ -312,7 +283,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 def answers_of(benchmark: Benchmark, out: Path, imported: Mapping[str, Given] | None) -> Mapping[str, Given]:
     """By item id: imported, or those of the run's folder."""
-    if isinstance(benchmark, MRAMG):
+    if isinstance(benchmark, AnswersItself):
         return benchmark.answers(out, imported)
     return read_answers(out) if imported is None else imported
 
@@ -323,7 +294,7 @@ def write_missing(config: EvalConfig, benchmark: Benchmark, items: Sequence[Item
     waiting = [item for item in items if item.id not in answers or answers[item.id].failure]
     if not waiting:
         return
-    if isinstance(benchmark, MRAMG):
+    if isinstance(benchmark, AnswersItself):
         report("written", benchmark.write(waiting, journal), len(waiting))
         return
     device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
@@ -344,7 +315,7 @@ def report(what: str, progress: Iterable[int], total: int) -> None:
 
 
 def write_export(config: EvalConfig, benchmark: Benchmark, answers: Mapping[str, Given]) -> None:
-    name, records = EXPORTS[config.benchmark]
+    name, records = benchmark_of(config.benchmark).thing.export
     with whole_directory(Path(config.export)) as folder:
         written = records(benchmark.items, answers, config.model or "imported", Copies(folder))
         write_atomically(folder / name, json.dumps(written, indent=1) + "\n")

@@ -26,7 +26,7 @@ from ..models.chat.requests import ChatModel
 from .base import Reward
 from .encoders.pretrained import Encoder, EncoderConfig
 from .forms import AdaptedReward, filled
-from .guard import GuardConfig, GuardedReward
+from .guard import GuardedReward, RewardGuardConfig
 from .hybrid import HybridReward
 from .renamed import new_form
 
@@ -40,7 +40,7 @@ class RewardSettings:
     rewards: dict[str, Any] = field(default_factory=lambda: {"format": 1.0})
     """Parts by name, `NAME: WEIGHT` or `NAME: {weight: W, OPTION: VALUE}`: one of `limner list reward`,
     path/to/file.py:Name or package.module:Name. A weight of 0 leaves it out; flags add to what a file says."""
-    reward_guard: GuardConfig = field(default_factory=GuardConfig)
+    reward_guard: RewardGuardConfig = field(default_factory=RewardGuardConfig)
     endpoints: dict[str, SharedEndpoint] = field(default_factory=dict)
     """Models that parts ask, by a name of yours."""
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
@@ -64,8 +64,8 @@ def reward_parts(settings: RewardSettings) -> list[Part]:
     parts = []
     for name, value in settings.rewards.items():
         place = f"rewards.{name}"
-        weight, options = weight_and_options(value, place)
         found = find_reward(name, value)
+        weight, options = weight_and_options(value, place)
         if weight:
             parts.append((shared.make(found, options, place), weight))
     refuse_twice([part.name for part, _ in parts])
@@ -99,9 +99,9 @@ def python_parts(callables: Mapping[str, Part]) -> list[Part]:
             raise InputError(
                 f"reward {name!r}: give a function of completions, or an object with __call__(completions)"
             )
-        filled(score)
+        filled(score, f"reward {name!r}")
         weight_and_options(weight, f"reward {name!r}")
-    return [(AdaptedReward(name, score), float(weight)) for name, (score, weight) in callables.items()]
+    return [(AdaptedReward(name, score), float(weight)) for name, (score, weight) in callables.items() if weight]
 
 
 def refuse_twice(names: Sequence[str]) -> None:
@@ -121,7 +121,7 @@ class Shared:
         if inspect.isclass(found.thing):
             by_name = {ChatModel: self.endpoint, Encoder: self.encoder}
             return AdaptedReward(found.label, make(found, options, place, by_name))
-        own = options_of(found.thing, filled(found.thing))
+        own = options_of(found.thing, filled(found.thing, place), place)
         checked = build(own, options, Place(place))
         return AdaptedReward(found.label, found.thing, {name: getattr(checked, name) for name in fields_of(own)})
 

@@ -32,7 +32,7 @@ LONGEST_REASON = 300
 
 
 @dataclass
-class GuardConfig:
+class RewardGuardConfig:
     timeout: float = 300.0
     """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
     patience: int = 3

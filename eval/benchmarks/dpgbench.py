@@ -22,6 +22,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ...configs.errors import InputError, reading
+from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, TextSegment
 from ...rewards.judges.judge import Verdict, fill
@@ -204,16 +205,21 @@ def quarter(picture: Image.Image, number: int) -> Image.Image:
 # ---- the benchmark ----
 
 
+@register("benchmark", "dpgbench")
 class DPGBench:
-    """A `benchmark.Benchmark`. grids: the answers are files of four pictures, not single ones."""
+    """Pictures of dense prompts, asked about by yes/no questions (DPG-Bench).
+
+    answers: where they were read from; those files hold four pictures each, not single ones.
+    """
 
     name = "dpgbench"
+    records = staticmethod(read)
     highest: float = 1
 
-    def __init__(self, config: DPGBenchConfig, items: Sequence[Item], grids: bool = False):
+    def __init__(self, items: Sequence[Item], config: DPGBenchConfig, answers: Path | None = None):
         if unknown := [item.id for item in items if "propositions" not in item.meta]:
             raise InputError(f"dpgbench: what to ask about {unknown[0]!r} is not known; name dpg_bench.csv with --data")
-        self.config, self.grids = config, grids and config.samples > 1
+        self.config, self.grids = config, answers is not None and config.samples > 1
         self.items = [item for item in items if _sample(item) < config.samples]
         if config.mode == "official" and items:
             self.items = [_without_first(item) if _name(item) == _name(items[0]) else item for item in self.items]

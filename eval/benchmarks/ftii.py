@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ...models.chat.requests import Answer
 from ...rewards.judges.judge import Verdict
 from ..benchmark import Given, Item, Outcome, Table, Task
@@ -112,10 +113,12 @@ def chosen(text: str, images: int) -> int | None:
     return number if number is not None and number <= images else None
 
 
+@register("benchmark", "ftii")
 class FTII:
-    """A `benchmark.Benchmark`."""
+    """Which picture belongs into a news text (FTII-Bench)."""
 
     name = "ftii"
+    records = staticmethod(read)
     title = "FTII-Bench"
     needs_judge = False
     highest: float = 1

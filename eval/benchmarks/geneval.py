@@ -25,6 +25,7 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor
 
 from ...configs.errors import InputError, reading
+from ...configs.registry import register
 from ...data.prompts import read_lines
 from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, to_rgb
@@ -290,16 +291,21 @@ def _box(value: Sequence[float]) -> tuple[float, float, float, float]:
 # ---- the benchmark ----
 
 
+@register("benchmark", "geneval")
 class GenEval:
-    """A `benchmark.Benchmark`. make: builds the detector when the first picture needs it."""
+    """Pictures of counted, coloured and placed objects (GenEval).
+
+    make: builds the detector when the first picture needs it.
+    """
 
     name = "geneval"
+    records = staticmethod(read)
     highest: float = 1
 
     def __init__(
         self,
-        config: GenEvalConfig,
         items: Sequence[Item],
+        config: GenEvalConfig,
         make: Callable[[DetectorConfig], Detector] = ZeroShotDetector,
     ):
         self.config, self.items, self._make = config, samples_of(items, config.samples), make

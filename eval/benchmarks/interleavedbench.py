@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from ...rewards.base import Completion
@@ -143,15 +144,34 @@ def text_of_entries(entries: Sequence[Entry]) -> tuple[str, list[Path]]:
     return "".join(texts), [entry.image for entry in entries if entry.image is not None]
 
 
+def export(items: Sequence[Item], answers: Mapping[str, Given], model: str, name: Callable[[Path], str]) -> list[dict]:
+    """Records in the benchmark's schema, of the items that have an answer. name: what a picture is called there."""
+    records = []
+    for item in items:
+        if answers[item.id].failure:
+            continue
+        asked, own = text_of_entries(item.question)
+        said, painted = text_of_entries(answers[item.id].entries)
+        turns = [{"from": "human", "value": f"{BEGIN} {asked}"}, {"from": "gpt", "value": said}]
+        pictures = [name(path) for path in (*own, *painted)]
+        records.append(
+            {"id": item.id, "image": pictures, "task_name": item.category, "conversations": turns, "model": model}
+        )
+    return records
+
+
+@register("benchmark", "interleavedbench")
 class InterleavedBench:
-    """A `benchmark.Benchmark`."""
+    """Interleaved answers, graded by a judge in five aspects (InterleavedBench)."""
 
     name = "interleavedbench"
+    records = staticmethod(read)
+    export = ("interleaved_bench.json", export)
     title = "InterleavedBench"
     needs_judge = True
     highest: float = HIGHEST
 
-    def __init__(self, config: InterleavedBenchConfig, items: Sequence[Item]):
+    def __init__(self, items: Sequence[Item], config: InterleavedBenchConfig):
         self.config = config
         self.items = list(items)
         self.official: dict[str, Any] = {}
@@ -274,19 +294,3 @@ def average(outcomes: Sequence[Outcome]) -> Estimate:
     low, high = np.quantile(np.nanmean(means_AR, axis=0), (0.025, 0.975))
     value = np.nanmean(values_IA, axis=0).mean()
     return {"value": float(value), "low": float(low), "high": float(high), "n": len(rows)}
-
-
-def export(items: Sequence[Item], answers: Mapping[str, Given], model: str, name: Callable[[Path], str]) -> list[dict]:
-    """Records in the benchmark's schema, of the items that have an answer. name: what a picture is called there."""
-    records = []
-    for item in items:
-        if answers[item.id].failure:
-            continue
-        asked, own = text_of_entries(item.question)
-        said, painted = text_of_entries(answers[item.id].entries)
-        turns = [{"from": "human", "value": f"{BEGIN} {asked}"}, {"from": "gpt", "value": said}]
-        pictures = [name(path) for path in (*own, *painted)]
-        records.append(
-            {"id": item.id, "image": pictures, "task_name": item.category, "conversations": turns, "model": model}
-        )
-    return records

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...configs.errors import InputError, reading
+from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ...rewards.base import Completion
@@ -242,14 +243,36 @@ def official_verdict(answer: Answer) -> Verdict:
 # ---- the benchmark ----
 
 
+def export(items: Sequence[Item], answers: Mapping[str, Given], model: str, name: Callable[[Path], str]) -> list[dict]:
+    """Records in the scorer's schema, of the items that have an answer. name: what a picture is called there."""
+
+    def entries(values: Iterable[Entry]) -> list[dict[str, str | None]]:
+        return [{"text": entry.text, "image": entry.image and name(entry.image)} for entry in values]
+
+    return [
+        {
+            "id": item.id,
+            "question": entries(item.question),
+            "answer": entries(answers[item.id].entries),
+            "model": model,
+            "gt_answer": entries([Entry(item.reference)]),
+        }
+        for item in items
+        if not answers[item.id].failure
+    ]
+
+
+@register("benchmark", "mmie")
 class MMIE:
-    """A `benchmark.Benchmark`."""
+    """Interleaved answers, graded by a judge (MMIE)."""
 
     name = "mmie"
+    records = staticmethod(read)
+    export = ("data.json", export)
     needs_judge = True
     highest: float = HIGHEST
 
-    def __init__(self, config: MMIEConfig, items: Sequence[Item]):
+    def __init__(self, items: Sequence[Item], config: MMIEConfig):
         self.config = config
         self.title = f"MMIE, {config.mode} mode"
         self.templates: dict[str, Template] = {}
@@ -340,22 +363,3 @@ class MMIE:
 def weighted_average(scores: Mapping[str, float]) -> float:
     """AVG of the leaderboard: each category weighs as much as the benchmark has items of it."""
     return sum(count * scores[name] for name, count in COUNTS.items()) / sum(COUNTS.values())
-
-
-def export(items: Sequence[Item], answers: Mapping[str, Given], model: str, name: Callable[[Path], str]) -> list[dict]:
-    """Records in the scorer's schema, of the items that have an answer. name: what a picture is called there."""
-
-    def entries(values: Iterable[Entry]) -> list[dict[str, str | None]]:
-        return [{"text": entry.text, "image": entry.image and name(entry.image)} for entry in values]
-
-    return [
-        {
-            "id": item.id,
-            "question": entries(item.question),
-            "answer": entries(answers[item.id].entries),
-            "model": model,
-            "gt_answer": entries([Entry(item.reference)]),
-        }
-        for item in items
-        if not answers[item.id].failure
-    ]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError, reading
+from ...configs.registry import register
 from ...data.prompts import read_lines
 from ...models.chat.requests import Answer
 from ...rewards.judges.judge import Verdict
@@ -172,8 +173,6 @@ def _given(record: Mapping[str, Any], name: str) -> Given | None:
     return Given((Entry(str(record[name])),)) if record.get(name) is not None else None
 
 
-READERS = {"vqa": read_vqa, "pope": read_pope, "mme": read_mme, "seedbench": read_seedbench}
-
 # ---- what an answer says ----
 
 
@@ -272,15 +271,17 @@ FIGURES = {"vqa": accuracy_figures, "pope": pope_figures, "mme": mme_figures, "s
 
 
 class VisualQuestions:
-    """A `benchmark.Benchmark`."""
+    """Questions about pictures, answered right or wrong by rule. Of one form of questions each, see below."""
 
+    name: str
     needs_judge = False
     highest: float = 1
 
-    def __init__(self, kind: str, items: Sequence[Item]):
+    def __init__(self, items: Sequence[Item]):
         if unknown := [item.id for item in items if "gold" not in item.meta]:
-            raise InputError(f"{kind}: no correct answer to {unknown[0]!r} is known; name the questions with --data")
-        self.name, self.title, self.items = kind, TITLES[kind], list(items)
+            unanswered = f"{self.name}: no correct answer to {unknown[0]!r} is known"
+            raise InputError(f"{unanswered}; name the questions with --data")
+        self.title, self.items = TITLES[self.name], list(items)
 
     def manifest(self) -> dict[str, Any]:
         return {"rule": f"eval.vqa {self.name}"}
@@ -328,3 +329,35 @@ class VisualQuestions:
         if self.name == "seedbench":
             said.append("Letters are read from what the model writes; the official script ranks choices by likelihood.")
         return said
+
+
+@register("benchmark", "vqa")
+class VQA(VisualQuestions):
+    """Questions about pictures of your own, as JSON lines."""
+
+    name = "vqa"
+    records = staticmethod(read_vqa)
+
+
+@register("benchmark", "pope")
+class POPE(VisualQuestions):
+    """Is an object in the picture? (POPE)"""
+
+    name = "pope"
+    records = staticmethod(read_pope)
+
+
+@register("benchmark", "mme")
+class MME(VisualQuestions):
+    """Yes/no questions of perception and cognition (MME)."""
+
+    name = "mme"
+    records = staticmethod(read_mme)
+
+
+@register("benchmark", "seedbench")
+class SEEDBench(VisualQuestions):
+    """Questions with four choices (SEED-Bench)."""
+
+    name = "seedbench"
+    records = staticmethod(read_seedbench)

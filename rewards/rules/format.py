@@ -20,8 +20,8 @@ class FormatReward:
     """Structural fidelity: 1 for a complete document of the pattern, 0 otherwise.
 
     A document that never ended is not complete. `alternating`: text, picture, text, picture, ... `think-vis`: the
-    paper's `<think>text</think> <vis>picture</vis>`, repeated. Where the prompt outlines its scenes (`meta["outline"]`),
-    there must be one step for each.
+    paper's `<think>text</think> <vis>picture</vis>`, repeated. Where the prompt outlines its scenes
+    (`meta["outline"]`), there must be one step for each.
     """
 
     pattern: Literal["alternating", "think-vis"] = "alternating"

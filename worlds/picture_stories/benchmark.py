@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...configs.registry import register
 from ...data.prompts import read_outlines
 from ...eval.benchmark import Given, Item, Outcome, Table, Task
 from ...eval.entries import Entry, segments_of
@@ -39,10 +40,13 @@ def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | Non
     return rows
 
 
+@register("benchmark", "picture_stories")
 class PictureStories:
-    """A `benchmark.Benchmark`."""
+    """Stories of the embedded world, read back by exact verifiers."""
 
     name = "picture_stories"
+    records = staticmethod(read)
+    takes_answers = False
     title = "Picture stories"
     needs_judge = False
     highest: float = 1

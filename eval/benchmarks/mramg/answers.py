@@ -165,7 +165,9 @@ class Writer:
         self.index: Any = None
         if config.candidates == "retrieved":
             if not config.index:
-                raise InputError("mramg.index: missing; name a folder of limner index, or give --mramg.candidates gold")
+                raise InputError(
+                    "options.index: missing; name a folder of limner index, or --options.candidates gold"
+                )
             from ....retrieval.index.store import Index  # needs LanceDB
 
             self.index = Index.open(config.index)
@@ -173,8 +175,8 @@ class Writer:
             if strange:
                 raise InputError(f"{config.index}: {strange[0]!r} is no document of the benchmark; index {folder}")
         if config.strategy == "inserter" and not config.inserter:
-            raise InputError("mramg.inserter: missing; name the inserter's folder")
-        self.model = chat_model(config.writer, "mramg.writer") if config.strategy in ("llm", "vlm") else None
+            raise InputError("options.inserter: missing; name the inserter's folder")
+        self.model = chat_model(config.writer, "options.writer") if config.strategy in ("llm", "vlm") else None
 
     def manifest(self) -> dict[str, Any]:
         config = self.config

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ....configs.errors import InputError
+from ....configs.registry import register
 from ....data.sources.markdown import Problem, Report
 from ....data.sources.mramg import DOMAINS, PIC, Gallery, Refused, read_questions
 from ....models.chat.requests import Answer
@@ -121,22 +122,28 @@ def baseline(name: str, candidates: Sequence[str], seed: str) -> list[str]:
 # ---- the benchmark ----
 
 
+@register("benchmark", "mramg")
 class MRAMG:
-    """A `benchmark.Benchmark`. label: what answered; writes: whether that is a strategy, whose answers are written."""
+    """Answers with pictures of the documents that hold them (MRAMG-Bench).
+
+    data: the benchmark's folder. answers: the file that was read; without one a strategy writes them.
+    """
 
     name = "mramg"
+    records = staticmethod(read)
+    takes_model = False
     title = "MRAMG-Bench"
     highest: float = 100
 
-    def __init__(self, config: MRAMGConfig, items: Sequence[Item], folder: Path, label: str = ""):
-        self.config, self.folder = config, folder
-        self.writes, self.label = not label, label or config.strategy
+    def __init__(self, items: Sequence[Item], config: MRAMGConfig, data: Path, answers: Path | None = None):
+        self.config, self.folder = config, data
+        self.writes, self.label = answers is None, answers.name if answers else config.strategy
         self.items = [item for item in items if not config.subsets or item.category in config.subsets]
         if not self.items:
-            raise InputError(f"{folder}: no questions of {', '.join(config.subsets) or 'any subset'}")
-        self.galleries = {subset: Gallery(folder, subset) for subset in dict.fromkeys(i.category for i in self.items)}
+            raise InputError(f"{data}: no questions of {', '.join(config.subsets) or 'any subset'}")
+        self.galleries = {subset: Gallery(data, subset) for subset in dict.fromkeys(i.category for i in self.items)}
         self.defects = self._defects()
-        self.writer = Writer(config, folder) if self.writes else None
+        self.writer = Writer(config, data) if self.writes else None
         self.needs_judge = config.judge
         self.judgements = Judgements(config.templates, config.first_tag) if config.judge else None
         self.rouge = RougeL()
@@ -190,7 +197,7 @@ class MRAMG:
                 if answered < self.config.min_coverage * len(items):
                     raise InputError(
                         f"answers: {answered} of {len(items)} questions of {subset} have one; give the others, or say "
-                        f"that fewer will do (--mramg.min_coverage {int(1000 * answered / len(items)) / 1000})"
+                        f"that fewer will do (--options.min_coverage {int(1000 * answered / len(items)) / 1000})"
                     )
         return answers
 

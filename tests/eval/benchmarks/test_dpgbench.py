@@ -1,6 +1,7 @@
 """DPG-Bench: propositions and what they depend on, the official script's ways, grids of pictures, a run over HTTP."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
@@ -81,7 +82,7 @@ def test_figures(tmp_path):
     assert [item.id for item in items[:5]] == ["stew/0", "stew/1", "stew/2", "stew/3", "2/0"]
     assert items[0].question[0].text == "A pot, blue, on a stove."
     said = {"stew/0": (1, 0, 1), "stew/1": (1, 1, 1), "2/0": (0, 1), "2/1": (1, 1)}
-    full = DPGBench(DPGBenchConfig(samples=2), items)
+    full = DPGBench(items, DPGBenchConfig(samples=2))
     # stew: 1/3 and 1; cats: 0 and 1
     assert values(full, said) == {
         "overall": 58.33,
@@ -104,7 +105,7 @@ def test_figures(tmp_path):
 def test_official_mode_loses_what_the_script_loses(tmp_path):
     """Its first proposition, with it the prompt that depends on it, and all pictures but the last in the groups."""
     items = [item for item, _ in read(write_csv(tmp_path, *ROWS))]
-    benchmark = DPGBench(DPGBenchConfig(mode="official", samples=2), items)
+    benchmark = DPGBench(items, DPGBenchConfig(mode="official", samples=2))
     assert [len(benchmark.aspects(item)) for item in benchmark.items] == [2, 2, 2, 2]
     (first, *_) = benchmark.items
     assert {task.ask.failure for task in benchmark.tasks(first, None)} == {"unknown parent"}
@@ -184,14 +185,14 @@ def test_replies_of_the_official_script(tmp_path):
         answers=str(tmp_path / "made"),
         data=str(data),
         out=str(tmp_path / "out"),
-        dpgbench=own,
+        options=asdict(own),
     )
     assert evaluate(config)  # no judge
     outcome = results(tmp_path / "out")
     assert outcome["scores"]["overall"]["value"] == 25 and outcome["scores"]["entity"]["value"] == 50
     (tmp_path / "detail.txt").write_text("2.png, None, Are there cats?, yes\n")
     with pytest.raises(InputError, match="detail.txt:1"):
-        DPGBench(own, [])
+        DPGBench([], own)
 
 
 def test_faults_name_the_line(tmp_path):

@@ -1,6 +1,7 @@
 """GenEval: its rules on detections as data, the official layout, and a tiny detector of a stock class."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_prompts_become_samples(tmp_path):
     file = tmp_path / "evaluation_metadata.jsonl"
     file.write_text(json.dumps(TWO_CLOCKS) + "\n" + json.dumps(LEFT) + "\n")
     items = [item for item, _ in read(file)]
-    benchmark = GenEval(GenEvalConfig(samples=2), items)
+    benchmark = GenEval(items, GenEvalConfig(samples=2))
     assert [item.id for item in benchmark.items] == ["00000/0", "00000/1", "00001/0", "00001/1"]
     assert benchmark.items[0].question[0].text == "a photo for counting" and benchmark.items[2].category == "position"
     file.write_text(json.dumps(prompt("position", one("cat", position=["left of", 0]))) + "\n")
@@ -132,7 +133,8 @@ def test_a_run_over_detections(tmp_path):
     file = tmp_path / "found.jsonl"
     file.write_text("".join(json.dumps({"id": key, "objects": value}) + "\n" for key, value in objects.items()))
     config = GenEvalConfig(by="detections", detections=str(file))
-    assert evaluate(EvalConfig(benchmark="geneval", answers=answers, out=str(tmp_path / "out"), geneval=config))
+    run = EvalConfig(benchmark="geneval", answers=answers, out=str(tmp_path / "out"), options=asdict(config))
+    assert evaluate(run)
     outcome = results(tmp_path / "out")
     scores = {name: round(score["value"], 2) for name, score in outcome["scores"].items()}
     assert scores == {"counting": 50, "position": 66.67, "overall": 58.33}
@@ -141,7 +143,7 @@ def test_a_run_over_detections(tmp_path):
         GenEvalConfig(by="detections")
     file.write_text('{"id": "00000/0", "objects": [{"class": "clock"}]}\n')
     with pytest.raises(InputError, match="found.jsonl:1"):
-        GenEval(config, [])
+        GenEval([], config)
 
 
 def test_a_judge_instead_of_a_detector(tmp_path):
@@ -157,7 +159,7 @@ def test_a_judge_instead_of_a_detector(tmp_path):
             benchmark="geneval",
             answers=answers,
             out=str(tmp_path / "out"),
-            geneval=GenEvalConfig(by="judge"),
+            options={"by": "judge"},
             judge=judge,
         )
         assert evaluate(config)

@@ -65,7 +65,7 @@ def outcomes(benchmark: InterleavedBench, scores: dict[str, dict[str, float]]) -
 
 
 def test_published_averages_are_the_means_of_the_aspects(tmp_path):
-    benchmark = InterleavedBench(InterleavedBenchConfig(), [item for item, _ in read(write_bench(tmp_path, REPORT))])
+    benchmark = InterleavedBench([item for item, _ in read(write_bench(tmp_path, REPORT))], InterleavedBenchConfig())
     for name, (*means, average) in PUBLISHED:
         found = outcomes(benchmark, {f"{REPORT}_0": dict(zip(ASPECTS, means, strict=True))})
         assert benchmark.scores(found)["AVG"]["value"] == pytest.approx(average, abs=0.0051), name
@@ -74,7 +74,7 @@ def test_published_averages_are_the_means_of_the_aspects(tmp_path):
 
 def test_average_is_the_mean_of_aspect_means_not_of_items(tmp_path):
     """A skipped or failed score leaves the aspect's mean alone; it is not a zero."""
-    benchmark = InterleavedBench(InterleavedBenchConfig(), [i for i, _ in read(write_bench(tmp_path, REPORT, EDIT))])
+    benchmark = InterleavedBench([i for i, _ in read(write_bench(tmp_path, REPORT, EDIT))], InterleavedBenchConfig())
     full = dict.fromkeys(ASPECTS, 4.0)
     rest = {name: 1.0 for name in ASPECTS if name not in ("text_quality", "text_image_coherence")}
     scores = benchmark.scores(outcomes(benchmark, {f"{REPORT}_0": full, f"{EDIT}_1": rest}))
@@ -95,7 +95,7 @@ def test_average_is_the_mean_of_aspect_means_not_of_items(tmp_path):
 )
 def test_text_aspects_are_skipped_by_rule(config, skipped, tmp_path):
     items = [item for item, _ in read(write_bench(tmp_path, EDIT, CONCEPT, REPORT))]
-    benchmark = InterleavedBench(config, items)
+    benchmark = InterleavedBench(items, config)
     assert {item.category for item in items if len(benchmark.aspects(item)) == 3} == skipped
     assert all(len(benchmark.aspects(item)) == (3 if item.category in skipped else 5) for item in items)
 
@@ -110,7 +110,7 @@ def test_references_never_reach_the_model(tmp_path):
 
 def test_what_the_answer_lacks_is_zero_and_is_not_asked(tmp_path):
     ((item, given),) = read(write_bench(tmp_path, REPORT))
-    benchmark = InterleavedBench(InterleavedBenchConfig(), [item])
+    benchmark = InterleavedBench([item], InterleavedBenchConfig())
     image = given.entries[0].image
     lacking = {
         (Entry("Text."),): {"perceptual_quality", "image_coherence", "text_image_coherence"},

@@ -1,6 +1,7 @@
 """MMIE: the official scorer's behaviour case by case, its averages, and whole runs over HTTP."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,7 @@ def test_official_prompt_word_for_word(tmp_path):
     """Rubric, question, answer, truth; each text with its line break, pictures counted on through both."""
     data = write_mmie(tmp_path, ["MSR-1"])
     ((item, given),) = read(data)
-    benchmark = MMIE(MMIEConfig("official", str(tmp_path / "prompts.py")), [item])
+    benchmark = MMIE([item], MMIEConfig("official", str(tmp_path / "prompts.py")))
     (task,) = benchmark.tasks(benchmark.items[0], given)
     said = "".join(s.text if isinstance(s, TextSegment) else "<image>" for s in task.ask.content.segments)
     assert said == (
@@ -196,7 +197,7 @@ def test_official_run(tmp_path):
     rubrics = str(data.parent / "prompts.py")
     replies = {"SA-1": "### Score\n6", "PBL-SALAD-1": "### Score\n3", "PBL-1": "### Score 9", "MSR-2": "### Score: 4.5"}
     with ScriptedServer(lambda body: replies[asked_about(body)]) as server:
-        config = eval_config(data, tmp_path / "out", server.url, mmie=MMIEConfig("official", rubrics))
+        config = eval_config(data, tmp_path / "out", server.url, options={"mode": "official", "rubrics": rubrics})
         assert evaluate(config)
         seen = {asked_about(body): body for body in server.bodies}
     assert set(seen) == {"SA-1", "PBL-SALAD-1", "PBL-1", "MSR-2"}
@@ -221,7 +222,7 @@ def test_real_documents_in_both_modes(real_data, tmp_path):
     with ScriptedServer(lambda body: "### Score 5 <score>5</score>") as server:
         for mode in (MMIEConfig(), MMIEConfig("official", str(tmp_path / "prompts.py"))):
             server.bodies.clear()
-            config = eval_config(data, tmp_path / mode.mode, server.url, mmie=mode, samples=3)
+            config = eval_config(data, tmp_path / mode.mode, server.url, options=asdict(mode), samples=3)
             config.judge.endpoint.image_side = 64
             assert evaluate(config)
             counts = results(config.out)["accounting"]

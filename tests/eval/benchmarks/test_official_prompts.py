@@ -111,7 +111,7 @@ def test_a_run_with_official_prompts(tmp_path):
             tmp_path / "out",
             server.url,
             benchmark="interleavedbench",
-            interleavedbench=InterleavedBenchConfig(prompts=str(path)),
+            options={"prompts": str(path)},
         )
         assert evaluate(config)
         bodies = server.bodies

@@ -57,7 +57,7 @@ def config(tmp_path: Path, out: str = "out", answers=ANSWERS, server: str = "", 
     others = {"judge": judge_config(server)} if server else {}
     if answers:
         others["answers"] = write_answers(tmp_path / "answers.jsonl", answers)
-    return EvalConfig("mramg", data=str(data), out=str(tmp_path / out), mramg=MRAMGConfig(**settings), **others)
+    return EvalConfig("mramg", data=str(data), out=str(tmp_path / out), options=settings, **others)
 
 
 def values(found: dict) -> dict[str, float]:
@@ -323,9 +323,9 @@ def test_a_language_model_answers(tmp_path):
 
 
 def test_settings_that_do_not_go_together(tmp_path):
-    with pytest.raises(InputError, match=r"mramg\.index"):
+    with pytest.raises(InputError, match=r"options\.index"):
         evaluate(config(tmp_path, answers=None))
-    with pytest.raises(InputError, match=r"mramg\.inserter"):
+    with pytest.raises(InputError, match=r"options\.inserter"):
         evaluate(config(tmp_path, answers=None, candidates="gold", strategy="inserter"))
     with pytest.raises(InputError, match="no --model"):
         EvalConfig("mramg", data="x", model="y")
@@ -345,8 +345,8 @@ def test_real_records_with_retrieved_candidates(real_data, tmp_path):
     index.Index.create(tmp_path / "index").add(read_source(folder, problems), whole=True)
     assert not problems
     for text, least in (("gold", 85), ("own", 55)):
-        settings = MRAMGConfig(text=text, index=str(tmp_path / "index"))
-        run = EvalConfig("mramg", data=str(folder), out=str(tmp_path / text), mramg=settings)
+        settings = {"text": text, "index": str(tmp_path / "index")}
+        run = EvalConfig("mramg", data=str(folder), out=str(tmp_path / text), options=settings)
         assert evaluate(run)
         found = values(results(run.out)["scores"])
         assert found["f1"] > least and found["no choice"] == 0 and found["visual recall"] > 85
