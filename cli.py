@@ -1,8 +1,8 @@
-"""The `limner` command. Each subcommand only parses and calls; imports wait until it is known which."""
+"""The `limner` command. Only the module of the command that is called is imported, and for its `--help` none."""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import logging
 import os
 import sys
@@ -10,19 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .configs.commands import COMMANDS, listing
+from .configs.commands import COMMANDS, listing, sentence
 from .configs.errors import ArgumentParser, InputError, run_or_exit
+from .configs.on_demand import on_demand
 from .configs.schema import did_you_mean
 
 if TYPE_CHECKING:
     from .data.insertion.placements import Candidate
 
+HELP = ("-h", "--help")
 USAGE = f"""usage: limner COMMAND [...]
 
 {listing()}
 
-`limner COMMAND --help` says more. Train on several processes with `torchrun --nproc-per-node N -m limner.train.warmup`
-(or `limner.train.grpo`) and the same flags."""
+`limner COMMAND --help` says more, `limner --version` which limner this is. Train on several processes with
+`torchrun --nproc-per-node N -m limner.train.warmup` (or `limner.train.grpo`) and the same flags."""
 
 
 def main() -> None:
@@ -36,125 +38,47 @@ def main() -> None:
 
 
 def run(argv: Sequence[str]) -> None:
-    commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "demo": _demo,
-        "data": _data,
-        "warmup": _warmup,
-        "grpo": _grpo,
-        "preflight": _preflight,
-        "plan": _plan,
-        "trajectories": _trajectories,
-        "insert-or-generate": _insert_or_generate,
-        "study": _study,
-        "bench": _bench,
-        "generate": _generate,
-        "index": _index,
-        "search": _search,
-        "answer": _answer,
-        "eval": _eval,
-        "guard": _guard,
-        "qualify-judge": _qualify_judge,
-        "convert": _convert,
-        "serve-rewards": _serve_rewards,
-        "publish": _publish,
-    }
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    name, words = (argv[0], argv[1:]) if argv else ("help", ())
+    if name in (*HELP, "help"):
         print(USAGE)
         return
-    if argv[0] not in commands:
-        hint = did_you_mean(argv[0], commands) or f"known: {', '.join(commands)}"
-        raise InputError(f"{argv[0]!r} is no command; {hint}")
-    commands[argv[0]](argv[1:])
-
-
-def _demo(argv: Sequence[str]) -> None:
-    from .studies.demo import main
-
-    main(argv)
-
-
-def _warmup(argv: Sequence[str]) -> None:
-    from .train.warmup import main
-
-    main(argv)
-
-
-def _grpo(argv: Sequence[str]) -> None:
-    from .train.grpo import main
-
-    main(argv)
-
-
-def _preflight(argv: Sequence[str]) -> None:
-    from .train.grpo import preflight
-
-    preflight(argv)
-
-
-def _plan(argv: Sequence[str]) -> None:
-    from .train.plan.command import main
-
-    main(argv)
-
-
-def _trajectories(argv: Sequence[str]) -> None:
-    from .report.viewer.trajectories import main
-
-    main(argv)
-
-
-def _insert_or_generate(argv: Sequence[str]) -> None:
-    from .studies.insert_or_generate import main
-
-    main(argv)
-
-
-def _study(argv: Sequence[str]) -> None:
-    from .studies.study import main
-
-    main(argv)
-
-
-def _bench(argv: Sequence[str]) -> None:
-    if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: limner bench NAME [--json FILE] [...]\n\n{listing('bench')}")
+    if name == "--version":
+        print(f"limner {_version()}")
         return
-    known = [name.removeprefix("bench ") for name in COMMANDS if name.startswith("bench ")]
-    if not argv or argv[0] not in known:
-        raise InputError(f"limner bench: say what to time; known: {', '.join(known)}")
-    if argv[0] == "grpo":
-        from .studies.bench.grpo import main
-    elif argv[0] == "large":
-        from .studies.bench.large import main
-    elif argv[0] == "insertion":
-        from .studies.bench.insertion import main
-    elif argv[0] == "retrieval":
-        from .studies.bench.retrieval import main
-    else:
-        from .studies.bench.sampler import main
-
-    main(argv[1:])
-
-
-def _convert(argv: Sequence[str]) -> None:
-    from .models.checkpoints.convert import main
-
-    main(argv)
+    first_words = dict.fromkeys(known.partition(" ")[0] for known in COMMANDS)
+    if name not in first_words:
+        hint = did_you_mean(name, first_words) or f"known: {', '.join(first_words)}"
+        raise InputError(f"{name!r} is no command; {hint}")
+    if name not in COMMANDS:
+        if words and words[0] in HELP:
+            print(f"usage: limner {name} NAME [...]\n\n{listing(name)}")
+            return
+        members = [known.removeprefix(f"{name} ") for known in COMMANDS if known.startswith(f"{name} ")]
+        if not words or words[0] not in members:
+            hint = did_you_mean(words[0], members) if words else ""
+            raise InputError(f"limner {name}: say which; {hint or 'known: ' + ', '.join(members)}")
+        name, words = f"{name} {words[0]}", words[1:]
+    if code := _start(COMMANDS[name].home, words):
+        raise SystemExit(code)
 
 
-def _index(argv: Sequence[str]) -> None:
-    from .retrieval.index.command import main
-
-    main(argv)
-
-
-def _search(argv: Sequence[str]) -> None:
-    from .report.search import main
-
-    main(argv)
+def _start(home: str, words: Sequence[str]) -> int | None:
+    module, function = home.split(":")
+    module = f"{__package__}.{module}"
+    only_help = any(word in HELP for word in words) and not {"--", "--help-all"} & {*words}
+    return getattr(on_demand(module) if only_help else importlib.import_module(module), function)(words)
 
 
-def _eval(argv: Sequence[str]) -> None:
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("limner")
+    except PackageNotFoundError:
+        return "(not installed: run from its sources)"
+
+
+def evaluate(argv: Sequence[str]) -> None:
     from .eval.run import main
     from .report.evaluation import write_report
 
@@ -162,73 +86,14 @@ def _eval(argv: Sequence[str]) -> None:
         print(write_report(folder))
 
 
-def _answer(argv: Sequence[str]) -> None:
-    from .retrieval.answer_command import main
-
-    main(argv)
-
-
-def _guard(argv: Sequence[str]) -> None:
-    from .eval.capabilities import main
-
-    if code := main(argv):
-        raise SystemExit(code)
-
-
-def _qualify_judge(argv: Sequence[str]) -> None:
-    from .eval.qualification.command import main
-
-    main(argv)
-
-
-def _serve_rewards(argv: Sequence[str]) -> None:
-    from .rewards.remote.server import main
-
-    main(argv)
-
-
-def _publish(argv: Sequence[str]) -> None:
-    from .report.release.publish import main
-
-    main(argv)
-
-
-def _data(argv: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="limner data", description="Shards of documents.")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{from-markdown,preview,validate,insertion}"
-    )
-    command = commands.add_parser("from-markdown", help=COMMANDS["data from-markdown"])
-    command.add_argument("source", type=Path, metavar="SRC")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
-    command.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
-    command.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
-    command = commands.add_parser("preview", help=COMMANDS["data preview"])
-    command.add_argument("directory", type=Path, metavar="DIR")
-    command.add_argument("--out", type=Path, metavar="FILE", help="page to write (default DIR-preview.html beside DIR)")
-    command.add_argument("--samples", type=int, default=24, help="documents shown (default 24)")
-    command.add_argument("--split", choices=("train", "heldout"), default="train")
-    command = commands.add_parser("validate", help=COMMANDS["data validate"])
-    command.add_argument("directory", type=Path, metavar="DIR")
-    command = commands.add_parser("insertion", help=COMMANDS["data insertion"])
-    command.add_argument("source", type=Path, metavar="SRC", help="shards, MRAMG files, or a folder of Markdown")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tasks to write")
-    command.add_argument("--distractors", type=int, default=6, help="wrong candidates of a task (default 6)")
-    command.add_argument("--hard", type=Path, metavar="INDEX", help="index of `limner index` that finds half of them")
-    command.add_argument("--abstain-share", type=float, default=0.1, help="tasks without gold (default 0.1)")
-    command.add_argument("--heldout-share", type=float, default=0.1, help="documents held out (default 0.1)")
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--overwrite", action="store_true", help="replace what DIR holds")
+def from_markdown(argv: Sequence[str]) -> None:
+    parser = _parser("data from-markdown")
+    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
+    parser.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
     arguments = parser.parse_args(argv)
-    {
-        "from-markdown": _from_markdown,
-        "preview": _preview,
-        "validate": _validate,
-        "insertion": _insertion,
-    }[arguments.command](arguments)
 
-
-def _from_markdown(arguments: argparse.Namespace) -> None:
     from .data.sources.markdown import convert
 
     report = convert(
@@ -237,7 +102,14 @@ def _from_markdown(arguments: argparse.Namespace) -> None:
     print(report.summary())
 
 
-def _preview(arguments: argparse.Namespace) -> None:
+def preview(argv: Sequence[str]) -> None:
+    parser = _parser("data preview")
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default DIR-preview.html beside DIR)")
+    parser.add_argument("--samples", type=int, default=24, help="documents shown (default 24)")
+    parser.add_argument("--split", choices=("train", "heldout"), default="train")
+    arguments = parser.parse_args(argv)
+
     from .data.preview import write_preview
 
     page = arguments.out or arguments.directory.with_name(f"{arguments.directory.absolute().name}-preview.html")
@@ -245,7 +117,18 @@ def _preview(arguments: argparse.Namespace) -> None:
     print(f"{page}: {shown} document{'s' * (shown != 1)}")
 
 
-def _insertion(arguments: argparse.Namespace) -> None:
+def insertion(argv: Sequence[str]) -> None:
+    parser = _parser("data insertion")
+    parser.add_argument("source", type=Path, metavar="SRC", help="shards, MRAMG files, or a folder of Markdown")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tasks to write")
+    parser.add_argument("--distractors", type=int, default=6, help="wrong candidates of a task (default 6)")
+    parser.add_argument("--hard", type=Path, metavar="INDEX", help="index of `limner index` that finds half of them")
+    parser.add_argument("--abstain-share", type=float, default=0.1, help="tasks without gold (default 0.1)")
+    parser.add_argument("--heldout-share", type=float, default=0.1, help="documents held out (default 0.1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds")
+    arguments = parser.parse_args(argv)
+
     from .data.insertion.tasks import write_source
 
     report = write_source(
@@ -261,16 +144,11 @@ def _insertion(arguments: argparse.Namespace) -> None:
     print(report)
 
 
-def _found_in(folder: Path) -> Callable[[str, int], Sequence[Candidate]]:
-    """Pictures that an index finds for a text, so many at most."""
-    from .retrieval.answering import candidates_of
-    from .retrieval.index.store import Index
+def validate(argv: Sequence[str]) -> None:
+    parser = _parser("data validate")
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    arguments = parser.parse_args(argv)
 
-    index = Index.open(folder)
-    return lambda text, limit: candidates_of(index.search(text, limit=limit))[0]
-
-
-def _validate(arguments: argparse.Namespace) -> None:
     from .data.shards import read_index
     from .data.validate import validate
 
@@ -284,8 +162,8 @@ def _validate(arguments: argparse.Namespace) -> None:
     print(f"{arguments.directory}: {total} record{'s are' if total != 1 else ' is'} sound ({', '.join(parts)})")
 
 
-def _generate(argv: Sequence[str]) -> None:
-    parser = ArgumentParser(prog="limner generate", description="Writes an illustrated answer to a prompt.")
+def generate(argv: Sequence[str]) -> None:
+    parser = _parser("generate")
     parser.add_argument("--model", required=True, metavar="MODEL", help="checkpoint folder, or ORG/NAME on the Hub")
     parser.add_argument("--prompt", required=True, help="what to write about")
     parser.add_argument(
@@ -322,6 +200,19 @@ def _generate(argv: Sequence[str]) -> None:
     count = len(answer.images)
     said = [f"{count} picture{'s' * (count != 1)}", *(note for note, holds in notes.items() if holds)]
     print(f"{arguments.out}: {'; '.join(said)}")
+
+
+def _found_in(folder: Path) -> Callable[[str, int], Sequence[Candidate]]:
+    """Pictures that an index finds for a text, so many at most."""
+    from .retrieval.answering import candidates_of
+    from .retrieval.index.store import Index
+
+    index = Index.open(folder)
+    return lambda text, limit: candidates_of(index.search(text, limit=limit))[0]
+
+
+def _parser(command: str) -> ArgumentParser:
+    return ArgumentParser(prog=f"limner {command}", description=sentence(command))
 
 
 if __name__ == "__main__":
