@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +109,12 @@ def evaluate(out: str) -> None:
     run(["eval", *flags, "--sampling.max_new_tokens", "80"])
 
 
-def test_results_of_another_version_are_not_mixed_with():
+def test_results_of_another_version_are_not_mixed_with(monkeypatch):
+    monkeypatch.setattr("limner.eval.run.version", lambda name: "0.2.0")  # whatever an old `*.egg-info` may say
     with pytest.raises(InputError) as refused:
         evaluate("eval")
     said = str(refused.value)
-    assert f"limner was '0.1.0', is '{version('limner')}'" in said and said.endswith("give another --out")
+    assert "limner was '0.1.0', is '0.2.0'" in said and said.endswith("give another --out")
 
 
 def test_results_of_before_are_compared_with_those_of_now(capsys):
@@ -154,7 +154,7 @@ def test_a_config_of_before_is_refused_with_the_form_of_now(command, flags):
     ("before", "now"),
     [
         pytest.param("format_pattern: think-vis", "rewards: {format: {weight: 1, pattern: think-vis}}", marks=waits),
-        pytest.param("judge: null", "judge/", marks=waits),
+        pytest.param("judge: null", "delete this line", marks=waits),
         ("text_plan: 0.5", "rewards: {picture_stories/text_plan: 0.5}"),
         ("image_plan: 1", "rewards: {picture_stories/image_plan: 1}"),
         ("timeout: 60", "reward_guard: {timeout: 60}"),
