@@ -48,7 +48,9 @@ def test_wheel_runs_without_the_checkout(tmp_path):
     (local / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
 
     elsewhere.mkdir()
-    assert "usage: limner" in call([home / "bin" / "limner", "--help"], cwd=elsewhere)
+    limner = home / "bin" / "limner"
+    assert "usage: limner" in call([limner, "--help"], cwd=elsewhere)
+    assert "--new_model.layers" in call([limner, "warmup", "--help"], cwd=elsewhere)
     origin, *found = call([python, "-c", RESOLVE], cwd=elsewhere).split()
     assert Path(origin).is_relative_to(local), f"limner came from {origin}"
     assert found and all(Path(path).is_relative_to(local) for path in found)
