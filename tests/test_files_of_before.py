@@ -124,6 +124,14 @@ def test_results_of_before_are_compared_with_those_of_now(capsys):
     assert line.split()[1:4] == ["0.88", "0.88", "+0.00"]
 
 
+def test_the_config_of_an_evaluation_is_refused_with_the_form_of_now():
+    with pytest.raises(InputError) as refused:
+        run(["eval", "--config", "eval/config.yaml", "--out", "again"])
+    said = str(refused.value)
+    assert said.startswith("eval/config.yaml: mmie: ") and "`options:`" in said and "\n" not in said
+    assert not Path("again").exists()
+
+
 # ---- rewards by name ----
 
 NAMED = {
