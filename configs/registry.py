@@ -166,7 +166,7 @@ def fitting(kind: str, thing: Any, where: str) -> Any:
     methods = METHODS[kind]
     expected = f"expected a class with {' and '.join(methods)}" + " or a function" * (kind in FUNCTIONS)
     if inspect.isclass(thing):
-        own = {name for ancestor in thing.__mro__ for name in vars(ancestor)}  # every class is callable by its metaclass
+        own = {name for ancestor in thing.__mro__ for name in vars(ancestor)}  # its metaclass can be called, too
         lacking = [method for method in methods if method not in own or not callable(getattr(thing, method))]
         if lacking:
             raise InputError(f"{where}: is not {NOUNS[kind]}: {expected}, and this class has no {lacking[0]}")

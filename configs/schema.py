@@ -100,7 +100,7 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_union(value, kind, place, default)
     if origin is Any or origin is object:
-        return value
+        return _read_flags(value)
     if origin is Literal:
         for choice in args:
             if type(choice) is type(value) and choice == value:
@@ -137,9 +137,11 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 def field_path(path: Sequence[str], kind: Any) -> list[str]:
     """A flag's path into a value of this type, as its fields are spelled (`text-plan` is text_plan); the keys of a
-    mapping stay as they are."""
+    mapping stay as they are, and one with a colon keeps its dots: `my_rewards.py:Brevity`."""
     if not path:
         return []
+    if is_mapping(kind) and (end := next((at for at, word in enumerate(path) if ":" in word), 0)):
+        path = [".".join(path[: end + 1]), *path[end + 1 :]]
     if section := section_of(kind):
         name = path[0].replace("-", "_")
         return [name, *field_path(path[1:], fields_of(section).get(name, Any))]
@@ -232,6 +234,13 @@ def _convert_flag(flag: Flag, kind: Any, default: Any) -> Any:
             return convert(flag.value, kind, place, default)
         except InputError:
             raise error from None
+
+
+def _read_flags(value: Any) -> Any:
+    """The value, with what flags put inside it (`--rewards.structure.unit TI`) read as YAML."""
+    if isinstance(value, dict):
+        return {key: convert(item, Any, Place("")) for key, item in value.items()}
+    return [convert(item, Any, Place("")) for item in value] if isinstance(value, list) else value
 
 
 def _named(kind: Any, name: str, place: Place) -> Any:

@@ -48,16 +48,16 @@ def is_trl_form(score: Callable[..., Any]) -> bool:
     return "completions" in names and ("prompts" in names or _takes_all(score))
 
 
-def filled(score: Any) -> tuple[str, ...]:
+def filled(score: Any, place: str) -> tuple[str, ...]:
     """Parameters of a function that are no options: TRL's are all columns, else the completions alone come first.
 
-    Raises InputError for a function that takes nothing.
+    Raises InputError, beginning with the place, for a function that takes nothing.
     """
     if not inspect.isroutine(score):
         return ()
     names = tuple(inspect.signature(score).parameters)
     if not names:
-        raise InputError(f"{score.__name__}: takes nothing; a reward is a function of completions")
+        raise InputError(f"{place}: takes nothing; a reward is a function of completions")
     return names if is_trl_form(score) else names[:1]
 
 

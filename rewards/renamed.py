@@ -10,6 +10,8 @@ MOVED = {
     "patience": "reward_guard: {{patience: {value}}}",
     "format_pattern": "rewards: {{format: {{weight: 1, pattern: {value}}}}}",
 }
+STORIES = ("text_plan", "image_plan", "image_sentence")
+"""Parts of the embedded world: the only rewards that had words of their own."""
 SHARED = {
     "endpoint": "`endpoints: {NAME: {base_url: URL, model: MODEL, ...}}`, and each part names it by `endpoint: NAME`",
     "local": "`endpoints: {NAME: {local: {model: DIR}}}`, and each part names it by `endpoint: NAME`",
@@ -26,22 +28,26 @@ SHARED = {
 def new_form(key: str, value: Any, names: Sequence[str]) -> str:
     """The error for a key of before, with the form of now; empty for a key that never was.
 
-    names: all registered ones. A part that had a word of its own has it now behind the room it belongs to.
+    names: all registered ones.
     """
     if key in MOVED:
         return f"rewards.{key}: moved; write `{MOVED[key].format(value=value)}`"
     if key == "questions" or "/" in key:
         return ""
     section = [name for name in names if name.startswith(f"{key}/")]
+    if value is None and section:
+        return f"rewards.{key}: each part has a name of its own now, and what is not named is left out; delete this"
     if isinstance(value, Mapping) and section:
         weights = value.get("weights", {k: v for k, v in value.items() if f"{key}/{k}" in names}) or {"NAME": 1}
         parts = ", ".join(f"{key}/{name}: {weight}" for name, weight in dict(weights).items())
         shared = dict.fromkeys(where for name, where in SHARED.items() if name in value)
         rest = "; what they share is written once: " + "; ".join(shared) if shared else ""
         return f"rewards.{key}: each part has a name of its own now; write `rewards: {{{parts}}}`{rest}"
-    if renamed := [name for name in names if name.endswith(f"/{key}")]:
+    if key in STORIES:
         written = value if isinstance(value, int | float) else 1
         left_out = " (0 by default: it can go)" if written == 0 else ""
-        forms = " or ".join(f"`rewards: {{{name}: {written}}}`" for name in renamed)
-        return f"rewards.{key}: is called {' or '.join(renamed)} now; write {forms}{left_out}"
+        return (
+            f"rewards.{key}: is called picture_stories/{key} now; write `rewards: {{picture_stories/{key}: {written}}}`"
+            f"{left_out}"
+        )
     return ""
