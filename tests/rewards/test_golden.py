@@ -9,17 +9,20 @@ from PIL import Image
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
-from limner.rewards.build import RewardsConfig, build_reward
+from limner.rewards.build import RewardSettings, build_reward
 from limner.rewards.hybrid import HybridReward
 from limner.rewards.rules.format import FormatReward
 from limner.worlds.picture_stories.scenes import draw_scene, parse_scene, story, story_prompt
+
+from .exact import STORIES
 
 # Neighbours agree in no attribute, so that a picture at the wrong place scores 0.
 A, B, C = PLAN = tuple(
     map(parse_scene, ("small red circle top left", "big blue square bottom right", "small green triangle top right"))
 )
 WRONG = replace(B, colour="purple")
-PARTS = ("format", "text_plan", "image_plan", "image_sentence")
+PARTS = ("format", "picture_stories_text_plan", "picture_stories_image_plan", "picture_stories_image_sentence")
+SETTINGS = RewardSettings(STORIES)
 
 
 def says(scene):
@@ -44,7 +47,7 @@ NOISE = Image.effect_noise((32, 32), 200).convert("RGB")
 GOLD = (*scene_step(A), *scene_step(B), *scene_step(C))
 
 BROKEN = {
-    # name: completion, (format, text_plan, image_plan, image_sentence), the hybrid score of each segment
+    # name: completion, PARTS, the hybrid score of each segment
     "gold": (completion(*GOLD), (1, 1, 1, 1), [1] * 6),
     "a wrong sentence, faithfully drawn": (
         completion(*GOLD[:2], *scene_step(WRONG), *GOLD[4:]),
@@ -100,7 +103,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_fault_lowers_exactly_its_scores(name):
     item, parts, segments = BROKEN[name]
-    output = build_reward(RewardsConfig())([item])
+    output = build_reward(SETTINGS)([item])
     assert {part: scores[0] for part, scores in output.breakdown.items()} == pytest.approx(
         dict(zip(PARTS, parts, strict=True))
     )
@@ -110,7 +113,7 @@ def test_each_fault_lowers_exactly_its_scores(name):
 
 def test_scores_land_on_their_completion_and_segment_in_a_batch():
     batch = [item for item, *_ in BROKEN.values()]
-    together, reward = build_reward(RewardsConfig())(batch), build_reward(RewardsConfig())
+    together, reward = build_reward(SETTINGS)(batch), build_reward(SETTINGS)
     alone = [reward([item]) for item in batch]
     assert together.outcome == [output.outcome[0] for output in alone]
     assert together.segments == [output.segments[0] for output in alone]
@@ -118,29 +121,31 @@ def test_scores_land_on_their_completion_and_segment_in_a_batch():
 
 def test_the_worlds_own_gold_document_is_perfect():
     document = story(PLAN)
-    output = build_reward(RewardsConfig())([Completion(document.prompt, document.completion)])
+    output = build_reward(SETTINGS)([Completion(document.prompt, document.completion)])
     assert output.outcome == [1.0] and output.segments == [[1.0] * 6]
 
 
 def test_the_parts_of_a_segments_score():
     item = BROKEN["a wrong sentence, faithfully drawn"][0]
-    parts = build_reward(RewardsConfig()).segment_breakdown(item)
-    assert parts[2:4] == [{"text_plan": 0.75}, {"image_plan": 0.75, "image_sentence": 1.0}]
+    parts = build_reward(SETTINGS).segment_breakdown(item)
+    _, sentence, plan, own = PARTS
+    assert parts[2:4] == [{sentence: 0.75}, {plan: 0.75, own: 1.0}]
 
 
 def test_weights_and_absent_parts():
     item = BROKEN["a wrong sentence, faithfully drawn"][0]
-    output = build_reward(RewardsConfig(format=0, text_plan=3, image_plan=0, image_sentence=1))([item])
-    assert list(output.breakdown) == ["text_plan", "image_sentence"]
+    weights = dict(zip(STORIES, (0, 3, 0, 1), strict=True))
+    output = build_reward(RewardSettings(weights))([item])
+    assert list(output.breakdown) == ["picture_stories_text_plan", "picture_stories_image_sentence"]
     assert output.outcome == pytest.approx([(3 * 2.75 / 3 + 1) / 4])
     with pytest.raises(InputError, match="positive weight"):
-        build_reward(RewardsConfig(0, "alternating", 0, 0, 0))
+        build_reward(RewardSettings(dict.fromkeys(STORIES, 0)))
 
 
 def test_a_prompt_of_another_world_is_refused():
     prompt = InterleavedDocument((TextSegment("How do I cook rice?"),), "rice")
     with pytest.raises(InputError, match="'rice' has no outline"):
-        build_reward(RewardsConfig())([completion(*GOLD, prompt=prompt)])
+        build_reward(SETTINGS)([completion(*GOLD, prompt=prompt)])
 
 
 # ---- format ----
@@ -198,8 +203,9 @@ def test_format_says_nothing_about_segments():
 
 
 def test_an_unknown_pattern_is_refused():
-    with pytest.raises(InputError, match="'verse' is none of alternating, think-vis"):
-        build_reward(RewardsConfig(format_pattern="verse"))  # type: ignore[arg-type]
+    message = "rewards.format: pattern: expected one of alternating, think-vis, got 'verse'"
+    with pytest.raises(InputError, match=message):
+        build_reward(RewardSettings({"format": {"weight": 1, "pattern": "verse"}}))
 
 
 # ---- hybrid ----

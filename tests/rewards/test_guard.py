@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from limner.configs import build
 from limner.configs.errors import InputError
 from limner.models.documents.document import InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
-from limner.rewards.guard import GuardedReward
+from limner.rewards.build import RewardSettings, build_reward
+from limner.rewards.guard import GuardedReward, RewardGuardConfig
 from limner.rewards.hybrid import HybridReward
 
 PROMPT = InterleavedDocument((TextSegment("Illustrate."),))
@@ -52,7 +54,7 @@ def test_a_good_reward_goes_through_unchanged():
 
 FAILURES = {
     "raises": (ValueError("no such\nmodel"), "raised ValueError", "it raised ValueError: no such model .*test_guard"),
-    "returns nothing": (None, "no output", "it returned NoneType instead of a RewardOutput"),
+    "returns nothing": (None, "no output", "it returned NoneType instead of a list of scores or"),
     "returns a list": ([0.5, 0.5], "no output", "it returned list"),
     "too few outcomes": (
         RewardOutput([1.0], good().segments),
@@ -114,7 +116,7 @@ def test_a_reward_that_hangs_is_left_behind():
     assert reward(TWO) == LOST
     assert reward(TWO) == good(0.25)  # a new thread answers while the first still waits
     assert reward(TWO) == LOST
-    with pytest.raises(InputError, match="no answer within 1 s; repair it, or give it more time .rewards.timeout."):
+    with pytest.raises(InputError, match="no answer within 1 s; repair it, or give it more time .reward_guard.time"):
         reward(TWO)
     assert time.monotonic() - start < 30 and dict(reward.failures) == {"timed out": 3}
     waiting = [thread for thread in threading.enumerate() if thread.name == "reward judge"]
@@ -184,5 +186,13 @@ def test_counts_survive_a_checkpoint():
 
 @pytest.mark.parametrize(("timeout", "patience", "name"), [(-1, 3, "timeout"), (math.inf, 3, "timeout"), (1, 0, "pat")])
 def test_settings_out_of_range_are_refused(timeout, patience, name):
-    with pytest.raises(InputError, match=f"rewards.{name}"):
-        GuardedReward(Judge(None), timeout, patience)
+    section = {"reward_guard": {"timeout": timeout, "patience": patience}}
+    with pytest.raises(InputError, match=f"my.yaml: reward_guard: {name}"):
+        build(RewardSettings, section, "my.yaml")
+    with pytest.raises(InputError, match=name):
+        RewardGuardConfig(timeout, patience)
+
+
+def test_the_guard_of_a_configuration_is_that_of_its_parts():
+    reward = build_reward(build(RewardSettings, {"reward_guard": {"timeout": 2, "patience": 5}}, "my.yaml"))
+    assert [(guard.name, guard.timeout_s, guard.patience) for guard in reward.guards] == [("format", 2.0, 5)]

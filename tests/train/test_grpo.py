@@ -14,7 +14,7 @@ from limner.models.checkpoints.folder import load, save
 from limner.models.documents.document import InterleavedDocument
 from limner.models.tokens.sequence import TokenBatch
 from limner.rewards.base import Completion
-from limner.rewards.build import RewardsConfig, build_reward
+from limner.rewards.build import RewardSettings, build_reward
 from limner.train.grpo import RunConfig, run
 from limner.train.objective.advantages import process_advantages, segment_advantages
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig
@@ -24,6 +24,7 @@ from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import BATCH_FIELDS, GRPOConfig, GRPOTrainer, InterleavedGRPOTrainer
 from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
 
+from ..rewards.exact import STORIES
 from .runs import PROMPTS, Flat, Illustrated, dataset, logs, parameters, settings, trained
 
 # ---- the whole ----
@@ -48,8 +49,9 @@ def test_two_steps_with_exact_rewards_change_the_model(make_policy, tmp_path):
 
 
 def test_the_rewards_of_the_embedded_world_are_reported_by_name(make_policy, tmp_path):
-    trainer = trained(make_policy(0), settings(tmp_path), build_reward(RewardsConfig()))
-    names = ("rewards/format", "rewards/text_plan", "rewards/image_plan", "rewards/image_sentence")
+    trainer = trained(make_policy(0), settings(tmp_path), build_reward(RewardSettings(STORIES)))
+    names = [f"rewards/{name.replace('/', '_')}" for name in STORIES]
+    assert names[1] == "rewards/picture_stories_text_plan"
     assert all(0 <= logs(trainer)[0][name] <= 1 for name in names)
 
 

@@ -9,19 +9,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from limner.models.chat.endpoint import EndpointConfig
+from limner.models.chat.choice import SharedEndpoint
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.tokens.sequence import collate
 from limner.rewards.base import Completion
-from limner.rewards.build import RewardsConfig, build_reward
-from limner.rewards.judges.judge import JudgeConfig
+from limner.rewards.build import RewardSettings, build_reward
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene, parse_scene, read_pictures, read_sentence, story
 
+from ..rewards.exact import STORIES
 from ..scripted_server import ScriptedServer, parts
 from .runs import PROMPTS, logs, parameters, settings, trained
 
 PICTURE = "\0"
-EXACT = {"format": 0.0, "text_plan": 0.0, "image_plan": 0.0, "image_sentence": 0.0}
+EXACT = RewardSettings({name: weight for name, weight in STORIES.items() if name != "format"})
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +104,8 @@ def judge_documents(body) -> str:
         if piece
     ]
     prompt = InterleavedDocument((), meta={"outline": [scene.words for scene in outline_in(said)]})
-    outcome = build_reward(RewardsConfig(format=0))([Completion(prompt, InterleavedDocument(tuple(segments)))]).outcome[
-        0
-    ]
-    return f"<score>{outcome!r}</score>"
+    output = build_reward(EXACT)([Completion(prompt, InterleavedDocument(tuple(segments)))])
+    return f"<score>{output.outcome[0]!r}</score>"
 
 
 @pytest.mark.parametrize("level", ["outcome", "process"])
@@ -115,10 +113,10 @@ def test_a_judge_that_knows_the_world_trains_as_the_exact_rewards(level, writer,
     whole = tmp_path / "whole.yaml"
     whole.write_text('unit: document\nscale: [0, 1]\nprompt: "REQUEST\\n{prompt}\\nANSWER\\n{answer}\\nEND"\n')
     if level == "outcome":
-        exact, script, weights = RewardsConfig(format=0), judge_documents, {str(whole): 1.0}
+        exact, script, weights = EXACT, judge_documents, {str(whole): 1.0}
         algorithm = {"outcome_weight": 1.0, "process_weight": 0.0}
     else:
-        exact = RewardsConfig(**{**EXACT, "text_plan": 1, "image_sentence": 2})
+        exact = RewardSettings({"picture_stories/text_plan": 1, "picture_stories/image_sentence": 2})
         script, weights = judge_segments, {"text_relevance": 1.0, "image_text_alignment": 2.0}
         algorithm = {"outcome_weight": 0.0, "process_weight": 1.0}
     algorithm["max_images"] = 2
@@ -130,8 +128,8 @@ def test_a_judge_that_knows_the_world_trains_as_the_exact_rewards(level, writer,
 
     direct, policy, trainer = run(exact, "direct")
     with ScriptedServer(script) as server:
-        endpoint = EndpointConfig(server.url, "scripted", retries=0)
-        judge = RewardsConfig(**EXACT, judge=JudgeConfig(endpoint=endpoint, weights=weights))
+        parts = {f"judge/{name}": {"weight": weight, "endpoint": "mine"} for name, weight in weights.items()}
+        judge = RewardSettings(parts, endpoints={"mine": SharedEndpoint(server.url, "scripted", retries=0)})
         judged, other, _ = run(judge, "judged")
         assert server.bodies
     if level == "outcome":

@@ -15,16 +15,14 @@ from limner.eval.qualification import command as command
 from limner.eval.qualification.ballots import Ballot, faults, figures
 from limner.eval.qualification.command import PairwiseConfig, QualifyConfig, qualify
 from limner.eval.qualification.preference_pairs import CORRUPTIONS, Pair, Skipped, read_pairs, sanity_pairs
+from limner.models.chat.choice import SharedEndpoint
 from limner.models.chat.endpoint import EndpointConfig
 from limner.models.documents.document import TextSegment
-from limner.rewards.build import RewardsConfig
-from limner.rewards.judges.judge import JudgeConfig
 from limner.worlds.picture_stories.scenes import outlines, read_pictures, read_sentence, story
 
 from ...scripted_server import ScriptedServer, images, parts, texts
 from ..benchmark_data import picture
 
-WRITTEN = dict(format=0, text_plan=0, image_plan=0, image_sentence=0)
 PAIRS = 8
 
 
@@ -56,9 +54,10 @@ def pairwise(server: ScriptedServer) -> PairwiseConfig:
     return PairwiseConfig(endpoint=endpoint(server))
 
 
-def pointwise(server: ScriptedServer, *templates: str, **parts) -> RewardsConfig:
-    judge = JudgeConfig(endpoint=endpoint(server), weights=dict.fromkeys(templates, 1.0))
-    return RewardsConfig(**{**WRITTEN, **parts}, judge=judge)
+def pointwise(server: ScriptedServer, *templates: str, **parts) -> dict:
+    """Settings: parts with their weights, and templates that ask the server."""
+    rewards = {**parts, **{f"judge/{template}": {"weight": 1, "endpoint": "mine"} for template in templates}}
+    return {"rewards": rewards, "endpoints": {"mine": SharedEndpoint(**vars(endpoint(server)))}}
 
 
 def slots(body) -> list[list]:
@@ -109,7 +108,7 @@ def value(estimate) -> float:
 
 def test_a_perfect_judge_of_pairs_agrees_in_both_orders(pairs, tmp_path):
     with ScriptedServer(reads_words) as server:
-        results = qualify(QualifyConfig(str(pairs), judge=pairwise(server), out=str(tmp_path / "out")))
+        results = qualify(QualifyConfig(pairs=str(pairs), judge=pairwise(server), out=str(tmp_path / "out")))
         found = results["rows"]["judge"]["preferences"]
         assert len(server.bodies) == 2 * (PAIRS + 1)  # each order is a question of its own
     assert (found["pairs"], found["with_verdict"], found["people_tie"]) == (PAIRS + 1, PAIRS + 1, 1)
@@ -122,8 +121,8 @@ def test_a_perfect_judge_of_pairs_agrees_in_both_orders(pairs, tmp_path):
 
 def test_a_judge_that_prefers_the_first_is_at_chance_and_shows_it(pairs, documents, tmp_path):
     with ScriptedServer(lambda body: "<better>1</better>") as server:
-        config = QualifyConfig(str(pairs), documents=str(documents), judge=pairwise(server), out=str(tmp_path / "out"))
-        results = qualify(config)
+        files = {"pairs": str(pairs), "documents": str(documents), "out": str(tmp_path / "out")}
+        results = qualify(QualifyConfig(judge=pairwise(server), **files))
     found = results["rows"]["judge"]["preferences"]
     assert value(found["agreement"]) == 0.5 and value(found["decided"]) == 0.5
     assert value(found["first_slot"]) == 1.0 and value(found["same_both_ways"]) == 0.0
@@ -132,9 +131,8 @@ def test_a_judge_that_prefers_the_first_is_at_chance_and_shows_it(pairs, documen
 
 def test_one_mark_for_everything_is_a_tie_at_chance_and_no_lower_score(pairs, documents, tmp_path):
     with ScriptedServer(lambda body: "<score>7</score>") as server:
-        rewards = pointwise(server, "helpfulness", format=1)
-        config = QualifyConfig(str(pairs), documents=str(documents), rewards=rewards, out=str(tmp_path / "out"))
-        results = qualify(config)
+        files = {"pairs": str(pairs), "documents": str(documents), "out": str(tmp_path / "out")}
+        results = qualify(QualifyConfig(**pointwise(server, "helpfulness", format=1), **files))
     assert set(results["rows"]) == {"format", "judge_helpfulness", "total"} and results["gated"] == ["total"]
     found = results["rows"]["judge_helpfulness"]["preferences"]
     assert value(found["agreement"]) == 0.5 and value(found["ties"]) == 1.0
@@ -147,8 +145,9 @@ def test_one_mark_for_everything_is_a_tie_at_chance_and_no_lower_score(pairs, do
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
 def test_a_refusing_judge_has_no_verdict_and_does_not_qualify(kind, pairs, documents, tmp_path):
     with ScriptedServer(lambda body: "I'm sorry, I can't help with that.") as server:
-        scorer = {"judge": pairwise(server)} if kind == "pairwise" else {"rewards": pointwise(server, "helpfulness")}
-        results = qualify(QualifyConfig(str(pairs), documents=str(documents), **scorer, out=str(tmp_path / "out")))
+        scorer = {"judge": pairwise(server)} if kind == "pairwise" else pointwise(server, "helpfulness")
+        files = {"pairs": str(pairs), "documents": str(documents), "out": str(tmp_path / "out")}
+        results = qualify(QualifyConfig(**scorer, **files))
     (row,) = results["rows"].values()
     assert row["preferences"]["with_verdict"] == 0 and row["preferences"]["agreement"] is None
     assert set(row["failed"]) == {"refused"} and row["failed"]["refused"] >= 2 * PAIRS
@@ -159,7 +158,7 @@ def test_a_refusing_judge_has_no_verdict_and_does_not_qualify(kind, pairs, docum
 def test_a_failed_judge_leaves_the_total_without_a_vote(documents, tmp_path):
     """Else `format`, which scores both answers alike, would speak for it."""
     with ScriptedServer(lambda body: "As an AI I have no view.") as server:
-        config = QualifyConfig(documents=str(documents), rewards=pointwise(server, "helpfulness", format=1))
+        config = QualifyConfig(documents=str(documents), **pointwise(server, "helpfulness", format=1))
         config.out = str(tmp_path / "out")
         rows = qualify(config)["rows"]
     assert rows["format"]["blank_pictures"]["with_verdict"] == 5
@@ -172,7 +171,7 @@ def test_a_judge_that_sees_qualifies_and_is_asked_once(kind, documents, tmp_path
         for _ in range(2):
             scorer = {"judge": pairwise(server)}
             if kind == "pointwise":
-                scorer = {"rewards": pointwise(server, "image_text_alignment")}
+                scorer = pointwise(server, "image_text_alignment")
             results = qualify(QualifyConfig(documents=str(documents), **scorer, out=str(tmp_path / "out")))
             asked = len(server.bodies)
             assert results["passed"] is True, results["faults"]
@@ -183,8 +182,8 @@ def test_a_judge_that_sees_qualifies_and_is_asked_once(kind, documents, tmp_path
 
 
 def test_the_exact_verifiers_qualify_and_a_reward_of_form_does_not(documents, tmp_path, capsys):
-    for part, code in (("image_plan", 1), ("image_sentence", 0), ("format", 1)):
-        settings = {"rewards": {**WRITTEN, part: 1}, "documents": str(documents), "out": str(tmp_path / part)}
+    for part, code in (("picture_stories/image_plan", 1), ("picture_stories/image_sentence", 0), ("format", 1)):
+        settings = {"rewards": {part: 1}, "documents": str(documents), "out": str(tmp_path / part)}
         (tmp_path / "qualify.yaml").write_text(json.dumps(settings))
         with pytest.raises(SystemExit) if code else pytest.MonkeyPatch.context() as stopped:
             run(["qualify-judge", "--config", str(tmp_path / "qualify.yaml")])
@@ -198,9 +197,9 @@ def test_shards_are_documents_too(tmp_path):
     with ShardWriter(tmp_path / "shards") as writer:
         for number, outline in enumerate(outlines(0, 6)):
             writer.write(story(outline, f"story-{number}"), "heldout" if number < 4 else "train")
-    rewards = RewardsConfig(**{**WRITTEN, "image_plan": 1})
-    config = QualifyConfig(documents=str(tmp_path / "shards"), limit=3, rewards=rewards, out=str(tmp_path / "out"))
-    assert qualify(config)["rows"]["image_plan"]["blank_pictures"]["with_verdict"] == 3
+    settings = {"rewards": {"picture_stories/image_plan": 1}, "out": str(tmp_path / "out")}
+    config = QualifyConfig(documents=str(tmp_path / "shards"), limit=3, **settings)
+    assert qualify(config)["rows"]["picture_stories_image_plan"]["blank_pictures"]["with_verdict"] == 3
     config.documents = str(tmp_path / "none")
     with pytest.raises(InputError, match="none"):
         qualify(config)
@@ -298,9 +297,10 @@ def test_opening(tmp_path):
     ("settings", "words"),
     [
         ({"documents": "x"}, "rewards, judge: give what is to be qualified"),
-        ({"rewards": WRITTEN}, "pairs, documents: give one or both"),
-        ({"documents": "x", "rewards": WRITTEN}, "no part has a weight"),
-        ({"documents": "x", "rewards": {}, "threshold": 80}, "threshold: 80"),
+        ({"documents": "x", "rewards": {}}, "rewards, judge: give what is to be qualified"),
+        ({"rewards": {"format": 0}}, "pairs, documents: give one or both"),
+        ({"documents": "x", "rewards": {"format": 0}}, "no part has a weight"),
+        ({"documents": "x", "rewards": {"format": 1}, "threshold": 80}, "threshold: 80"),
     ],
 )
 def test_settings_that_cannot_work(settings, words, tmp_path):

@@ -7,8 +7,9 @@ from PIL import Image
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion
-from limner.rewards.encoders.consistency import ConsistencyReward, ImageEncoder, consistency_rewards
-from limner.rewards.encoders.pretrained import EncodersConfig
+from limner.rewards.build import RewardSettings, reward_parts
+from limner.rewards.encoders.consistency import ConsistencyReward, ImageEncoder
+from limner.rewards.encoders.pretrained import Encoder, EncoderConfig
 
 from .. import tiny_models
 
@@ -53,13 +54,15 @@ def test_a_picture_that_does_not_decode_is_counted():
 
 @pytest.mark.parametrize(("name", "make"), [("dino", tiny_models.dino), ("clip", tiny_models.clip)])
 def test_the_real_encoders_make_unit_vectors(name, make, tmp_path):
-    config = EncodersConfig({name: 1}, {name: make(tmp_path)}, device="cpu", batch_size=2)
-    ((reward, weight),) = consistency_rewards(config)
+    parts = {f"consistency/{name}": {"weight": 1, "model": make(tmp_path)}}
+    ((reward, weight),) = reward_parts(RewardSettings(parts, encoders={"default": EncoderConfig("cpu", batch_size=2)}))
     pictures = [Image.effect_noise((18 + 4 * i, 20), 30 + 40 * i).convert("RGB") for i in range(4)]
-    vectors = reward.encoder(pictures)
+    encode = reward.score.encode
+    assert encode.batch_size == 2
+    vectors = encode(pictures)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
-    torch.testing.assert_close(vectors, torch.cat([reward.encoder([picture]) for picture in pictures]))
-    assert vectors.shape == (4, 8 if name == "clip" else 16) and len(reward.encoder([])) == 0
+    torch.testing.assert_close(vectors, torch.cat([encode([picture]) for picture in pictures]))
+    assert vectors.shape == (4, 8 if name == "clip" else 16) and len(encode([])) == 0
     scores = reward([answer(*(ImageSegment(pictures[i], True) for i in (0, 0, 1)))]).segments[0]
     assert reward.name == f"consistency_{name}" and weight == 1
     assert scores[1] == pytest.approx(1, abs=1e-5) and scores[2] == pytest.approx(
@@ -69,6 +72,6 @@ def test_the_real_encoders_make_unit_vectors(name, make, tmp_path):
 
 def test_models_that_are_not_there_are_one_line(tmp_path):
     with pytest.raises(InputError, match=f"^{tmp_path}: cannot be read: "):
-        ImageEncoder.load("dino", EncodersConfig(models={"dino": str(tmp_path)}))
-    with pytest.raises(InputError, match="rewards.consistency.weights: no reward 'dinov3'; there are dino, clip"):
-        consistency_rewards(EncodersConfig({"dinov3": 1}))
+        ImageEncoder.load("dino", Encoder(), str(tmp_path))
+    with pytest.raises(InputError, match="^rewards.consistency/dinov3: preset: 'dinov3' is none of dino, clip$"):
+        reward_parts(RewardSettings({"consistency/dinov3": 1}))

@@ -9,10 +9,10 @@ from limner.configs import build
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion
-from limner.rewards.build import RewardsConfig, build_reward
+from limner.rewards.build import RewardSettings, build_reward, reward_parts
 from limner.rewards.encoders import pretrained
-from limner.rewards.encoders.image import PRESETS, ClipScorer, PictureTextReward, cosine_scores, image_rewards
-from limner.rewards.encoders.pretrained import EncodersConfig
+from limner.rewards.encoders.image import PRESETS, ClipScorer, PictureTextReward, cosine_scores
+from limner.rewards.encoders.pretrained import Encoder, EncoderConfig
 from limner.worlds.picture_stories.scenes import SCENES, story_prompt
 
 from .. import tiny_models
@@ -63,8 +63,8 @@ def test_known_embeddings_give_known_scores(name, cosine, score):
 
 @pytest.mark.parametrize("name", ["clipscore", "siglip2"])
 def test_the_real_classes_score_a_pair_alone_and_in_a_batch_alike(name, places):
-    config = EncodersConfig({name: 1}, {name: places[name]}, device="cpu", batch_size=2)
-    scorer = ClipScorer.load(name, config)
+    scorer = ClipScorer.load(name, Encoder(EncoderConfig("cpu", batch_size=2)), places[name])
+    assert scorer.batch_size == 2
     together = scorer(PICTURES, TEXTS)
     alone = [scorer([picture], [text])[0] for picture, text in zip(PICTURES, TEXTS, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5) and len(set(together)) > 2
@@ -85,7 +85,7 @@ def test_the_real_classes_score_a_pair_alone_and_in_a_batch_alike(name, places):
 
 def test_half_precision_is_close(places):
     full, half = (
-        ClipScorer.load("clipscore", EncodersConfig(models=places, device="cpu", dtype=dtype))(PICTURES, TEXTS)
+        ClipScorer.load("clipscore", Encoder(EncoderConfig("cpu", dtype)), places["clipscore"])(PICTURES, TEXTS)
         for dtype in ("float32", "bfloat16")
     )
     assert half == pytest.approx(full, abs=0.1)
@@ -124,11 +124,12 @@ def test_missing_pictures_count_as_zero_and_missing_scores_do_not():
 
 
 def test_yaml_weighs_them_beside_others(places):
-    section = {"weights": {"clipscore": 2, "siglip2": 1, "pickscore": 0}, "models": places, "device": "cpu"}
-    exact = {"format": 0, "text_plan": 0, "image_plan": 0, "image_sentence": 0}
-    reward = build_reward(build(RewardsConfig, {**exact, "image": section}, "my.yaml"))
+    weights = {"clipscore": 2, "siglip2": 1}
+    parts = {f"image/{name}": {"weight": weight, "model": places[name]} for name, weight in weights.items()}
+    section = {"rewards": {**parts, "image/pickscore": 0}, "encoders": {"default": {"device": "cpu"}}}
+    reward = build_reward(build(RewardSettings, section, "my.yaml"))
     output = reward([answer("a cat", PICTURES[0])])
-    clip, siglip = (output.breakdown[name][0] for name in ("clipscore", "siglip2"))
+    clip, siglip = (output.breakdown[name][0] for name in ("image_clipscore", "image_siglip2"))
     assert output.outcome[0] == pytest.approx((2 * clip + siglip) / 3)
     assert output.segments[0] == [None, pytest.approx(output.outcome[0])]
 
@@ -136,22 +137,23 @@ def test_yaml_weighs_them_beside_others(places):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"weights": {"clip": 1}}, "rewards.image.weights: no reward 'clip'; there are clipscore, siglip2, "),
-        ({"weights": {"clipscore": 0}}, "rewards.image.weights: no reward has a weight"),
-        ({"weights": {"clipscore": 1}, "models": {"clip": "x"}}, "rewards.image.models: no reward 'clip'"),
-        ({"weights": {"clipscore": 1}, "device": "gpu"}, "device: 'gpu'"),
-        ({"weights": {"clipscore": 1}, "batch_size": 0}, "batch_size: 0"),
+        ({"rewards": {"image/clip": 1}}, "rewards.image/clip: preset: 'clip' is none of clipscore, siglip2, "),
+        ({"rewards": {"image/clipscore": 0}}, "give at least one reward with a positive weight"),
+        ({"rewards": {"image/clipscore": {"models": "x"}}}, "rewards.image/clipscore: models: unknown key; .* model"),
+        ({"encoders": {"default": {"device": "gpu"}}}, "my.yaml: encoders.default: device: 'gpu'"),
+        ({"encoders": {"default": {"batch_size": 0}}}, "encoders.default.batch_size: expected at least 1, got 0"),
+        ({"encoders": {"default": {"dtype": "int8"}}}, "encoders.default.dtype: expected one of float32, "),
     ],
 )
 def test_settings_that_cannot_work_are_refused(section, message):
     with pytest.raises(InputError, match=message):
-        image_rewards(build(EncodersConfig, section, "my.yaml"))
+        build_reward(build(RewardSettings, section, "my.yaml"))
 
 
 @pytest.mark.parametrize("name", ["clipscore", "image_reward"])
 def test_a_model_that_is_not_there_is_one_line(name, tmp_path):
-    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be read: ") as caught:
-        image_rewards(EncodersConfig({name: 1}, {name: str(tmp_path)}))
+    with pytest.raises(InputError, match=f"^rewards.image/{name}: {tmp_path}: cannot be read: ") as caught:
+        reward_parts(RewardSettings({f"image/{name}": {"model": str(tmp_path)}}))
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +164,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(places, tmp_path, monkey
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "visual_projection.weight"}
     model.save_pretrained(tmp_path, state_dict=weights)
     with pytest.raises(InputError, match="its weights do not fill CLIPModel: visual_projection.weight"):
-        ClipScorer.load("clipscore", EncodersConfig(models={"clipscore": str(tmp_path)}))
+        ClipScorer.load("clipscore", Encoder(), str(tmp_path))
     monkeypatch.setattr(pretrained, "is_deepspeed_zero3_enabled", lambda: True)
     with pytest.raises(InputError, match="under ZeRO-3 .*; use limner serve-rewards"):
-        ClipScorer.load("clipscore", EncodersConfig(models=places))
+        ClipScorer.load("clipscore", Encoder(), places["clipscore"])

@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, layer_norm, softmax
 
 from limner.configs.errors import InputError
 from limner.rewards.encoders.image_reward import MEAN, STD, TOKENS, ImageRewardScorer, build_model
-from limner.rewards.encoders.pretrained import EncodersConfig
+from limner.rewards.encoders.pretrained import Encoder, EncoderConfig
 
 from .. import tiny_models
 
@@ -70,7 +70,7 @@ def released(weights, pixels, ids, mask):
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory):
     folder = tiny_models.image_reward(tmp_path_factory.mktemp("image_reward"))
-    return ImageRewardScorer.load("image_reward", EncodersConfig(models={"image_reward": folder}, device="cpu"))
+    return ImageRewardScorer.load("image_reward", Encoder(EncoderConfig("cpu")), folder)
 
 
 def test_the_released_layout_scores_as_released(scorer):
@@ -106,16 +106,16 @@ def test_the_average_picture_scores_one_half():
 
 def test_a_file_that_is_not_the_release_is_refused(tmp_path):
     tiny_models.image_reward(tmp_path)
-    config = EncodersConfig(models={"image_reward": str(tmp_path)}, device="cpu")
+    encoder = Encoder(EncoderConfig("cpu"))
 
     def refused(weights) -> str:
         torch.save(weights, tmp_path / "ImageReward.pt")
         with pytest.raises(InputError, match="ImageReward.pt") as caught:
-            ImageRewardScorer.load("image_reward", config)
+            ImageRewardScorer.load("image_reward", encoder, str(tmp_path))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
     whole = tiny_models.image_reward_weights()
     assert "no tensor mlp.layers." in refused({name: t for name, t in whole.items() if not name.startswith("mlp.")})
     refused({name: tensor for name, tensor in whole.items() if "crossattention" not in name})
-    assert "eights" in refused({"blip": EncodersConfig()})  # an object in a pickle is not made
+    assert "eights" in refused({"blip": EncoderConfig()})  # an object in a pickle is not made

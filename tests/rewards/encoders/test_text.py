@@ -6,7 +6,8 @@ import torch
 from limner.configs.errors import InputError
 from limner.models.documents.document import InterleavedDocument, TextSegment
 from limner.rewards.base import Completion
-from limner.rewards.encoders.pretrained import EncodersConfig
+from limner.rewards.build import RewardSettings, reward_parts
+from limner.rewards.encoders.pretrained import Encoder, EncoderConfig
 from limner.rewards.encoders.text import (
     BERTSCORE,
     BertScore,
@@ -15,7 +16,6 @@ from limner.rewards.encoders.text import (
     TextEncoder,
     TextReward,
     greedy_matching,
-    text_rewards,
 )
 
 from .. import tiny_models
@@ -30,7 +30,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(place):
-    return TextEncoder.load(place, EncodersConfig(device="cpu", batch_size=2))
+    return TextEncoder.load(place, Encoder(EncoderConfig("cpu", batch_size=2)))
 
 
 def completion(*texts, reference=None, prompt="Write."):
@@ -122,9 +122,10 @@ def test_relevance_to_the_prompt_scores_each_text():
 
 def test_settings_load_them_by_name(place):
     names = {"rouge_l": 1.0, "embedding": 2.0, "prompt_embedding": 0.5}
-    rewards = text_rewards(EncodersConfig(names, {"embedding": place, "prompt_embedding": place}, device="cpu"))
-    assert {reward.name: weight for reward, weight in rewards} == names
+    parts = {f"text/{name}": {"weight": weight, "model": place} for name, weight in names.items()}
+    rewards = reward_parts(RewardSettings(parts, encoders={"default": EncoderConfig("cpu")}))
+    assert {reward.name: weight for reward, weight in rewards} == {f"text_{name}": names[name] for name in names}
     row = completion("a big red circle", reference="a big red circle", prompt="cat")
     assert [reward([row]).outcome[0] for reward, _ in rewards][:2] == pytest.approx([1, 1], abs=1e-5)
-    with pytest.raises(InputError, match="rewards.text.weights: no reward 'rouge'; there are rouge_l, bertscore"):
-        text_rewards(EncodersConfig({"rouge": 1}))
+    with pytest.raises(InputError, match="rewards.text/rouge: preset: 'rouge' is none of rouge_l, bertscore"):
+        reward_parts(RewardSettings({"text/rouge": 1}))

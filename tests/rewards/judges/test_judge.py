@@ -11,7 +11,7 @@ from limner.models.chat.endpoint import Endpoint, EndpointConfig
 from limner.models.chat.requests import Failure, Reply
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion
-from limner.rewards.build import RewardsConfig, build_reward
+from limner.rewards.build import RewardSettings, build_reward
 from limner.rewards.guard import GuardedReward
 from limner.rewards.judges.judge import (
     JudgeFailed,
@@ -22,7 +22,7 @@ from limner.rewards.judges.judge import (
     questions,
     read_verdict,
 )
-from limner.worlds.picture_stories.rewards import PictureReward
+from limner.worlds.picture_stories.rewards import OwnSentenceReward
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene, read_pictures, read_sentence
 
 from ...scripted_server import BROKEN, Fault, ScriptedServer, completion, images, texts
@@ -136,7 +136,7 @@ def test_the_first_picture_is_held_against_the_request_s():
 
 
 def test_the_verifier_as_judge_scores_as_the_exact_reward():
-    direct = PictureReward("sentence")([RIGHT, SWAPPED])
+    direct = OwnSentenceReward()([RIGHT, SWAPPED])
     with ScriptedServer(verifier) as server, endpoint(server) as model:
         reward = JudgeReward(load_template("image_text_alignment"), model)
         judged = reward([RIGHT, SWAPPED])
@@ -205,12 +205,13 @@ def test_yaml_weighs_judges_beside_exact_rewards(tmp_path):
         return "Grade: 2" if "brief" in texts(body) else verifier(body)
 
     with ScriptedServer(script) as server:
-        section = {"weights": {"image_text_alignment": 2, str(mine): 1, "helpfulness": 0}}
-        section["endpoint"] = {"base_url": server.url, "model": "scripted"}
-        exact = {"format": 1, "text_plan": 0, "image_plan": 0, "image_sentence": 0}
-        reward = build_reward(build(RewardsConfig, {**exact, "judge": section}, "my.yaml"))
+        weights = {"image_text_alignment": 2, str(mine): 1, "helpfulness": 0}
+        judges = {f"judge/{name}": {"weight": weight, "endpoint": "mine"} for name, weight in weights.items()}
+        section = {"rewards": {"format": 1, **judges}}
+        section["endpoints"] = {"mine": {"base_url": server.url, "model": "scripted"}}
+        reward = build_reward(build(RewardSettings, section, "my.yaml"))
         output = reward([RIGHT, SWAPPED])
-        reward.parts[1][0].reward.model.close()
+        reward.guards[1].reward.score.endpoint.close()
     parts = {"format": 1.0, "judge_image_text_alignment": 1.0, "judge_brief": 0.25}
     assert {name: scores[0] for name, scores in output.breakdown.items()} == parts
     assert output.outcome[0] == pytest.approx((1 + 2 * 1 + 0.25) / 4)
@@ -219,23 +220,25 @@ def test_yaml_weighs_judges_beside_exact_rewards(tmp_path):
 
 
 def test_without_a_judge_nothing_changes():
-    assert [part.name for part, _ in build_reward(RewardsConfig()).parts] == [
-        *["format", "text_plan", "image_plan", "image_sentence"]
-    ]
+    assert [part.name for part, _ in build_reward(RewardSettings()).parts] == ["format"]
 
 
 @pytest.mark.parametrize(
-    ("section", "message"),
+    ("rewards", "message"),
     [
-        ({"weights": {"helpfulness": 1}}, "rewards.judge.endpoint, .*: give one of them"),
-        ({"weights": {}}, "judge.weights: no template has a weight"),
-        ({"weights": {"helpfullness": 1}}, "'helpfullness'.*there are helpfulness.v1"),
-        ({"weights": {"helpfulness": 1, "helpfulness.v1": 1}}, "two templates are called helpfulness"),
+        ({"judge/helpfulness": 1}, "rewards.judge/helpfulness.endpoint: .*there are mine"),
+        ({"judge/helpfulness": 0}, "give at least one reward with a positive weight"),
+        ({"judge/helpfullness": {"endpoint": "mine"}}, "'helpfullness'.*there are helpfulness.v1"),
+        (
+            {"judge/helpfulness": {"endpoint": "mine"}, "judge/helpfulness.v1": {"endpoint": "mine"}},
+            "two parts are called judge_helpfulness; leave one out, or rename",
+        ),
     ],
 )
-def test_settings_that_cannot_work_are_refused(section, message):
+def test_settings_that_cannot_work_are_refused(rewards, message):
+    section = {"rewards": rewards, "endpoints": {"mine": {"base_url": "http://localhost:1", "model": "m"}}}
     with pytest.raises(InputError, match=message):
-        build_reward(build(RewardsConfig, {"judge": section}, "my.yaml"))
+        build_reward(build(RewardSettings, section, "my.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,19 @@ import pytest
 
 from limner.configs import build
 from limner.configs.errors import InputError
-from limner.models.chat.choice import ChatConfig
-from limner.models.chat.endpoint import EndpointConfig
+from limner.models.chat.endpoint import Endpoint, EndpointConfig
 from limner.models.chat.requests import Failure, Reply
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion
-from limner.rewards.build import RewardsConfig, build_reward
+from limner.rewards.build import RewardSettings, build_reward
+from limner.rewards.forms import AdaptedReward
 from limner.rewards.guard import GuardedReward
 from limner.rewards.judges.judge import JudgeFailed
 from limner.rewards.judges.questions import (
     MOST,
     Question,
-    QuestionsConfig,
+    QuestionsReward,
     load_template,
-    questions_reward,
     read_answer,
     read_questions,
 )
@@ -70,8 +69,7 @@ def knows_the_world(body):
 
 
 def reward_of(server, **others):
-    endpoint = EndpointConfig(server.url, "scripted", retries=0, **others)
-    return questions_reward(QuestionsConfig(ChatConfig(endpoint=endpoint)))
+    return QuestionsReward(Endpoint(EndpointConfig(server.url, "scripted", retries=0, **others)))
 
 
 def test_questions_about_every_attribute_score_as_the_exact_verifier():
@@ -81,7 +79,7 @@ def test_questions_about_every_attribute_score_as_the_exact_verifier():
         output = reward_of(server)(rows)
         assert sum("The question: " not in texts(body) for body in server.bodies) == 1  # one prompt, asked once
         assert all(len(images(body)) <= 1 for body in server.bodies)
-    exact = PictureReward("plan")(rows)
+    exact = PictureReward()(rows)
     assert output.segments == exact.segments and output.outcome == exact.outcome
     assert output.outcome[0] == 1 and output.outcome[3] == 0.5 and not output.failed
 
@@ -127,7 +125,7 @@ def test_failures_are_counted_and_count_for_nothing():
     other = story_prompt(SCENES[20:22], "p2")
     replies = iter([ask(1, "Red?") + ask(1, "Big?"), "no idea", "<answer>yes</answer>", BROKEN])
     with ScriptedServer(lambda body: next(replies)) as server:
-        guard = GuardedReward(reward_of(server, concurrency=1))
+        guard = GuardedReward(AdaptedReward("questions", reward_of(server, concurrency=1)))
         output = guard([answer(PLAN[0]), answer(PLAN[0], prompt=other)])
     assert output.segments == [[None, 1.0], [None, FAILED]] and output.outcome == [1.0, FAILED]
     assert output.failed == {"questions: none written": 1, "server error": 1}
@@ -183,14 +181,19 @@ def test_settings_and_templates(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("write: 'W {prompt}'\nask: 'A {question} {image}'\n")
     with ScriptedServer(lambda body: completion(ask(1, "Red?"))) as server:
-        model = {"endpoint": {"base_url": server.url, "model": "scripted"}}
-        section = {"viewer": model, "writer": model, "weight": 2, "template": str(mine)}
-        reward = build_reward(build(RewardsConfig, {"questions": section}, "my.yaml"))
-        part = dict((guard.name, guard.reward) for guard, _ in reward.parts)["questions"]
-        assert part.manifest()["template"].startswith("mine@") and part.writer is not part.viewer
+        model = {"base_url": server.url, "model": "scripted"}
+        part = {"viewer": "eye", "writer": "hand", "weight": 2, "template": str(mine)}
+        section = {"rewards": {"format": 1, "questions": part}, "endpoints": {"eye": model, "hand": model}}
+        reward = build_reward(build(RewardSettings, section, "my.yaml"))
+        assert [weight for _, weight in reward.parts] == [1, 2]
+        questions = dict((guard.name, guard.reward.score) for guard in reward.guards)["questions"]
+        assert questions.manifest()["template"].startswith("mine@") and questions.writer is not questions.viewer
+        section["rewards"] = {"questions": {"viewer": "eye"}}
+        alone = build_reward(build(RewardSettings, section, "my.yaml")).guards[0].reward.score.manifest()
+        assert alone["writer"] == alone["viewer"] and alone["template"].startswith("pictures.v1@")
     assert load_template("pictures.v1").identity.startswith("pictures.v1@")
-    with pytest.raises(InputError, match="rewards.questions.viewer.endpoint, .*: give one of"):
-        questions_reward(QuestionsConfig(ChatConfig()))
+    with pytest.raises(InputError, match="rewards.questions.viewer: missing; name one of `endpoints: "):
+        build_reward(RewardSettings({"questions": 1}))
     with pytest.raises(InputError, match="'pictures.v0': neither .*: pictures.v1"):
         load_template("pictures.v0")
     for wrong in ("write: 'W'\nask: 'A {question} {image}'\n", "write: 'W {prompt}'\nask: 'A {question}'\n"):

@@ -14,20 +14,20 @@ from limner.configs import build
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
-from limner.rewards.build import RewardsConfig, build_reward
+from limner.rewards.build import RewardSettings, build_reward
 from limner.rewards.guard import GuardedReward
 from limner.rewards.remote import server as server_module
 from limner.rewards.remote.client import (
-    RemoteConfig,
     RemoteFailed,
     RemoteReward,
     pack_completions,
-    remote_rewards,
     unpack_completions,
 )
 from limner.rewards.remote.server import RewardServer, ServerConfig
 from limner.worlds.picture_stories.rewards import PictureReward
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story_prompt
+
+from ..exact import STORIES
 
 PLAN = SCENES[5], SCENES[100]
 PROMPT = story_prompt(PLAN, "p1")
@@ -71,18 +71,18 @@ class Running:
 
 
 def remote(url, name, **others):
-    return RemoteReward(name, RemoteConfig(url, **{"retries": 0, "backoff": 0.01, **others}))
+    return RemoteReward(name, url, **{"retries": 0, "backoff": 0.01, **others})
 
 
 def test_a_remote_reward_scores_as_the_same_reward_here():
     digests = Part("digest", lambda rows: flat(rows, int(hashlib.sha256(pixels(rows)).hexdigest()[:6], 16) / 2**24))
-    with Running(PictureReward("plan"), digests) as url:
-        here, there = PictureReward("plan")(ROWS), remote(url, "image_plan")(ROWS)
+    with Running(PictureReward(), digests) as url:
+        here, there = PictureReward()(ROWS), remote(url, "picture_stories_image_plan")(ROWS)
         assert there == here and there.segments[0] == [None, 1.0, None, 1.0]
         assert remote(url, "digest")(ROWS) == digests(ROWS)  # every pixel arrived
         connection = HTTPConnection(url.removeprefix("http://"))
         connection.request("GET", "/rewards")
-        assert json.loads(connection.getresponse().read()) == {"rewards": ["image_plan", "digest"]}
+        assert json.loads(connection.getresponse().read()) == {"rewards": ["picture_stories_image_plan", "digest"]}
 
 
 def pixels(rows):
@@ -117,14 +117,14 @@ def test_missing_and_failed_scores_stay_missing():
 
 def test_faults_of_settings_and_prompts_stop_at_once(monkeypatch):
     calls = []
-    with Running(
-        Part("flat", lambda rows: calls.append(1) or flat(rows)), PictureReward("plan"), max_megabytes=1
-    ) as url:
-        with pytest.raises(InputError, match="'flatt': HTTP 404: no reward 'flatt'; there are flat, image_plan"):
+    with Running(Part("flat", lambda rows: calls.append(1) or flat(rows)), PictureReward(), max_megabytes=1) as url:
+        with pytest.raises(
+            InputError, match="'flatt': HTTP 404: no reward 'flatt'; there are flat, picture_stories_im"
+        ):
             remote(url, "flatt", retries=5, backoff=60)(ROWS)
         no_outline = InterleavedDocument((TextSegment("Draw."),), "p3")
         with pytest.raises(InputError, match="HTTP 422: prompt 'p3' has no outline"):
-            remote(url, "image_plan", retries=5, backoff=60)([answer(prompt=no_outline)])
+            remote(url, "picture_stories_image_plan", retries=5, backoff=60)([answer(prompt=no_outline)])
         noise = ImageSegment(Image.effect_noise((900, 900), 90).convert("RGB"), True, "generated")
         large = Completion(PROMPT, InterleavedDocument((noise,) * 2))
         with pytest.raises(InputError, match="HTTP 413: a request of .* MB; .* max_megabytes"):
@@ -209,21 +209,28 @@ def test_what_holds_no_completions_is_refused(body):
 
 
 def test_settings(monkeypatch, capsys):
-    exact = {"format": 0, "text_plan": 0, "image_plan": 0, "image_sentence": 0}
-    with Running(PictureReward("plan"), Part("flat", flat)) as url:
-        section = {"url": url, "weights": {"image_plan": 3, "flat": 1}}
-        output = build_reward(build(RewardsConfig, {**exact, "remote": section}, "my.yaml"))(ROWS)
+    with Running(PictureReward(), Part("flat", flat)) as url:
+        weights = {"picture_stories_image_plan": 3, "flat": 1}
+        parts = {f"remote/{name}": {"weight": weight, "url": url} for name, weight in weights.items()}
+        output = build_reward(build(RewardSettings, {"rewards": parts}, "my.yaml"))(ROWS)
     assert output.breakdown["remote_flat"] == [0.5] * 4 and output.outcome[0] == (3 + 0.5) / 4
-    wrong = {"url": "gpu-2", "weights": {}, "api_key_env": "sk-secret", "timeout": 0, "retries": -1}
+    wrong = {"url": "gpu-2", "weight": -1, "api_key_env": "sk-secret", "timeout": 0, "retries": -1, "backoff": "nan"}
     for name, value in wrong.items():
-        with pytest.raises(InputError, match=name) as caught:
-            remote_rewards(RemoteConfig(**{"url": "http://gpu-2", "weights": {"flat": 1}, name: value}))
-        assert "sk-secret" not in str(caught.value)
+        part = {"url": "http://gpu-2", name: value}
+        with pytest.raises(InputError, match=f"^rewards.remote/flat: .*{'.*no weight' if name == 'weight' else name}"):
+            build_reward(RewardSettings({"remote/flat": part}))
+    with pytest.raises(InputError, match="api_key_env: give the name") as caught:
+        build_reward(RewardSettings({"remote/flat": {"url": "http://gpu-2", "api_key_env": wrong["api_key_env"]}}))
+    assert "sk-secret" not in str(caught.value)
+    with pytest.raises(InputError, match="rewards.remote/flat: url: missing"):
+        build_reward(RewardSettings({"remote/flat": 1}))
 
     monkeypatch.setattr(RewardServer, "serve_forever", lambda self: None)
-    server_module.main(["--rewards.text_plan", "0", "--rewards.text.weights.rouge_l", "1", "--port", "0"])
-    assert capsys.readouterr().out.startswith(
-        "serving format, image_plan, image_sentence, rouge_l at http://127.0.0.1:"
-    )
+    mine = {**STORIES, "picture_stories/text_plan": 0}
+    server_module.main(["--rewards", json.dumps(mine), "--rewards.text/rouge_l", "1", "--port", "0"])
+    served = "format, picture_stories_image_plan, picture_stories_image_sentence, text_rouge_l"
+    assert capsys.readouterr().out.startswith(f"serving {served} at http://127.0.0.1:")
+    with pytest.raises(InputError, match="give at least one a weight; those are served"):
+        server_module.main(["--rewards.format", "0"])
     with pytest.raises(InputError, match="max_waiting: 0"):
         server_module.main(["--max_waiting", "0"])

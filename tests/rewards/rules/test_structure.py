@@ -7,8 +7,8 @@ from limner.configs import build
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import Completion
-from limner.rewards.build import RewardsConfig, build_reward
-from limner.rewards.rules.structure import StructureConfig, StructureReward, planned_pictures, structure_of
+from limner.rewards.build import RewardSettings, build_reward
+from limner.rewards.rules.structure import StructureReward, planned_pictures, structure_of
 from limner.worlds.picture_stories.scenes import SCENES, story_prompt
 
 PICTURE = ImageSegment(Image.new("RGB", (4, 4)), True, "generated")
@@ -41,7 +41,7 @@ def test_edits_to_the_nearest_structure(answer, asked, score):
 
 
 def test_without_wishes_the_setting_holds():
-    reward = StructureReward(StructureConfig(unit="IT", least=2, most=3))
+    reward = StructureReward(unit="IT", least=2, most=3)
     rows = [Completion(document(""), document(word)) for word in ("ITIT", "ITITIT", "IT", "ITITITIT")]
     assert reward(rows).outcome == pytest.approx([1, 1, 2 / 4, 6 / 8])
     outlined = Completion(story_prompt(SCENES[:4]), document("ITITITIT"))
@@ -64,9 +64,8 @@ def test_a_malformed_wish_is_named(wish):
 
 
 def test_settings():
-    exact = {"format": 0, "text_plan": 0, "image_plan": 0, "image_sentence": 0}
-    reward = build_reward(build(RewardsConfig, {**exact, "structure": {"weight": 2}}, "my.yaml"))
+    reward = build_reward(build(RewardSettings, {"rewards": {"structure": {"weight": 2}}}, "my.yaml"))
     assert reward([Completion(document(""), document("TIT"))]).breakdown == {"structure": [pytest.approx(3 / 4)]}
     for wrong in ({"unit": "TT"}, {"unit": "TIT"}, {"unit": ""}, {"least": 3, "most": 2}, {"least": 0}):
-        with pytest.raises(InputError, match="my.yaml"):
-            build(StructureConfig, wrong, "my.yaml")
+        with pytest.raises(InputError, match=f"^rewards.structure[.:].*{[*wrong][0]}"):
+            build_reward(build(RewardSettings, {"rewards": {"structure": wrong}}, "my.yaml"))

@@ -7,8 +7,7 @@ import pytest
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import Completion
-from limner.rewards.build import RewardsConfig, build_reward
-from limner.worlds.insertion_stories.rewards import InsertionStoriesConfig
+from limner.rewards.build import RewardSettings, build_reward
 from limner.worlds.insertion_stories.scenes import Plan, insertion_prompt, insertion_story
 from limner.worlds.picture_stories.scenes import draw_scene, parse_scene, story_prompt
 
@@ -19,8 +18,9 @@ NEAR = replace(B, size="small")
 PLAN = Plan(SCENES, (True, True, False), (NEAR, A))
 PROMPT = insertion_prompt(PLAN)
 NEAR_PICTURE, A_PICTURE = PROMPT.candidates.values()
-REWARD = build_reward(RewardsConfig(0, "alternating", 0, 0, 0, insertion_stories=InsertionStoriesConfig()))
-PARTS = ("choice", "step_text", "step_image_plan", "step_image_sentence")
+WEIGHTS = {"choice": 2, "text": 1, "image_plan": 1, "image_sentence": 1}
+REWARD = build_reward(RewardSettings({f"insertion_stories/{name}": weight for name, weight in WEIGHTS.items()}))
+PARTS = tuple(f"insertion_stories_{name}" for name in WEIGHTS)
 
 
 def says(*scenes):
@@ -85,7 +85,7 @@ def test_a_picture_of_no_use_does_not_count_against_a_plan_that_wants_none_drawn
     plan = Plan((A, C), (True, False), (A, NEAR))
     gold = insertion_story(plan)
     output = REWARD([Completion(gold.prompt, gold.completion)])
-    assert output.outcome == [1] and output.breakdown["step_image_plan"] == [None]
+    assert output.outcome == [1] and output.breakdown["insertion_stories_image_plan"] == [None]
 
 
 def test_a_prompt_of_another_world_is_refused():
