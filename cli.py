@@ -94,11 +94,10 @@ def from_markdown(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
     arguments = parser.parse_args(argv)
 
-    from .data.sources.markdown import convert
+    from .data.conversion import convert, open_source
 
-    report = convert(
-        arguments.source, arguments.out, heldout_share=arguments.heldout_share, overwrite=arguments.overwrite
-    )
+    source, share = open_source("markdown"), arguments.heldout_share
+    report = convert(source, arguments.source, arguments.out, heldout_share=share, overwrite=arguments.overwrite)
     print(report.summary())
 
 

@@ -46,6 +46,12 @@ class RewardSettings:
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)
     """How pretrained encoders run, by a name of yours; `default` is that of parts that name none."""
 
+    def __post_init__(self) -> None:
+        """A part that there is not should not wait for models to be loaded. Raises InputError."""
+        for name, value in self.rewards.items():
+            weight_and_options(value, f"rewards.{name}")
+            find_reward(name, value)
+
 
 def build_reward(settings: RewardSettings, python: Mapping[str, Part] | None = None) -> HybridReward:
     """python: callables with their weights, by name, beside those that the settings name.

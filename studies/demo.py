@@ -26,7 +26,6 @@ import torch
 
 from ..configs import find_config, parse, read_yaml
 from ..configs.errors import InputError, run_or_exit
-from ..data.prompts import read_outlines
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
 from ..models.documents.rendering import write_atomically
@@ -35,6 +34,7 @@ from ..rewards.build import RewardSettings, build_reward
 from ..train.from_scratch.new_model import NewModelConfig
 from ..worlds.picture_stories.figures import score_stories
 from ..worlds.picture_stories.prepare import WorldConfig
+from ..worlds.picture_stories.prompts import read_outlines
 from ..worlds.picture_stories.scenes import Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .config import check_settings, effective, flat, setting_of

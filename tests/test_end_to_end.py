@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from limner.configs.errors import InputError
-from limner.data.prompts import write_outlines
+from limner.worlds.picture_stories.prompts import write_outlines
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
 from limner.models.sampler.generation import Sampling

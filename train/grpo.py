@@ -48,7 +48,9 @@ class RunConfig(RewardSettings):
     model: str = ""
     """Checkpoint to start from: the warm-up's folder, or ORG/NAME on the Hub."""
     prompts: str = ""
-    """JSONL file of prompts; `docs/data.md` says its forms."""
+    """JSONL file of prompts; `limner list prompt` says its forms."""
+    prompt_form: str = ""
+    """How its lines are read: one of those, or path/to/file.py:Name; by default as each line's keys say."""
     task: Literal["documents", "insertion"] = "documents"
     """What is learnt: to write documents, or to place pictures in finished ones (`docs/insertion.md`)."""
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
@@ -111,7 +113,8 @@ def make_trainer(
     if prompts is None:
         if not config.prompts:
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
-        prompts = read_prompts(Path(config.prompts), least=args.generation_batch_size // args.num_generations)  # type: ignore[operator]
+        least = args.generation_batch_size // args.num_generations  # type: ignore[operator]
+        prompts = read_prompts(Path(config.prompts), least, config.prompt_form)
     reward = build_reward(config, rewards)
     policy = policy or load(find_checkpoint(config.model))
     policy.freeze(config.freeze)
@@ -119,7 +122,7 @@ def make_trainer(
     adapter = config.lora.adapter(policy.model) if config.lora else None
     trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset, peft_config=adapter)
     if config.heldout.prompts:
-        heldout = read_prompts(Path(config.heldout.prompts))[: config.heldout.limit]
+        heldout = read_prompts(Path(config.heldout.prompts), form=config.prompt_form)[: config.heldout.limit]
         trainer.add_callback(HeldOut(trainer, heldout, config.heldout.every))
     alarms = Alarms(config.alarms, config.algorithm.trained_modalities)
     trainer.add_callback(AlarmBell(alarms))

@@ -30,10 +30,10 @@ from PIL import Image
 from ...configs.errors import InputError, reading
 from ...models.checkpoints.folder import whole_directory
 from ...models.documents.document import InterleavedDocument, encode_png, open_image, to_rgb
+from ..conversion import fitting_source, is_heldout, open_source, read
 from ..prompts import read_lines
 from ..shards import INDEX, SPLITS, read_documents, read_index
-from ..sources.markdown import Problem, Report, read_markdown
-from ..sources.mramg import read_corpus
+from ..sources.report import Problem, Report
 from .placements import Candidate, InsertionTask, Placement, settled, taken_out
 
 MAX_SIDE = 1024
@@ -172,14 +172,9 @@ def read_source(source: Path, heldout_share: float = 0.1) -> tuple[dict[str, lis
         splits = [split for split in SPLITS if read_index(source).of(split)]
         return {split: list(read_documents(source, split, shuffle_seed=None)) for split in splits}, []
     report = Report()
-    if any(source.glob("doc_*.jsonl")):
-        documents = list(read_corpus(source, report=report))
-    else:
-        documents = [document for document, _ in read_markdown(source, report.problems)]
     parts: dict[str, list[InterleavedDocument]] = {"train": [], "heldout": []}
-    for document in documents:
-        place = int.from_bytes(hashlib.sha256(document.id.encode()).digest()[:8]) / 2**64
-        parts["heldout" if place < heldout_share else "train"].append(document)
+    for document, _ in read(open_source(fitting_source(source)), source, report):
+        parts["heldout" if is_heldout(document.id, heldout_share) else "train"].append(document)
     return {split: part for split, part in parts.items() if part}, report.problems
 
 

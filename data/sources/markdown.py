@@ -1,7 +1,7 @@
-"""A folder of Markdown with pictures becomes shards: one interleaved document a file.
+"""A folder of Markdown with pictures: one interleaved document a file.
 
-    converted = convert(Path("recipes"), Path("shards/recipes"))
-    print(converted.summary())      # 29 documents, 38 images, 1 problem (duplicate 1)
+    report = convert(Markdown(), Path("recipes"), Path("shards/recipes"))
+    print(report.summary())      # 29 documents, 38 images, 1 problem (duplicate 1)
 
 Pictures are found where CommonMark shows them (in links, lists and HTML too, not in code); the source between them is
 kept as it stands. Only files inside the folder are read, and every reference that gives no picture is a problem of the
@@ -11,13 +11,11 @@ report, by file and line.
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from markdown_it.token import Token
 from PIL import Image, ImageOps
 
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ...models.documents.document import (
     MAX_IMAGE_BYTES,
     ImageSegment,
@@ -39,7 +38,7 @@ from ...models.documents.document import (
     open_image,
     to_rgb,
 )
-from ..shards import ShardWriter
+from .report import Problem, Report
 
 MAX_FILE_BYTES = 2**20
 """A Markdown file larger than this is refused."""
@@ -50,36 +49,6 @@ MAX_TARGET = 200
 FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 MARKUP_ONLY = re.compile(r"[\s\-*+>#_|\[\]()]*")
 """What stays around a picture that is alone in a list item, a quote or an emphasis: no text."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    file: str
-    line: int
-    kind: str
-    """Of a file: unreadable, no text, front matter, refused. Of a picture: missing, outside, remote, unreadable,
-    corrupt, too large, duplicate."""
-    target: str
-    """The picture as the file names it; empty where the problem is the file's."""
-    reason: str
-
-    def __str__(self) -> str:
-        line = f"{self.file}:{self.line}: {self.kind}: {self.target and self.target + ': '}{self.reason}"
-        return "".join(char if char.isprintable() else "?" for char in line)  # names may hold terminal control codes
-
-
-@dataclass(slots=True)
-class Report:
-    documents: int = 0
-    images: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    def summary(self) -> str:
-        """The counts in one line, then a line for each problem."""
-        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(p.kind for p in self.problems).most_common())
-        counts = {"document": self.documents, "image": self.images, "problem": len(self.problems)}
-        head = ", ".join(f"{count} {name}{'s' if count != 1 else ''}" for name, count in counts.items())
-        return "\n".join([f"{head} ({kinds})" if kinds else head, *map(str, self.problems)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,30 +76,16 @@ class _Refused(Exception):
         self.kind, self.reason = kind, reason
 
 
-def convert(source: Path, target: Path, *, heldout_share: float = 0.1, overwrite: bool = False) -> Report:
-    """Writes every `*.md` under `source` as shards to `target`. Pictures are read from inside `source` only.
+@register("source", "markdown")
+class Markdown:
+    """A folder of Markdown files with pictures: a document a file."""
 
-    Which documents are held out depends on their paths alone, so that it survives additions; of two or more documents
-    at least one is held out and one is not (unless the share is 0). Raises InputError where nothing can be converted.
-    """
-    if not 0 <= heldout_share < 1:
-        raise InputError(f"held-out share {heldout_share}: give a number from 0 up to, not including, 1")
-    report = Report()
-    articles = list(_articles(source, report.problems))
-    heldout = _heldout([article.file for article in articles], heldout_share)
-    with ShardWriter(target, overwrite=overwrite) as writer:
-        for article in articles:
-            document, originals = _build(article, source.resolve(), report.problems)
-            try:
-                writer.write(document, "heldout" if article.file in heldout else "train", originals)
-            except InputError as error:
-                report.problems.append(Problem(article.file, 1, "refused", "", str(error)))
-                continue
-            report.documents += 1
-            report.images += len(document.images)
-        report.problems.sort(key=lambda problem: (problem.file, problem.line))
-        writer.report = asdict(report)
-    return report
+    def documents(self, path: Path, report: Report) -> Iterator[tuple[InterleavedDocument, list[bytes | None]]]:
+        return read_markdown(path, report.problems)
+
+    @staticmethod
+    def fits(path: Path) -> bool:
+        return bool(markdown_files(path))
 
 
 def read_markdown(source: Path, problems: list[Problem]) -> Iterator[tuple[InterleavedDocument, list[bytes | None]]]:
@@ -166,15 +121,6 @@ def _articles(source: Path, problems: list[Problem]) -> Iterator[Article]:
 def _name(path: Path, source: Path) -> str:
     """The path inside the folder as valid text (file names are bytes)."""
     return os.fsencode(path.relative_to(source).as_posix()).decode("utf-8", "replace")
-
-
-def _heldout(files: list[str], share: float) -> set[str]:
-    place = {file: int.from_bytes(hashlib.sha256(file.encode()).digest()[:8]) / 2**64 for file in files}
-    ordered = sorted(files, key=lambda file: (place[file], file))
-    count = sum(place[file] < share for file in files)
-    if share > 0 and len(files) > 1:
-        count = min(max(count, 1), len(files) - 1)
-    return set(ordered[:count])
 
 
 # ---- one file ----

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError, reading
+from ...configs.registry import register
 from ...models.documents.document import (
     MAX_IMAGE_BYTES,
     ImageSegment,
@@ -27,7 +28,7 @@ from ...models.documents.document import (
     TextSegment,
     open_image,
 )
-from .markdown import Problem, Report
+from .report import Problem, Report
 
 DOMAINS = {
     "wit": "web",
@@ -63,6 +64,18 @@ class Refused(Exception):
 
     def __init__(self, kind: str, reason: str) -> None:
         self.kind, self.reason = kind, reason
+
+
+@register("source", "mramg")
+class MRAMGDocuments:
+    """The documents of MRAMG-Bench: files doc_SUBSET.jsonl, and a folder IMAGE."""
+
+    def documents(self, path: Path, report: Report) -> Iterator[InterleavedDocument]:
+        return read_corpus(path, report=report)
+
+    @staticmethod
+    def fits(path: Path) -> bool:
+        return any(path.glob("doc_*.jsonl"))
 
 
 def read_corpus(

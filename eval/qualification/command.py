@@ -103,6 +103,7 @@ class QualifyConfig(RewardSettings):
     """Folder of results.json, and of the judge's replies where it has no `cache` of its own."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.pairs and not self.documents:
             raise InputError("pairs, documents: give one or both, --pairs FILE that people compared, --documents DIR")
         if not self.rewards and self.judge is None:

@@ -50,6 +50,8 @@ class Stage:
     sources: tuple[Source, ...]
     prompts: Path | None
     """The held-out prompts of its settings, or else those it trained on."""
+    prompt_form: str = ""
+    """How they are read."""
 
     @property
     def reinforced(self) -> bool:
@@ -78,7 +80,8 @@ def read_stages(runs: Sequence[Path]) -> list[Stage]:
         settings = read_yaml(run / CONFIG)
         prompts = dig(settings, "heldout", "prompts") or settings.get("prompts")
         name, file = Path(settings.get("output_dir") or run.absolute()).name, Path(prompts) if prompts else None
-        stages.append(Stage(name, presentable(settings), tuple(_sources(settings)), file))
+        form = settings.get("prompt_form") or ""
+        stages.append(Stage(name, presentable(settings), tuple(_sources(settings)), file, form))
     return stages
 
 

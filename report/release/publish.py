@@ -198,13 +198,14 @@ def _reports(request: Request) -> tuple[list[Path], dict[str, Any]]:
 def _prompts(request: Request, stages: Sequence[Stage]) -> tuple[list[InterleavedDocument], str]:
     """Prompts of the samples and where they come from: given, beside the model, or those of the last run with some."""
     beside = Path(request.model).absolute().parent / HELDOUT
-    known = [path for path in (beside, *(stage.prompts for stage in reversed(stages))) if path and path.is_file()]
-    path = request.prompts or next(iter(known), None)
+    recorded = [(stage.prompts, stage.prompt_form) for stage in reversed(stages)]
+    known = [(path, form) for path, form in [(beside, ""), *recorded] if path and path.is_file()]
+    path, form = (request.prompts, "") if request.prompts else next(iter(known), (None, ""))
     if path is None or request.samples == 0:
         if request.samples:
             raise InputError(f"--samples {request.samples}: no prompts are known; give --prompts FILE")
         return [], ""
-    return read_prompts(path)[: SAMPLES if request.samples is None else request.samples], f"`{path.name}`"
+    return read_prompts(path, form=form)[: SAMPLES if request.samples is None else request.samples], f"`{path.name}`"
 
 
 def _trained_sampling(sampling: Sampling, stages: Sequence[Stage]) -> Sampling:

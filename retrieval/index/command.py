@@ -14,8 +14,9 @@ from pathlib import Path
 from PIL import Image
 
 from ...configs.errors import ArgumentParser, InputError, reading
+from ...data.conversion import fitting_source
 from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
-from .corpus import PIC, Hit, Problem, detect, read_source, some
+from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
 from .store import Index
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--device", default="", help="cuda:1, cpu (default: the GPU where there is one)")
     arguments = parser.parse_args(argv)
-    kind = detect(arguments.source)  # a fault there should not wait for the encoders
+    kind = fitting_source(arguments.source)  # a fault there should not wait for the encoders
     index = _index(arguments)
     said = {"text": index.encoders.text, "image": index.encoders.image}
     names = ", ".join(f"{name} encoder {encoder.name if encoder else NONE}" for name, encoder in said.items())

@@ -12,17 +12,15 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from PIL import ImageFile
 
-from ...configs.errors import InputError
+from ...data.conversion import fitting_source, open_source, read
 from ...data.insertion.placements import taken_out
-from ...data.shards import INDEX, SPLITS, read_documents
-from ...data.sources.markdown import Report, markdown_files, read_markdown
-from ...data.sources.mramg import PIC, read_corpus
+from ...data.sources.mramg import PIC
+from ...data.sources.report import Report
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment, encode_png, open_image, to_rgb
 
 CHUNK_TOKENS = 256
@@ -32,8 +30,6 @@ CHUNKING = 1
 TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]{1,16}|[^\w\s]")
 """An estimate of a subword: a word of up to 16 letters, a Chinese or Japanese character, a sign."""
 MAX_TITLE = 200
-
-SourceKind = Literal["markdown", "shards", "mramg"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,40 +99,16 @@ def some(count: int, noun: str) -> str:
 # ---- sources ----
 
 
-def detect(folder: Path) -> SourceKind:
-    """What a folder holds. Raises InputError where it is none of the three."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name one of Markdown files, shards, or MRAMG files")
-    if (folder / INDEX).is_file() and any(folder.glob("*.tar")):
-        return "shards"
-    if any(folder.glob("doc_*.jsonl")):
-        return "mramg"
-    if markdown_files(folder):
-        return "markdown"
-    raise InputError(f"{folder}: neither *.md files, nor shards ({INDEX}), nor MRAMG files (doc_*.jsonl)")
-
-
 def read_source(folder: Path, problems: list[Problem]) -> Iterator[InterleavedDocument]:
     """The documents of a folder; what is wrong with files and pictures goes to `problems`, at the latest at the end.
 
-    Of Markdown and of interleaved shards only what a reader sees, without the prompt that training needs. Raises
-    InputError where the folder as a whole cannot be read.
+    Of documents that answer a prompt, as Markdown and interleaved shards do, only what a reader sees. Raises InputError
+    where the folder as a whole cannot be read.
     """
-    kind, report = detect(folder), Report()
-    if kind == "markdown":
-        yield from (document.completion for document, _ in read_markdown(folder, report.problems))
-    elif kind == "mramg":
-        yield from read_corpus(folder, report=report)
-    else:
-        yield from _read_shards(folder)
+    source, report = open_source(fitting_source(folder)), Report()
+    for document, _ in read(source, folder, report):
+        yield document.completion if document.meta["kind"] == "interleaved" else document
     problems += [Problem(f"{p.file}:{p.line}", p.kind, f"{p.target} {p.reason}".strip()) for p in report.problems]
-
-
-def _read_shards(folder: Path) -> Iterator[InterleavedDocument]:
-    for split in SPLITS:
-        for number, document in enumerate(read_documents(folder, split, shuffle_seed=None)):
-            shown = document.completion if document.meta["kind"] == "interleaved" else document
-            yield replace(shown, id=document.id or f"{split}/{number}")
 
 
 # ---- chunks ----

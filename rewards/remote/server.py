@@ -54,6 +54,7 @@ class ServerConfig(RewardSettings):
     """Requests read or scored at a time; further ones are sent away with 503 and come back."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_variable(self.api_key_env)
         for name in ("max_megabytes", "max_waiting"):
             if getattr(self, name) < 1:

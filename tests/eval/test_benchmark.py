@@ -13,7 +13,6 @@ import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from limner.configs.errors import InputError
-from limner.data.prompts import write_outlines
 from limner.eval.benchmark import Item, Writing, batches, row_of
 from limner.eval.folder import Journal, read_journals
 from limner.eval.run import EvalConfig, SamplingConfig, Shard, evaluate
@@ -21,6 +20,7 @@ from limner.models.checkpoints.folder import save
 from limner.models.documents.document import InterleavedDocument
 from limner.models.sampler.generation import Sampling
 from limner.studies.demo import score_checkpoint
+from limner.worlds.picture_stories.prompts import write_outlines
 from limner.worlds.picture_stories.scenes import outlines
 
 from ..scripted_server import (

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from limner.configs.errors import InputError
-from limner.data.prompts import write_outlines
 from limner.models.checkpoints.folder import save
 from limner.train.grpo import RunConfig, make_trainer, run
 from limner.train.monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories
 from limner.train.objective.algorithm import AlgorithmConfig
 from limner.train.watch.alarms import Alarm, Alarms, AlarmsConfig
 from limner.train.watch.trajectories import read_trajectories
+from limner.worlds.picture_stories.prompts import write_outlines
 from limner.worlds.picture_stories.scenes import SCENES
 
 from .runs import PROMPTS, Illustrated, logs, settings, trained

@@ -21,6 +21,7 @@ from ...studies.seed import say
 from ...train.from_scratch.new_model import NewModelConfig, new_policy
 from ..picture_stories.prepare import learnt_processor, write_streams
 from ..picture_stories.scenes import QUESTIONS, SCENES, caption, question, text_to_image
+from .prompts import write_plans
 from .scenes import InsertionNoise, Plan, draw_plans, insertion_documents, insertion_story, read_plan, thinned
 
 
@@ -81,14 +82,6 @@ def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[
     texts += [question(SCENES[0], name).text for name in QUESTIONS]
     texts += [marker(1 + number % 9) for number in range(900)]
     return learnt_processor(texts, config)
-
-
-def write_plans(path: Path, plans: Sequence[Plan]) -> None:
-    """JSONL, as `limner grpo --prompts` reads it."""
-    lines = [
-        json.dumps({"steps": plan.steps, "candidates": [scene.words for scene in plan.candidates]}) for plan in plans
-    ]
-    write_atomically(path, "\n".join(lines) + "\n")
 
 
 def heldout_in_training(root: Path, heldout: Sequence[Plan]) -> int:

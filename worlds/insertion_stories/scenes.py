@@ -156,14 +156,15 @@ def insertion_prompt(plan: Plan, identifier: str = "") -> InterleavedDocument:
     return offer(f"Illustrate: {steps}.", pictures, identifier, meta)
 
 
-def read_plan(value: Any, where: str) -> Plan:
+def read_plan(value: Any, where: str = "") -> Plan:
     """`{"steps": ["small red circle top left (no picture)", ...], "candidates": [...]}` -> Plan.
 
     Raises InputError naming `where`.
     """
+    where = where and f"{where}: "
     steps, candidates = (None, None) if not isinstance(value, dict) else (value.get("steps"), value.get("candidates"))
     if not steps or not _are_words(steps) or not _are_words(candidates):
-        raise InputError(f'{where}: expected {{"steps": ["small red circle top left", ...], "candidates": [...]}}')
+        raise InputError(f'{where}expected {{"steps": ["small red circle top left", ...], "candidates": [...]}}')
     try:
         return Plan(
             tuple(parse_scene(step.removesuffix(NO_PICTURE)) for step in steps),
@@ -171,7 +172,7 @@ def read_plan(value: Any, where: str) -> Plan:
             tuple(parse_scene(words) for words in candidates),
         )
     except (InputError, ValueError) as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}{error}") from None
 
 
 def _are_words(value: Any) -> TypeGuard[list[str]]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.registry import register
-from ...data.prompts import read_outlines
 from ...eval.benchmark import Given, Item, Outcome, Table, Task
 from ...eval.entries import Entry, segments_of
 from ...eval.results import by_category
@@ -21,6 +20,7 @@ from ...models.documents.document import InterleavedDocument, TextSegment
 from ...models.writing import Answer as Written
 from ...rewards.judges.judge import Verdict
 from .figures import StoryScores, verify_stories
+from .prompts import read_outlines
 from .scenes import parse_scene, story_prompt
 
 WAYS = {"sampled": 1.0, "greedy": 0.0}

@@ -13,11 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data.mixture import token_report
-from ...data.prompts import read_outlines, write_outlines
 from ...data.shards import ShardWriter, read_documents
 from ...models.documents.document import ImageSegment, InterleavedDocument, encode_png
 from ...models.tokens.processing import Processor
 from ...train.from_scratch.new_model import NewModelConfig, new_processor
+from .prompts import read_outlines, write_outlines
 from .scenes import (
     QUESTIONS,
     SCENES,

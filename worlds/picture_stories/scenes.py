@@ -283,12 +283,13 @@ def warmup_documents(kind: str, seed: int, noise: Noise, exclude: frozenset[Outl
             raise InputError(f"kind {kind!r} is none of interleaved, understanding, text_to_image")
 
 
-def read_outline(value: Any, where: str) -> Outline:
+def read_outline(value: Any, where: str = "") -> Outline:
     """`{"outline": ["small red circle top left", ...]}` -> Outline. Raises InputError naming `where`."""
+    where = where and f"{where}: "
     scenes = value.get("outline") if isinstance(value, dict) else None
     if not isinstance(scenes, list) or not scenes or not all(isinstance(scene, str) for scene in scenes):
-        raise InputError(f'{where}: expected {{"outline": ["small red circle top left", ...]}}')
+        raise InputError(f'{where}expected {{"outline": ["small red circle top left", ...]}}')
     try:
         return tuple(parse_scene(scene) for scene in scenes)
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}{error}") from None

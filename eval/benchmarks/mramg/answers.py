@@ -165,9 +165,7 @@ class Writer:
         self.index: Any = None
         if config.candidates == "retrieved":
             if not config.index:
-                raise InputError(
-                    "options.index: missing; name a folder of limner index, or --options.candidates gold"
-                )
+                raise InputError("options.index: missing; name a folder of limner index, or --options.candidates gold")
             from ....retrieval.index.store import Index  # needs LanceDB
 
             self.index = Index.open(config.index)

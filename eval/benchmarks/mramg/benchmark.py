@@ -18,8 +18,8 @@ from typing import Any
 
 from ....configs.errors import InputError
 from ....configs.registry import register
-from ....data.sources.markdown import Problem, Report
 from ....data.sources.mramg import DOMAINS, PIC, Gallery, Refused, read_questions
+from ....data.sources.report import Problem, Report
 from ....models.chat.requests import Answer
 from ....models.documents.document import ImageSegment
 from ....rewards.encoders.pretrained import Encoder

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 from limner.configs.errors import InputError
+from limner.data import conversion
 from limner.data.preview import write_preview
 from limner.data.shards import read_documents, read_index
 from limner.data.sources import markdown
-from limner.data.sources.markdown import Report, convert
+from limner.data.sources.markdown import Markdown
+from limner.data.sources.report import Report
 from limner.data.validate import validate
 from limner.models.documents.document import ImageSegment, TextSegment
 
@@ -37,6 +39,10 @@ def folder(tmp_path):
     for name in ("a.png", "b.png", "c d.png"):
         (source / "static/pix" / name).write_bytes(encoded())
     return source
+
+
+def convert(source, target, **options):
+    return conversion.convert(Markdown(), source, target, **options)
 
 
 def converted(source, text=None, **options):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from limner.configs.errors import InputError
-from limner.data.sources.markdown import Report
 from limner.data.sources.mramg import read_corpus, read_questions
+from limner.data.sources.report import Report
 from limner.models.documents.document import ImageSegment
 
 from ...mramg_files import RECIPES, collection, write_mramg, write_subset

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from limner.configs.errors import InputError
+from limner.data.conversion import convert
 from limner.data.shards import read_documents
-from limner.data.sources.markdown import convert
+from limner.data.sources.markdown import Markdown
 from limner.models.documents.candidates import MARKER, offer
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment, open_image
 from limner.models.tokens.processing import Processor
@@ -343,7 +344,7 @@ def test_a_real_recipe_costs_at_most_a_token_for_three_characters(processor, rea
     ]
     tokenizer = train_text_tokenizer([general_english(), *world], NewModelConfig().text_vocabulary)
     assert len(tokenizer) == 3072
-    convert(real_data / "cooking", tmp_path / "shards")
+    convert(Markdown(), real_data / "cooking", tmp_path / "shards")
     documents = [
         document
         for split in ("train", "heldout")

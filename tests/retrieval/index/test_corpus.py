@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from limner.configs.errors import InputError
-from limner.data.sources.markdown import convert
+from limner.data.conversion import convert, fitting_source
+from limner.data.sources.markdown import Markdown
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment, open_image
 from limner.retrieval.index.corpus import (
     CHUNK_TOKENS,
@@ -15,7 +16,6 @@ from limner.retrieval.index.corpus import (
     by_kind,
     content_hash,
     count_tokens,
-    detect,
     make_chunks,
     read_source,
     title_of,
@@ -136,7 +136,7 @@ def site(folder):
 
 def test_markdown_and_its_shards_give_the_same_chunks(tmp_path):
     source = site(tmp_path / "site")
-    convert(source, tmp_path / "shards")
+    convert(Markdown(), source, tmp_path / "shards")
     problems = []
     found = {
         kind: list(read_source(tmp_path / kind, problems if kind == "site" else [])) for kind in ("site", "shards")
@@ -147,7 +147,7 @@ def test_markdown_and_its_shards_give_the_same_chunks(tmp_path):
     assert chunk.document == "soup.md" and chunk.title == "Soup" and chunk.text == f"# Soup\n\nBoil it.\n{PIC}"
     assert chunk.pictures[0].caption == "the pot"
     assert by_kind(problems) == "2 problems (unreadable 1, outside 1)"
-    assert detect(source) == "markdown" and detect(tmp_path / "shards") == "shards"
+    assert fitting_source(source) == "markdown" and fitting_source(tmp_path / "shards") == "shards"
 
 
 def test_mramg_files_keep_their_picture_ids(tmp_path):
@@ -158,7 +158,7 @@ def test_mramg_files_keep_their_picture_ids(tmp_path):
     (tmp_path / "IMAGE/images_info/recipe_imgs_collection.json").write_text(json.dumps(listed))
     (tmp_path / "doc_recipe.jsonl").write_text(json.dumps([7, f"Pie. {PIC} Eat.{PIC}", ["pie-1", "pie-2"]]) + "\n")
     problems = []
-    assert detect(tmp_path) == "mramg"
+    assert fitting_source(tmp_path) == "mramg"
     (made,) = read_source(tmp_path, problems)
     (chunk,), _ = make_chunks(made)
     assert (chunk.id, chunk.text) == ("recipe/7:0", f"Pie.\n{PIC}\nEat.")
@@ -168,8 +168,8 @@ def test_mramg_files_keep_their_picture_ids(tmp_path):
 
 
 def test_a_folder_of_something_else(tmp_path):
-    with pytest.raises(InputError, match="neither"):
-        detect(tmp_path)
+    with pytest.raises(InputError, match="no source knows"):
+        fitting_source(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         list(read_source(tmp_path / "nowhere", []))
 
