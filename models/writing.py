@@ -1,7 +1,9 @@
 """Prompts to illustrated answers: the processor, the sampler and the image tokenizer in a row.
 
 model = Model(policy)                                       # or limner.load("ORG/NAME")
-model.write("How do I fold a crane?").save("crane.html")
+answer = model.write("How do I fold a crane?")
+answer.save("crane.html")
+model.log_probs(answer).segments                            # how likely the model finds each of its segments
 for part in model.stream("How do I fold a crane?"):         # text as it comes, each picture when it is done
     ...
 """
@@ -9,25 +11,30 @@ for part in model.stream("How do I fold a crane?"):         # text as it comes, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
-from itertools import chain
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from ..configs.errors import InputError, reading
-from .documents.candidates import BEGUN, marker
-from .documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment, open_image
+from ..configs.errors import InputError
+from ..configs.schema import Place, convert, fields_of, unknown_key
+from .documents.document import ImageSegment, InterleavedDocument
+from .documents.forms import Part, Picture, Prompt, kind_of, read_answer, read_prompt
+from .documents.forms import make_prompt as make_prompt
 from .documents.rendering import save
+from .log_probs import LogProbs, log_probs
 from .policy import UnifiedPolicy
 from .sampler.generation import Sampling, generate, stream
+from .tokens.pieces import between, length, read, sure, until
+from .tokens.sequence import TokenSequence
 
-Prompt = str | InterleavedDocument
-Picture = str | Path | Image.Image
-"""A file, or pixels."""
-
+BATCH = 16
+"""Answers that are drawn together."""
 DEFAULTS = Sampling(max_new_tokens=512, max_images=8)
 """Of a model whose generation settings say nothing."""
 SAYS = {
@@ -38,8 +45,6 @@ SAYS = {
     "guidance": "guidance_scale",
 }
 """Our settings by the names of transformers' GenerationConfig; `max_images`, which it lacks, stands there as well."""
-REPLACEMENT = "\ufffd"
-"""What a decoder puts where bytes are no UTF-8, those of an unfinished character among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,16 @@ class Answer:
     document: InterleavedDocument
     """The completion, its pictures painted."""
     ended: bool
-    """False where the length limit came first."""
+    """False where the length limit came before the model's end, or a stop string."""
     cut_image: bool
     """True where the limit fell inside a picture, which is left out."""
     prompt: InterleavedDocument = InterleavedDocument(())
     faults: Counter[str] = field(default_factory=Counter)
     """Markers that place no candidate, by kind (`candidates.cut_at_markers`); they stand in the text."""
+    ids_C: Tensor | None = field(default=None, compare=False, repr=False)
+    """Joint ids as they were drawn, int64 [C], up to the one that completes a stop string."""
+    sampling: Sampling | None = None
+    """The settings it was drawn with."""
 
     @property
     def text(self) -> str:
@@ -67,45 +76,136 @@ class Answer:
 
         Raises InputError for another name.
         """
+        if not isinstance(path, str | Path):
+            raise InputError(f"save: name a file that ends in .html, .md or .json, not {kind_of(path)}")
         save(self.prompt + self.document, Path(path))
 
 
 class Model:
     """A model that answers prompts in text and pictures.
 
-    A prompt is a text, with pictures before it, or a whole document. Keyword arguments beyond that are fields of
-    `Sampling` (max_new_tokens, temperature, top_k, top_p, max_images, guidance, seed) that differ from `self.sampling`,
-    the model's own.
+    A prompt is a text, a document, a list of texts and pictures (PIL, or the `Path` of one) in order, or the messages
+    of a chat: one turn of the user. Keyword arguments beyond those that are named are fields of `Sampling`
+    (max_new_tokens, temperature, top_k, top_p, max_images, guidance, seed) that differ from `self.sampling`, the
+    model's own.
+
+    `stop`: texts at the first of which an answer ends, itself left out. They are looked for within a text, not across
+    pictures. A stream, and `write` of one answer, end there; of several answers each is drawn to its end and then cut.
+
+    Every method raises InputError for what is no prompt, a picture that does not open, and a setting that does not
+    exist or is out of range.
     """
 
     def __init__(self, policy: UnifiedPolicy):
         self.policy = policy
         self.sampling = default_sampling(policy)
 
-    def write(self, prompt: Prompt, pictures: Sequence[Picture] = (), **changes: Any) -> Answer:
-        """Raises InputError for an empty prompt, a picture that does not open, and a setting that does not exist."""
-        (answer,) = self.write_many([_document(prompt, pictures)], **changes)
-        return answer
+    @overload
+    def write(
+        self, prompt: Prompt, pictures: Sequence[Picture] = (), *, stop: str | Sequence[str] = (), **changes: Any
+    ) -> Answer: ...
+    @overload
+    def write(
+        self,
+        prompt: Prompt,
+        pictures: Sequence[Picture] = (),
+        *,
+        n: int,
+        stop: str | Sequence[str] = (),
+        **changes: Any,
+    ) -> list[Answer]: ...
+    def write(self, prompt, pictures=(), *, n=None, stop=(), **changes):
+        """One answer; with `n`, a list of n different ones, the first of which is the one that comes without `n`.
 
-    def write_many(self, prompts: Iterable[Prompt], batch_size: int = 16, **changes: Any) -> list[Answer]:
-        """One answer a prompt; it does not depend on the batch size."""
-        return write(self.policy, [_document(prompt) for prompt in prompts], self._sampling(changes), batch_size)
+        pictures: those before a prompt that is a text.
+        """
+        if n is None and _stops(stop):
+            return _drained(self.stream(prompt, pictures, stop=stop, **changes))
+        asked = [read_prompt(prompt, pictures)] * _count("n", 1 if n is None else n)
+        answers = write(self.policy, asked, self._sampling(changes), BATCH, stop=_stops(stop))
+        return answers[0] if n is None else answers
+
+    @overload
+    def write_many(
+        self, prompts: Iterable[Prompt], batch_size: int = ..., *, stop: str | Sequence[str] = (), **changes: Any
+    ) -> list[Answer]: ...
+    @overload
+    def write_many(
+        self,
+        prompts: Iterable[Prompt],
+        batch_size: int = ...,
+        *,
+        n: int,
+        stop: str | Sequence[str] = (),
+        **changes: Any,
+    ) -> list[list[Answer]]: ...
+    def write_many(self, prompts, batch_size=BATCH, *, n=None, stop=(), **changes):
+        """One answer a prompt, or with `n` a list of n a prompt; they do not depend on the batch size, in answers."""
+        if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
+            raise InputError(f"write_many: give a list of prompts, not {kind_of(prompts)}; `write` takes one prompt")
+        each = _count("n", 1 if n is None else n)
+        asked = [document for prompt in prompts for document in [read_prompt(prompt)] * each]
+        size = _count("batch_size", batch_size)
+        answers = write(self.policy, asked, self._sampling(changes), size, stop=_stops(stop))
+        return answers if n is None else [answers[start : start + n] for start in range(0, len(answers), n)]
 
     def stream(
-        self, prompt: Prompt, pictures: Sequence[Picture] = (), **changes: Any
+        self, prompt: Prompt, pictures: Sequence[Picture] = (), *, stop: str | Sequence[str] = (), **changes: Any
     ) -> Generator[str | ImageSegment, None, Answer]:
         """Pieces of text as they come, and each picture, as its `.image`, once its last code is drawn.
 
         A piece never ends inside a character. Together they are what `write` gives for the same seed; the generator
         returns that answer.
         """
-        return _stream(self.policy, _document(prompt, pictures), self._sampling(changes))
+        return _stream(self.policy, read_prompt(prompt, pictures), self._sampling(changes), _stops(stop))
+
+    def log_probs(
+        self,
+        prompt: Answer | Prompt,
+        answer: InterleavedDocument | Part | Iterable[Part] | None = None,
+        *,
+        temperature: float | None = None,
+        guidance: float | None = None,
+    ) -> LogProbs:
+        """Log-probs of the tokens of an answer: `log_probs(written)`, or `log_probs(prompt, document)`.
+
+        Of an `Answer` that this model wrote they are those that it was drawn with: at its temperature, guidance and
+        limit of pictures. Truncation (top_k, top_p) does not count, and a greedy answer is scored at temperature 1. Of
+        a given one, which ends with `<eos>`, they are those at temperature 1 without guidance. One document that holds
+        prompt and answer will do as well. Raises InputError for what is no answer.
+        """
+        if isinstance(prompt, Answer) and answer is None and prompt.sampling is not None:
+            settings, written, first, sequence = prompt.sampling, prompt.document, 0, self.encode(prompt)
+        else:
+            if answer is None and not (isinstance(prompt, InterleavedDocument) and prompt.completion.segments):
+                raise InputError("log_probs: no answer; give one behind the prompt, or a document that holds both")
+            asked = read_prompt(cast(Any, prompt))
+            written = read_answer(cast(Any, prompt) if answer is None else answer)
+            settings, first, sequence = Sampling(), len(asked.segments), self.encode(asked + written)
+        given = {"temperature": temperature, "guidance": guidance}
+        settings = _changed(settings, {name: value for name, value in given.items() if value is not None})
+        return log_probs(
+            self.policy, sequence, written, first, settings.temperature or 1.0, settings.guidance, settings.max_images
+        )
+
+    def encode(self, answer: Answer | InterleavedDocument) -> TokenSequence:
+        """An answer with its prompt, or a document, as what a loss takes: rows of `collate`.
+
+        Of an answer that a model wrote these are the very tokens that were drawn. Raises InputError for anything else.
+        """
+        processor = self.policy.processor
+        if isinstance(answer, InterleavedDocument):
+            return processor.encode(answer)
+        if not isinstance(answer, Answer) or answer.ids_C is None or answer.sampling is None:
+            raise InputError(f"encode: give an answer that a model has written, or a document, not {kind_of(answer)}")
+        reading = processor.read(answer.ids_C.tolist(), answer.prompt.candidates)
+        sequence = processor.join(processor.encode(answer.prompt), answer.ids_C, reading)
+        if answer.sampling.begin_with_image:
+            sequence.trainable_T[sequence.prompt_length] = False
+        return sequence
 
     def _sampling(self, changes: dict[str, Any]) -> Sampling:
-        known = [field.name for field in fields(Sampling)]
-        if unknown := [name for name in changes if name not in known]:
-            raise InputError(f"sampling: {unknown[0]!r} is no setting; known: {', '.join(known)}")
-        return replace(self.sampling, **changes)
+        return _changed(self.sampling, changes)
 
 
 def write(
@@ -114,29 +214,29 @@ def write(
     sampling: Sampling,
     batch_size: int = 128,
     rows: Sequence[int] | None = None,
+    stop: Sequence[str] = (),
 ) -> list[Answer]:
-    """One answer a prompt; `rows` as for `generate`. A document that holds an answer already gives its prompt alone."""
+    """One answer a prompt; `rows` as for `generate`. A document that holds an answer already gives its prompt alone.
+
+    Neighbours that are the same object share their prefill.
+    """
     processor, numbers = policy.processor, range(len(prompts)) if rows is None else rows
     answers: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
-        asked = [prompt.prompt for prompt in prompts[start : start + batch_size]]
-        samples = generate(policy, processor.encode_all(asked), sampling, rows=numbers[start : start + batch_size])
+        groups = [list(same) for _, same in groupby(prompts[start : start + batch_size], key=id)]
+        asked = [group[0].prompt for group in groups]
+        sizes = [len(group) for group in groups]
+        samples = generate(policy, processor.encode_all(asked), sampling, sizes, numbers[start : start + batch_size])
+        each = [prompt for prompt, size in zip(asked, sizes, strict=True) for _ in range(size)]
         readings = [
-            processor.read(sample.ids_C.tolist(), prompt.candidates)
-            for prompt, sample in zip(asked, samples, strict=True)
+            read(processor, sample.ids_C.tolist(), prompt.candidates, stop)
+            for prompt, sample in zip(each, samples, strict=True)
         ]
         documents = processor.paint([reading.document for reading in readings])
-        for prompt, document, read in zip(asked, documents, readings, strict=True):
-            answers.append(Answer(document, read.ended, read.cut_image, prompt, read.faults))
+        for prompt, painted, sample, reading in zip(each, documents, samples, readings, strict=True):
+            ids_C = sample.ids_C[: len(reading.segment_C)]
+            answers.append(Answer(painted, reading.ended, reading.cut_image, prompt, reading.faults, ids_C, sampling))
     return answers
-
-
-def make_prompt(text: str, pictures: Sequence[Picture] = ()) -> InterleavedDocument:
-    """A prompt of pictures and a text. Raises InputError naming a picture that does not open or decode."""
-    if not text.strip():
-        raise InputError("the prompt is empty")
-    given = [_given(picture, number) for number, picture in enumerate(pictures, 1)]
-    return InterleavedDocument((*given, TextSegment(text)))
 
 
 def default_sampling(policy: UnifiedPolicy) -> Sampling:
@@ -165,83 +265,77 @@ def set_default_sampling(policy: UnifiedPolicy, sampling: Sampling) -> None:
 
 
 def _stream(
-    policy: UnifiedPolicy, prompt: InterleavedDocument, sampling: Sampling
+    policy: UnifiedPolicy, prompt: InterleavedDocument, sampling: Sampling, stop: Sequence[str]
 ) -> Generator[str | ImageSegment, None, Answer]:
     processor, vocabulary, control = policy.processor, policy.vocabulary, policy.vocabulary.controls
     painted, closed = vocabulary.last_code + 2, len(vocabulary.image) + 1  # tokens of a picture, `<boi>` among them
     (offered,) = processor.paint([InterleavedDocument(tuple(prompt.candidates.values()))])
     candidates = {cast(int, image.candidate): image for image in offered.images}
     placed: set[int] = set()
-    faults: Counter[str] = Counter()
-    segments: list[Segment] = []
+    pictures: list[ImageSegment] = []
+    ids: list[int] = []
     text: list[int] = []  # tokens of the text that is being written, and of the picture
     picture: list[int] = []
-    said, ended = 0, False
+    said, stopped = 0, False
     for token in chain(stream(policy, processor.encode(prompt), sampling), [None]):
+        ids += [] if token is None else [token]
         if picture and token is not None:
             picture.append(token)
             if len(picture) == painted:
                 (document,) = processor.paint([processor.read(picture).document])
-                segments.append(document.images[0])
+                pictures.append(document.images[0])
                 yield document.images[0]
             if len(picture) == closed:
                 picture = []
         elif token in (control.boi, control.eos, None):
-            written = [segment for segment, _ in processor.read_text(text, candidates, placed, faults)]
-            segments += written
-            yield from _between(written, said, sum(map(_length, written)))
+            written = [segment for segment, _ in processor.read_text(text, candidates, placed, Counter())]
+            known, stopped = until(written, sum(map(length, written)), stop, held=False)
+            yield from between(written, said, known)
             text, said = [], 0
             picture = [control.boi] if token == control.boi else picture
-            ended = ended or token == control.eos
         else:
             text.append(token)
             written = [segment for segment, _ in processor.read_text(text, candidates, {*placed}, Counter())]
-            sure = _sure(written, bool(candidates))
-            yield from _between(written, said, sure)
-            said = max(said, sure)
-    return Answer(InterleavedDocument(tuple(segments)), ended, 0 < len(picture) < painted, prompt, faults)
+            known, stopped = until(written, sure(written, bool(candidates)), stop)
+            yield from between(written, said, known)
+            said = max(said, known)
+        if stopped:
+            break
+    reading, done = read(processor, ids, candidates, stop), iter(pictures)
+    segments = [
+        next(done) if isinstance(segment, ImageSegment) and segment.origin == "generated" else segment
+        for segment in reading.document.segments
+    ]
+    document, ids_C = InterleavedDocument(tuple(segments)), torch.tensor(ids[: len(reading.segment_C)])
+    return Answer(document, reading.ended, reading.cut_image, prompt, reading.faults, ids_C, sampling)
 
 
-def _length(segment: Segment) -> int:
-    """Characters of a text, or of the marker of an inserted picture."""
-    return len(segment.text if isinstance(segment, TextSegment) else marker(cast(int, segment.candidate)))
+def _drained(running: Generator[Any, None, Answer]) -> Answer:
+    while True:
+        try:
+            next(running)
+        except StopIteration as end:
+            return end.value
 
 
-def _sure(written: Sequence[Segment], markers: bool) -> int:
-    """Characters that no later token changes: neither half a character nor what may become a marker."""
-    length, last = sum(map(_length, written)), written[-1]
-    if not isinstance(last, TextSegment):
-        return length
-    whole = last.text.rstrip(REPLACEMENT)
-    if markers and (begun := BEGUN.search(whole)):
-        whole = whole[: begun.start()]
-    return length - len(last.text) + len(whole)
+def _changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:
+    """Raises InputError naming a setting that does not exist, is of another type or out of range."""
+    kinds = fields_of(Sampling)
+    for name in changes:
+        if name not in kinds:
+            raise unknown_key(name, kinds, f"sampling: {name}")
+    values = {name: convert(value, kinds[name], Place("sampling", (name,))) for name, value in changes.items()}
+    return replace(sampling, **values)
 
 
-def _between(written: Sequence[Segment], said: int, sure: int) -> Iterator[str | ImageSegment]:
-    """The pieces of a text from one character to another, and the pictures whose markers are there."""
-    at = 0
-    for segment in written:
-        start, at = at, at + _length(segment)
-        if isinstance(segment, TextSegment):
-            if piece := segment.text[max(said - start, 0) : max(sure - start, 0)]:
-                yield piece
-        elif said <= start and at <= sure:
-            yield segment
+def _stops(stop: Any) -> tuple[str, ...]:
+    words = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) and word for word in words):
+        raise InputError(f"stop: a text or a list of texts, none of them empty, not {stop!r}")
+    return tuple(words)
 
 
-def _document(prompt: Prompt, pictures: Sequence[Picture] = ()) -> InterleavedDocument:
-    if isinstance(prompt, str):
-        return make_prompt(prompt, pictures)
-    if pictures:
-        raise InputError("the prompt is a document already; put the pictures into it")
-    return prompt.prompt
-
-
-def _given(picture: Picture, number: int) -> ImageSegment:
-    name = f"picture {number}" if isinstance(picture, Image.Image) else str(picture)
-    with reading(Path(name)):
-        image = picture if isinstance(picture, Image.Image) else open_image(Path(picture).read_bytes())
-        segment = ImageSegment(image)
-        segment.pixels()
-    return segment
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name}: a whole number from 1 on, not {value!r}")
+    return value

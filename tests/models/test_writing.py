@@ -1,5 +1,7 @@
 """Model: answers, streams, the sampling settings it carries; and models by name."""
 
+from itertools import groupby
+
 import pytest
 import torch
 from PIL import Image
@@ -169,3 +171,124 @@ def test_pixels_of_a_broken_picture(model):
 
     with pytest.raises(InputError, match="picture 1"):
         model.write("x", [Broken()])
+
+
+def test_several_answers_share_their_prefill(monkeypatch, model):
+    calls = []
+
+    def counted(policy, prompts, sampling, sizes, rows):
+        calls.append((len(prompts), sizes, [*rows]))
+        return generate(policy, prompts, sampling, sizes, rows)
+
+    generate = writing.generate
+    monkeypatch.setattr(writing, "generate", counted)
+    answers = model.write("Draw: ", n=3, max_new_tokens=30)
+    assert calls == [(1, [3], [0, 1, 2])]
+    assert len({str(answer.document.to_json()) for answer in answers}) == 3
+    alone = model.write("Draw: ", max_new_tokens=30)
+    assert answers[0].document.to_json() == alone.document.to_json() and len(model.write("x", n=1)) == 1
+    for size in (1, 4, 16):
+        pairs = model.write_many(["Draw: ", "Describe the picture."], n=3, batch_size=size, max_new_tokens=30)
+        assert [len(group) for group in pairs] == [3, 3]
+        assert [a.document.to_json() for a in pairs[0]] == [a.document.to_json() for a in answers]
+    assert calls[-1] == (2, [3, 3], [0, 1, 2, 3, 4, 5])
+
+
+def test_an_answer_ends_before_a_stop_string(model):
+    stopped = 0
+    for seed in range(12):
+        plain = model.write("Draw: ", n=3, seed=seed, max_new_tokens=40)
+        texts = [s.text for answer in plain for s in answer.document.segments if isinstance(s, TextSegment)]
+        words = [text[len(text) // 2 :][:2] for text in texts if len(text) > 4][:2] or ["nowhere"]
+        answers = model.write("Draw: ", n=3, seed=seed, max_new_tokens=40, stop=words)
+        for before, after in zip(plain, answers, strict=True):
+            segments, kept = before.document.segments, after.document.segments
+            assert after.text in before.text or not after.text
+            if not any(
+                word in segment.text for segment in segments if isinstance(segment, TextSegment) for word in words
+            ):
+                assert after.document.to_json() == before.document.to_json() and after.ended == before.ended
+                continue
+            stopped += 1
+            assert after.ended and not after.cut_image and len(kept) <= len(segments)
+            assert not any(
+                word in segment.text for segment in kept if isinstance(segment, TextSegment) for word in words
+            )
+            assert torch.equal(after.ids_C, before.ids_C[: len(after.ids_C)])
+            assert model.policy.processor.read(after.ids_C.tolist()).document.text != after.text
+        parts, streamed = drained(model.stream("Draw: ", seed=seed, max_new_tokens=40, stop=words))
+        first = model.write("Draw: ", seed=seed, max_new_tokens=40, stop=words)
+        for one in (streamed, first):
+            assert one.document.to_json() == answers[0].document.to_json() and torch.equal(one.ids_C, answers[0].ids_C)
+            assert (one.ended, one.cut_image, one.faults) == (answers[0].ended, answers[0].cut_image, answers[0].faults)
+        said = "".join(part for part in parts if isinstance(part, str))
+        assert said == "".join(s.text for s in streamed.document.segments if isinstance(s, TextSegment))
+        assert [part for part in parts if not isinstance(part, str)] == list(streamed.document.images)
+    assert stopped > 5, "no seed reaches a stop string"
+
+
+@pytest.mark.parametrize(
+    ("words", "stop", "said"),
+    [
+        ("One. Two. Three.", [". T"], ["One"]),
+        ("One. Two.", ["Two", "One. Tw"], []),
+        ("A \U0001f58b drawn", ["\U0001f58b"], ["A "]),
+        ("See <img1> and <image", ["<im"], ["See ", 1, " and "]),
+        ("See <img1> and <im", ["<im"], ["See ", 1, " and "]),
+        ("See <img1>.", ["img", "1>"], ["See ", 1, "."]),
+        ("<img1> x <img1> y", ["<img"], [1, " x "]),
+    ],
+)
+def test_stop_strings_beside_markers(monkeypatch, model, words, stop, said):
+    processor, control = model.policy.processor, model.policy.vocabulary.controls
+    prompt = offer("Go.", [(draw_scene(SCENES[0]), "scene")])
+    tokens = [*processor.text_ids(words), control.boi, *[model.policy.vocabulary.text_size] * 9]
+    drawn = iter(tokens)
+    monkeypatch.setattr(writing, "stream", lambda *_: drawn)
+    parts, answer = drained(model.stream(prompt, stop=stop))
+    told = [part if isinstance(part, str) else part.candidate for part in parts]
+    joined = []
+    for kind, run in groupby(told, key=type):
+        same = [*run]
+        joined += ["".join(same)] if kind is str else same
+    ids = torch.tensor(tokens)
+    monkeypatch.setattr(writing, "generate", lambda *_, **__: [Sample(ids, torch.zeros(len(ids)))])
+    (written,) = model.write(prompt, n=1, stop=stop)
+    assert written.document.to_json() == answer.document.to_json() and torch.equal(written.ids_C, answer.ids_C)
+    assert (written.ended, written.faults) == (answer.ended, answer.faults)
+    if said[-1:] == ["."]:  # nothing stops it but the picture
+        assert not answer.ended and answer.cut_image
+    else:
+        assert answer.ended and [*drawn], "a stream draws no further"
+    assert joined == said
+
+
+def test_prompts_in_the_form_of_a_chat(model):
+    picture = draw_scene(SCENES[0])
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+    chat = model.write([{"role": "user", "content": parts}], max_new_tokens=12)
+    listed = model.write([picture, "What is this?"], max_new_tokens=12)
+    before = model.write("What is this?", [picture], max_new_tokens=12)
+    assert chat.document.to_json() == listed.document.to_json() == before.document.to_json()
+
+
+def test_wrong_types_get_a_sentence(model):
+    for give, words in (
+        (lambda: model.write(None), "a prompt is"),
+        (lambda: model.write("x", n=0), "n: a whole number from 1 on, not 0"),
+        (lambda: model.write("x", n="2"), "n: a whole number"),
+        (lambda: model.write("x", n=True), "n: a whole number"),
+        (lambda: model.write("x", stop=3), "stop: a text"),
+        (lambda: model.write("x", stop=["a", ""]), "stop: a text"),
+        (lambda: model.write("x", temperature="hot"), "temperature: expected float, got 'hot'"),
+        (lambda: model.write("x", max_new_tokens=2.5), "max_new_tokens: expected int"),
+        (lambda: model.write("x", seed=-1), "seed = -1"),
+        (lambda: model.write_many("x"), "give a list of prompts, not a str"),
+        (lambda: model.write_many(3), "give a list of prompts, not an int"),
+        (lambda: model.write_many(["x"], batch_size=0), "batch_size"),
+        (lambda: model.write_many(["x", 3]), "not an int"),
+        (lambda: model.stream("x", stop=3), "stop"),
+        (lambda: model.write("x", max_new_tokens=5).save(3), "name a file that ends in .html"),
+    ):
+        with pytest.raises(InputError, match=words):
+            give()
