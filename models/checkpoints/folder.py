@@ -140,8 +140,12 @@ def _loading_whole() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = config
 
 
-def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPolicy:
-    """Raises InputError where the folder is no checkpoint of a known family."""
+def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto") -> UnifiedPolicy:
+    """The policy in evaluation mode. Raises InputError where the folder is no checkpoint of a known family.
+
+    dtype: of the language model, by default that of the file. The image tokenizer keeps its own, float32: rounded to
+    less it gives a picture other codes.
+    """
     directory = Path(directory)
     path = directory / SETTINGS_FILE
     if not directory.is_dir():
@@ -163,7 +167,12 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> UnifiedPo
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         loaded: Any = policy_class.model_class.from_pretrained(
-            directory, config=config, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            directory,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
         model = complete(directory, loaded)
         vision, code_ids = policy_class.vision(directory, config), policy_class.code_ids(config)

@@ -11,8 +11,9 @@ import torch
 from huggingface_hub import snapshot_download
 
 from ...configs.errors import InputError
-from ..writing import Model
-from .folder import SETTINGS_FILE, load
+from ..documents.forms import kind_of
+from ..writing import Model, default_sampling, set_default_sampling
+from .folder import SETTINGS_FILE, load, save
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """ORG/NAME; the Hub's own rules are stricter, and its client checks them."""
@@ -20,9 +21,13 @@ FILES = ("*.safetensors", "*.json", "*.txt")
 """What is fetched of a repository: weights, settings, vocabularies; never a pickle or code."""
 
 
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+
+
 def load_model(
     name_or_path: str | Path,
     device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     compile: bool = False,
 ) -> Model:
@@ -30,16 +35,60 @@ def load_model(
 
     name_or_path: a checkpoint folder, or a repository of the Hub; a folder that exists wins.
     device: by default the GPU, where there is one.
+    dtype: of the language model, "float32", "bfloat16" or "float16"; "auto" is the one it was saved in.
     revision: branch, tag or commit of the repository.
     compile: torch.compile the decoder; the first answer then takes minutes.
 
-    Raises InputError where there is neither, or no checkpoint of limner in it.
+    Raises InputError where there is neither, or no checkpoint of limner in it, and for a device that is not here.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = load(find_checkpoint(name_or_path, revision), device)
+    if not isinstance(name_or_path, str | Path):
+        raise InputError(
+            f"load: name a checkpoint folder, or a repository of the Hub (ORG/NAME), not {kind_of(name_or_path)}"
+        )
+    place, precision = _device(device), _dtype(dtype)
+    policy = load(find_checkpoint(name_or_path, revision), place, precision)
     if compile:
         policy.compile()
     return Model(policy)
+
+
+def save_model(model: Model, directory: str | Path) -> None:
+    """Writes a checkpoint folder, whole or not at all; one that stands there is replaced.
+
+    Raises InputError where the folder holds something else than a checkpoint.
+    """
+    if not isinstance(model, Model) or not isinstance(directory, str | Path):
+        raise InputError(f"save: give a model and the name of a folder, not {kind_of(model)} and {kind_of(directory)}")
+    folder = Path(directory).expanduser()
+    if (
+        folder.exists()
+        and not (folder / SETTINGS_FILE).is_file()
+        and not (folder.is_dir() and not any(folder.iterdir()))
+    ):
+        raise InputError(f"{folder}: holds something else than a checkpoint; name another folder")
+    if model.sampling != default_sampling(model.policy):
+        set_default_sampling(model.policy, model.sampling)
+    save(model.policy, folder)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """Raises InputError for what is no device, or none of this machine."""
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except Exception as error:  # torch raises what it likes here
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"device: {device!r} cannot be used here ({reason}); cpu always can") from None
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    known = {"auto": "auto", **DTYPES}
+    if isinstance(dtype, str) and dtype in known:
+        return known[dtype]
+    if dtype in DTYPES.values():
+        return dtype
+    raise InputError(f"dtype: {dtype!r} is none of {', '.join(known)}")
 
 
 def check_repository(name: str) -> None:
