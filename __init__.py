@@ -2,14 +2,43 @@
 
 from limner import load
 load("ORG/NAME").write("How do I fold a crane?").save("crane.html")
+
+docs/python.md shows all that is here. What is asked for is imported then: `import limner` itself stays cheap.
 """
 
 import importlib
 from typing import Any
 
+_HOMES = {
+    "Answer": ("models.writing", "Answer"),
+    "Completion": ("rewards.base", "Completion"),
+    "ImageSegment": ("models.documents.document", "ImageSegment"),
+    "InputError": ("configs.errors", "InputError"),
+    "InterleavedDocument": ("models.documents.document", "InterleavedDocument"),
+    "Model": ("models.writing", "Model"),
+    "RewardOutput": ("rewards.base", "RewardOutput"),
+    "Sampling": ("models.sampler.generation", "Sampling"),
+    "TextSegment": ("models.documents.document", "TextSegment"),
+    "collate": ("models.tokens.sequence", "collate"),
+    "document": ("models.documents.forms", "document"),
+    "load": ("models.checkpoints.hub", "load_model"),
+    "offer": ("models.documents.candidates", "offer"),
+    "save": ("models.checkpoints.hub", "save_model"),
+    "score": ("rewards.scoring", "score"),
+    "train_grpo": ("train.from_python", "train_grpo"),
+    "write_shards": ("data.writing", "write_shards"),
+}
+"""Where each public name comes from."""
+
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
 
 def __getattr__(name: str) -> Any:
-    """`load` is imported when it is asked for: `import limner` itself must stay cheap."""
-    if name == "load":
-        return importlib.import_module(".models.checkpoints.hub", __name__).load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(f".{module}", __name__), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
