@@ -76,7 +76,7 @@ def options_of(thing: Any, filled: Collection[str] = (), place: str = "") -> typ
 
 
 def _options_of(thing: Any, filled: Collection[str]) -> type:
-    if inspect.isclass(thing) and dataclasses.is_dataclass(thing):
+    if is_own_dataclass(thing):
         if not {field.name for field in dataclasses.fields(thing)} & {*filled}:
             return thing
         kept = [field for field in dataclasses.fields(thing) if field.init and field.name not in filled]
@@ -97,6 +97,11 @@ def _options_of(thing: Any, filled: Collection[str]) -> type:
     )
 
 
+def is_own_dataclass(thing: Any) -> bool:
+    """Decorated itself: a class that inherits from a dataclass may have a constructor of its own."""
+    return inspect.isclass(thing) and "__dataclass_params__" in vars(thing)
+
+
 def config_of(thing: Any) -> type | None:
     """The dataclass of a class that takes its options as one `config`."""
     if not inspect.isclass(thing) or CONFIG not in inspect.signature(thing).parameters:
@@ -108,7 +113,7 @@ def config_of(thing: Any) -> type | None:
 def described(thing: Any, filled: Collection[str] = ()) -> list[dict[str, Any]]:
     """Name, type, range, default and meaning of each option, as JSON values."""
     options = options_of(thing, filled)
-    documented = thing if inspect.isclass(thing) and dataclasses.is_dataclass(thing) else config_of(thing)
+    documented = thing if is_own_dataclass(thing) else config_of(thing)
     docs = docs_of(documented) if documented else {}
     rows = []
     for field in (field for field in dataclasses.fields(options) if field.init):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from inspect import isclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
@@ -18,33 +20,34 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..configs import parse
 from ..configs.errors import InputError, reading
+from ..configs.options import make
+from ..configs.registry import find
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.documents.rendering import check_suffix
-from .answering import Answered, Illustrate, Strategy, answer, described, save
+from .answering import Answered, Means, Strategy, answer, described, save
 from .index.corpus import Chunk, Hit
 from .index.store import Index
 from .placing import Encode, PlacementRules
-from .strategies.asking import Asking, load_template
-from .strategies.rule import RuleInserter
 
 USAGE = """%(prog)s DIR "QUESTION" --out answer.html [--config NAME] [--KEY VALUE ...]
 
 DIR is an index (limner index), NAME a YAML file; flags win over it, and dots reach into sections."""
-NEEDS = {
-    "llm": ("endpoint", "local"),
-    "vlm": ("endpoint", "local"),
-    "inserter": ("model",),
-    "unified": ("model",),
+WAYS = {
+    "endpoint": "--endpoint.base_url URL --endpoint.model NAME",
+    "local": "--local.model DIR",
+    "model": "--model DIR",
 }
-"""Settings of which a strategy takes exactly one."""
+"""How a setting that a strategy needs is given."""
 
 
 @dataclass
 class AnswerConfig(ChatConfig, PlacementRules):
     out: str = ""
     """File to write: answer.html, answer.md or answer.json."""
-    strategy: Literal["rule", "llm", "vlm", "inserter", "unified"] = "rule"
-    """Who answers and places: a rule, a language model by captions, a vision-language model, an inserter, the model."""
+    strategy: str = "rule"
+    """Who answers and places: rule, llm, vlm, inserter, unified (`limner list strategy`), or path/to/file.py:Name."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of a strategy of your own."""
     text: str = ""
     """File of a finished answer that gets its pictures (rule, inserter); without it an extract of the best document."""
     pictures: Literal["own", "found"] = "own"
@@ -77,16 +80,12 @@ class AnswerConfig(ChatConfig, PlacementRules):
             raise InputError(f"min_match: {self.min_match}; it goes from 0 to 1")
         if self.think < 0:
             raise InputError(f"think: {self.think}; at least 0")
-        if self.text and self.strategy not in ("rule", "inserter"):
+        strategy = find("strategy", self.strategy, "strategy").thing
+        if self.text and not getattr(strategy, "illustrates", False):
             raise InputError(f"text: strategy {self.strategy} writes its own; take rule or inserter")
-        needed = NEEDS.get(self.strategy, ())
+        needed = getattr(strategy, "needs", ())
         if needed and sum(bool(getattr(self, name)) for name in needed) != 1:
-            ways = {
-                "endpoint": "--endpoint.base_url URL --endpoint.model NAME",
-                "local": "--local.model DIR",
-                "model": "--model DIR",
-            }
-            raise InputError(f"strategy: {self.strategy} needs a model, {' or '.join(ways[name] for name in needed)}")
+            raise InputError(f"strategy: {self.strategy} needs a model, {' or '.join(WAYS[name] for name in needed)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,18 +121,18 @@ def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[
             text = Path(config.text).read_text(encoding="utf-8")
         if not text.strip():
             raise InputError(f"{config.text}: empty; there is no answer to illustrate")
-    template = load_template(config.template) if config.template else None
-    own = config.pictures == "own"
-    if config.strategy == "rule":
-        return Illustrate(RuleInserter(config, encode).place, text, document=document, own=own)
-    if config.strategy == "inserter":
-        from .strategies.inserter import load_inserter
-
-        inserter = load_inserter(config.model, think=config.think, device=config.device or None)
-        return Illustrate(inserter.place, text, decode=True, document=document, own=own)
-    if config.strategy == "unified":
-        from ..models.checkpoints.hub import load_model
-        from .strategies.unified import Unified
-
-        return Unified(load_model(config.model, config.device or None), config, template, config.sampling)
-    return Asking(chat_model(config, ""), config, config.strategy == "vlm", template)
+    means = Means(
+        rules=config,
+        chat=partial(chat_model, config, ""),
+        encode=encode,
+        document=document,
+        text=text,
+        own=config.pictures == "own",
+        model=config.model,
+        device=config.device or None,
+        think=config.think,
+        template=config.template,
+        sampling=config.sampling,
+    )
+    found = find("strategy", config.strategy, "strategy")
+    return make(found, config.options, "options", filled={"means": means}) if isclass(found.thing) else found.thing

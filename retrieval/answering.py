@@ -20,11 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..configs.errors import InputError
 from ..data.insertion.placements import Candidate, InsertionTask, Placement, compose, settled
 from ..data.sentences import sentences
+from ..models.chat.requests import ChatModel
 from ..models.documents.document import InterleavedDocument, TextSegment, open_image, to_rgb
 from ..models.documents.rendering import (
     beginning,
@@ -37,7 +38,7 @@ from ..models.documents.rendering import (
 from .index.corpus import PIC, Chunk, Hit, some
 from .index.encoders import TextEncoder
 from .index.tables import STOP_WORDS, searched_text
-from .placing import PlacementRules, absent, restricted, words
+from .placing import Encode, PlacementRules, absent, restricted, words
 
 EXTRACT_WORDS = 600
 """Longest extract: about three chunks."""
@@ -84,7 +85,34 @@ class Answered:
 
 
 class Strategy(Protocol):
+    """One is registered, or named by file, as a function, or as a class. A class is made from `means`, if it names
+    that, and from its options; `needs` says which settings of the command it takes exactly one of."""
+
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What `limner answer` hands to the strategy that it makes."""
+
+    rules: PlacementRules
+    chat: Callable[[], ChatModel]
+    """The model behind `endpoint` or `local`."""
+    encode: Encode | None = None
+    """The text encoder of the index."""
+    document: Callable[[str], Sequence[Chunk]] | None = None
+    """All chunks of a document."""
+    text: str = ""
+    """A finished answer that gets its pictures."""
+    own: bool = True
+    """An extract is offered the pictures of its own document alone."""
+    model: str = ""
+    """Folder or ORG/NAME."""
+    device: str | None = None
+    think: int = 0
+    template: str = ""
+    """Name or file of a prompt; empty for the strategy's own."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 def answer(

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from ...configs import build, read_yaml
 from ...configs.errors import InputError
+from ...configs.registry import register
 from ...data.insertion.placements import Candidate, compose, read_markers
 from ...data.sentences import sentences
 from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Request, fill
 from ...models.documents.candidates import escape_markers
 from ...models.documents.document import ImageSegment, Segment, TextSegment
-from ..answering import Answered, candidates_of, in_reading_order, sources_of
+from ..answering import Answered, Means, candidates_of, in_reading_order, sources_of
 from ..index.corpus import PIC, Chunk, Hit, some
 from ..placing import PlacementRules
 
@@ -165,3 +166,22 @@ def _captions(candidates: Sequence[Candidate]) -> str:
         for number, candidate in enumerate(candidates, 1)
     ]
     return "\n".join(lines) or "(none)"
+
+
+@register("strategy", "llm")
+class Captions(Asking):
+    """A language model writes from the sources; of the pictures it reads the captions."""
+
+    needs = ("endpoint", "local")
+    sees = False
+
+    def __init__(self, means: Means):
+        template = load_template(means.template) if means.template else None
+        super().__init__(means.chat(), means.rules, self.sees, template)
+
+
+@register("strategy", "vlm")
+class Seeing(Captions):
+    """A vision-language model writes from the sources and their pictures."""
+
+    sees = True

@@ -30,11 +30,13 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 from ...configs.errors import InputError, reading
+from ...configs.registry import register
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import NO_THOUGHT, PICTURES, SENTENCES, THINK_END, messages, pictures, read_answer
 from ...models.checkpoints.folder import whole_directory
 from ...models.checkpoints.hub import check_repository
 from ...models.documents.document import to_rgb
+from ..answering import Illustrate, Means
 from .constrained import Grammar, LegalAnswers, TokenTexts, longest
 
 HEAD_FILE = "pair_head.safetensors"
@@ -315,3 +317,15 @@ def load_inserter(
         scorer = PairScorer.create(model, prompter, weights["place.weight"].shape[0])
         scorer.head.load_state_dict(weights)
     return scorer
+
+
+@register("strategy", "inserter")
+class LoadedInserter(Illustrate):
+    """A finished text, or an extract, gets its pictures from a trained inserter."""
+
+    illustrates = True
+    needs = ("model",)
+
+    def __init__(self, means: Means):
+        place = load_inserter(means.model, think=means.think, device=means.device).place
+        super().__init__(place, means.text, decode=True, document=means.document, own=means.own)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...configs.registry import register
 from ...data.insertion.placements import Candidate, InsertionTask, Placement
+from ..answering import Illustrate, Means
 from ..placing import Encode, PlacementRules, open_places, relevance
 
 MIN_RELEVANCE = 0.3
@@ -55,6 +57,17 @@ class RuleInserter:
             for place, rivals in sorted(at.items())
             for index in max(rivals, key=lambda mine: gains[place, mine].sum())
         ]
+
+
+@register("strategy", "rule")
+class Rule(Illustrate):
+    """A finished text, or an extract, gets its pictures by a rule: no model."""
+
+    illustrates = True
+
+    def __init__(self, means: Means):
+        place = RuleInserter(means.rules, means.encode).place
+        super().__init__(place, means.text, document=means.document, own=means.own)
 
 
 def source_order(candidate: Candidate) -> int:

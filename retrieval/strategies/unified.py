@@ -8,12 +8,14 @@ from typing import Any, cast
 
 from PIL import Image
 
+from ...configs.registry import register
 from ...data.insertion.placements import read_markers
 from ...models.chat.requests import fill
+from ...models.checkpoints.hub import load_model
 from ...models.documents.candidates import offer
 from ...models.documents.document import TextSegment
 from ...models.writing import Model
-from ..answering import Answered, candidates_of, in_reading_order, sources_of
+from ..answering import Answered, Means, candidates_of, in_reading_order, sources_of
 from ..index.corpus import Hit
 from ..placing import PlacementRules
 from .asking import AnswerTemplate, context_of, load_template, wishes_of
@@ -66,3 +68,14 @@ class Unified:
         limits = [limit for limit in (own, self.rules.max_images) if limit is not None]
         most = 0 if self.rules.images == "given" else min(limits, default=None)
         return {**self.sampling, "max_images": most}
+
+
+@register("strategy", "unified")
+class LoadedUnified(Unified):
+    """A unified model writes, inserts candidates and draws pictures of its own, in one stream."""
+
+    needs = ("model",)
+
+    def __init__(self, means: Means):
+        template = load_template(means.template) if means.template else None
+        super().__init__(load_model(means.model, means.device), means.rules, template, dict(means.sampling))
