@@ -49,8 +49,8 @@ class RewardSettings:
     def __post_init__(self) -> None:
         """A part that there is not should not wait for models to be loaded. Raises InputError."""
         for name, value in self.rewards.items():
-            weight_and_options(value, f"rewards.{name}")
             find_reward(name, value)
+            weight_and_options(value, f"rewards.{name}")
 
 
 def build_reward(settings: RewardSettings, python: Mapping[str, Part] | None = None) -> HybridReward:

@@ -36,7 +36,7 @@ def new_form(key: str, value: Any, names: Sequence[str]) -> str:
         return ""
     section = [name for name in names if name.startswith(f"{key}/")]
     if value is None and section:
-        return f"rewards.{key}: each part has a name of its own now, and what is not named is left out; delete this"
+        return f"rewards.{key}: parts have names of their own now, one left out needs no line; delete this line"
     if isinstance(value, Mapping) and section:
         weights = value.get("weights", {k: v for k, v in value.items() if f"{key}/{k}" in names}) or {"NAME": 1}
         parts = ", ".join(f"{key}/{name}: {weight}" for name, weight in dict(weights).items())

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from limner.configs.errors import InputError
-from limner.worlds.picture_stories.prompts import write_outlines
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
 from limner.models.sampler.generation import Sampling
@@ -16,9 +15,11 @@ from limner.train import grpo, warmup
 from limner.train.from_scratch.image_tokenizer import ImageTokenizerConfig
 from limner.train.from_scratch.new_model import NewModelConfig
 from limner.worlds.picture_stories.prepare import WorldConfig, check_heldout
+from limner.worlds.picture_stories.prompts import write_outlines
 from limner.worlds.picture_stories.scenes import SCENES, caption, outlines, story, story_prompt, text_to_image
 
 from .models.families.tiny import FAMILIES
+from .rewards.exact import STORIES
 
 FIGURES = {
     "sampled": {"story_exact", "image_exact", "sentence_exact", "structure"},
@@ -134,7 +135,7 @@ def test_every_family_takes_the_whole_road(family, tmp_path):
 
     flags = ["--data", tmp_path / "shards", "--pack_length", 1200, "--heldout_batches", 1, "--learning_rate", 1e-3]
     call(warmup.main, "--model", tmp_path / "start", "--output_dir", tmp_path / "warm", *flags)
-    flags = ["--rewards", "{format: 1, text_plan: 1, image_plan: 1, image_sentence: 1}", "--learning_rate", 1e-3]
+    flags = ["--rewards", json.dumps(STORIES), "--learning_rate", 1e-3]
     flags += ["--num_generations", 4, "--per_device_train_batch_size", 8, "--max_completion_length", 90]
     flags += ["--preflight", "false", "--algorithm.process_weight", 1]
     both = "{text: 0.1, image: 0.1}"  # a random model has no reward that varies; entropy gives it something to learn

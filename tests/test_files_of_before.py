@@ -140,14 +140,8 @@ NAMED = {
     "picture_stories/image_plan": 1,
     "picture_stories/image_sentence": 1,
 }
-waits = pytest.mark.xfail(
-    reason="waits until `format_pattern` and sections that are null, as a resolved config.yaml has them, show the form "
-    "of now as the other keys do; delete the mark then",
-    strict=False,
-)
 
 
-@waits
 @pytest.mark.parametrize("flags", [["--resume_from_checkpoint", "last"], ["--output_dir", "again"]])
 @pytest.mark.parametrize("command", ["grpo", "preflight"])
 def test_a_config_of_before_is_refused_with_the_form_of_now(command, flags):
@@ -161,8 +155,8 @@ def test_a_config_of_before_is_refused_with_the_form_of_now(command, flags):
 @pytest.mark.parametrize(
     ("before", "now"),
     [
-        pytest.param("format_pattern: think-vis", "rewards: {format: {weight: 1, pattern: think-vis}}", marks=waits),
-        pytest.param("judge: null", "delete this line", marks=waits),
+        ("format_pattern: think-vis", "rewards: {format: {weight: 1, pattern: think-vis}}"),
+        ("judge: null", "delete this"),
         ("text_plan: 0.5", "rewards: {picture_stories/text_plan: 0.5}"),
         ("image_plan: 1", "rewards: {picture_stories/image_plan: 1}"),
         ("timeout: 60", "reward_guard: {timeout: 60}"),

@@ -174,7 +174,8 @@ def test_the_command_line(tmp_path, trained, capsys):
     study.main(["study/paper", *flags])
     assert trained == [(0, "warmup"), (0, "format")]
     kept = json.loads((tmp_path / "seed-0/arms/format/result.json").read_text())["settings"]
-    assert kept["algorithm.beta.text"] == 0.5 and kept["rewards.text_plan"] == 0 and kept["rewards.format"] == 1
+    assert kept["algorithm.beta.text"] == 0.5 and kept["rewards.format"] == 1
+    assert kept["rewards.picture_stories/text_plan"] == 0
     with pytest.raises(InputError, match="'fromat' is none of"):
         study.main(["study/paper", "--out", str(tmp_path / "x"), "--arms=fromat"])
     with pytest.raises(InputError, match="configuration comes first"):
