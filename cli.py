@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -65,8 +66,10 @@ def run(argv: Sequence[str]) -> None:
 def _start(home: str, words: Sequence[str]) -> int | None:
     module, function = home.split(":")
     module = f"{__package__}.{module}"
-    only_help = any(word in HELP for word in words) and not {"--", "--help-all"} & {*words}
-    return getattr(on_demand(module) if only_help else importlib.import_module(module), function)(words)
+    if any(word in HELP for word in words) and not {"--", "--help-all"} & {*words}:
+        with contextlib.suppress(Exception):  # else it takes some seconds more; that it does not is tested
+            return getattr(on_demand(module), function)(words)
+    return getattr(importlib.import_module(module), function)(words)
 
 
 def _version() -> str:
@@ -86,18 +89,31 @@ def evaluate(argv: Sequence[str]) -> None:
         print(write_report(folder))
 
 
+def from_source(argv: Sequence[str]) -> None:
+    parser = _parser("data from")
+    parser.add_argument("kind", metavar="SOURCE", help="one of `limner list source`, or path/to/file.py:Name")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the source")
+    _convert(parser, argv)
+
+
 def from_markdown(argv: Sequence[str]) -> None:
     parser = _parser("data from-markdown")
-    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.set_defaults(kind="markdown", set=[])
+    _convert(parser, argv)
+
+
+def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
+    parser.add_argument("source", type=Path, metavar="SRC", help="what it reads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
     parser.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
     arguments = parser.parse_args(argv)
 
-    from .data.conversion import convert, open_source
+    from .data.conversion import convert, open_source, setting
 
-    source, share = open_source("markdown"), arguments.heldout_share
-    report = convert(source, arguments.source, arguments.out, heldout_share=share, overwrite=arguments.overwrite)
+    source = open_source(arguments.kind, dict(map(setting, arguments.set)))
+    share, overwrite = arguments.heldout_share, arguments.overwrite
+    report = convert(source, arguments.source, arguments.out, heldout_share=share, overwrite=overwrite)
     print(report.summary())
 
 

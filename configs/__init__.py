@@ -13,6 +13,7 @@ import difflib
 import importlib.resources
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ import yaml
 from .commands import COMMANDS, sentence
 from .errors import InputError
 from .redaction import without_secrets
+from .registry import names_a_file
 from .schema import (
     Flag,
     Patch,
@@ -50,6 +52,9 @@ DERIVED = {"generation_batch_size": "steps_per_generation"}
 SECTIONS = ("warmup", "grpo")
 """Of a file of configs/model/: a base model's settings for each command."""
 THEIRS = ("transformers", "trl")
+CHECKPOINT = "limner.json"
+"""What a checkpoint holds, in the folder of a configuration or above it."""
+HUB_CACHE = re.compile(r"/(?:models|datasets|spaces)--[^/]+/(?:snapshots|blobs)/")
 UNSET = object()
 USAGE = """%(prog)s [--config NAME] [--KEY VALUE ...]
 
@@ -102,7 +107,9 @@ def parse(
     config, source, mapping = given.pop("config", None), "command line", {}
     if config is not None:
         source = config if config.endswith(SUFFIXES) else f"{config}.yaml"
-        mapping = read_yaml(find_config(config), source)
+        path = find_config(config)
+        mapping = read_yaml(path, source)
+        _refuse_foreign_code(path, mapping)
         if section in mapping:
             mapping, source = _section(mapping, section, source), f"{source}, {section}"
     for name, value in given.items():
@@ -154,6 +161,29 @@ def resolved(*instances: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         if values.get(source) is not None:
             values.pop(derived, None)
     return without_secrets(values)
+
+
+def _refuse_foreign_code(path: Path, mapping: dict[str, Any]) -> None:
+    """What came with a checkpoint runs no code of its own. Raises InputError where it names a file or a module."""
+    beside = any((folder / CHECKPOINT).is_file() for folder in (*path.absolute().parents,)[:2])
+    if (beside or HUB_CACHE.search(path.absolute().as_posix())) and (named := next(_files_in(mapping), None)):
+        raise InputError(
+            f"{path}: names {named}, and a configuration that came with a checkpoint may not; if you trust its code, "
+            "copy the configuration into a folder of your own"
+        )
+
+
+def _files_in(value: Any) -> Iterator[str]:
+    """Every `path/file.py:Name` and `package.module:Name` within mappings and lists."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _files_in(key)
+            yield from _files_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _files_in(inner)
+    elif names_a_file(value):
+        yield value
 
 
 def _section(mapping: dict[str, Any], section: str, source: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("studies.demo:main", "train and look at the embedded model: writes runs/demo/report.html"),
+    "data from": Command("cli:from_source", "turn what a source reads into shards: Markdown, MRAMG files, your own"),
     "data from-markdown": Command("cli:from_markdown", "turn a folder of Markdown with pictures into shards"),
     "data preview": Command("cli:preview", "an HTML page of samples of a shard folder"),
     "data validate": Command("cli:validate", "check every record of a shard folder"),
@@ -54,6 +55,9 @@ COMMANDS = {
     "qualify-judge": Command(
         "eval.qualification.command:main",
         "can a judge or a reward tell better from worse: human preferences, damaged documents",
+    ),
+    "list": Command(
+        "configs.listing:main", "what there is of rewards, benchmarks, sources, prompt forms, strategies, families"
     ),
     "convert": Command(
         "models.checkpoints.convert:main",

@@ -19,13 +19,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = __name__.partition(".")[0]
-ERRORS = f"{PACKAGE}.configs.errors"
-"""The one that is imported: what `main` raises is caught outside."""
+BOTTOM = f"{PACKAGE}.configs"
+"""What lies there is imported: it needs nothing heavy, and what `main` raises is caught outside."""
 
 
 def on_demand(name: str) -> Any:
     """A module of limner by its whole name. It stands apart from the one that `import` gives."""
-    if name == ERRORS:
+    if f"{name}.".startswith(f"{BOTTOM}."):
         return importlib.import_module(name)
     key = f"{name} on demand"
     if key not in sys.modules:

@@ -323,5 +323,7 @@ def _expected(what: str, value: Any, place: Place, near: Collection[Any] = ()) -
 
 
 def kind_name(kind: Any) -> str:
-    """A type hint in words: `int`, `str | None`."""
+    """A type hint in words: `int`, `str | None`, `full | official`."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ..configs.errors import InputError
 from ..configs.options import make
 from ..configs.registry import entries, find
+from ..configs.yaml_file import scalar
 from ..models.documents.document import InterleavedDocument
 from .shards import ShardWriter
 from .sources.report import Problem, Report
@@ -33,6 +34,14 @@ class Source(Protocol):
 def open_source(name: str, options: Mapping[str, Any] | None = None) -> Source:
     """A source by its name. Raises InputError for one that there is not, and for options that it has not."""
     return make(find("source", name, "source"), options or {}, f"source {name}")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`KEY=VALUE`, the value read as YAML. Raises InputError."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise InputError(f"--set {text}: give KEY=VALUE")
+    return key, scalar(value)
 
 
 def fitting_source(path: Path) -> str:

@@ -37,7 +37,7 @@ from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_fa
 from .objective.algorithm import AlgorithmConfig
 from .preflight import Preflight, PreflightDone
 from .scale.lora import LoraConfig
-from .scale.run_folder import resume_point, save_settings
+from .scale.run_folder import check_plugins, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -83,6 +83,7 @@ def run(
     check_trackers(args)
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
     trainer = make_trainer(config, args, policy, prompts, rewards)
+    check_plugins(resume)
     if config.preflight:
         trainer.add_callback(Preflight(trainer))
     for callback in callbacks:

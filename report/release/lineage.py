@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...configs.errors import InputError
 from ...configs.redaction import is_secret
 from ...data.prompts import read_lines
 from ...data.shards import INDEX, read_index
+from ...train.scale.run_folder import read_plugins
 from ..metrics import dig, mapping, records
 
 CONFIG = "config.yaml"
@@ -52,6 +53,8 @@ class Stage:
     """The held-out prompts of its settings, or else those it trained on."""
     prompt_form: str = ""
     """How they are read."""
+    plugins: Mapping[str, str] = field(default_factory=dict)
+    """Files of code that its settings name, and the sha256 of each."""
 
     @property
     def reinforced(self) -> bool:
@@ -81,7 +84,8 @@ def read_stages(runs: Sequence[Path]) -> list[Stage]:
         prompts = dig(settings, "heldout", "prompts") or settings.get("prompts")
         name, file = Path(settings.get("output_dir") or run.absolute()).name, Path(prompts) if prompts else None
         form = settings.get("prompt_form") or ""
-        stages.append(Stage(name, presentable(settings), tuple(_sources(settings)), file, form))
+        plugins = {row["file"]: row["sha256"] for row in read_plugins(run)}
+        stages.append(Stage(name, presentable(settings), tuple(_sources(settings)), file, form, plugins))
     return stages
 
 

@@ -206,6 +206,9 @@ def _settings(release: Release) -> str:
         file = stage_file(number, stage)
         blocks.append(f"### {number}. {stage.name}\n\nStage: {kind}. All settings: [{file}]({file}).")
         blocks.append(_yaml(shown))
+        if stage.plugins:
+            files = ", ".join(f"`{file}` (sha256 `{digest}`)" for file, digest in stage.plugins.items())
+            blocks.append(f"Code of the trainer's own, not part of this release: {files}.")
     for name, result in release.results.items():
         if settings := mapping(result, "settings"):
             said = [f"{key} `{result[key]}`" for key in ("command", "seed", "device", "created") if key in result]

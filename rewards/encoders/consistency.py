@@ -8,7 +8,7 @@ nothing to compare has no score: fewer pictures are `format`'s and `structure`'s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -118,7 +118,7 @@ class PresetConsistency(ConsistencyReward):
 
     preset: str
     """dino or clip."""
-    encoder: Encoder
+    encoder: Encoder = field(default_factory=Encoder)
     """One of `encoders:`."""
     model: str = ""
     """Where the weights are, if not at the preset's: a folder, ORG/NAME or ORG/NAME@REVISION."""

@@ -10,7 +10,7 @@ text encoder reads are cut at their end. ImageReward, which is no CLIP, is in `i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -122,7 +122,7 @@ class ImageReward(PictureTextReward):
 
     preset: str
     """clipscore, siglip2, pickscore, hpsv2 or image_reward."""
-    encoder: Encoder
+    encoder: Encoder = field(default_factory=Encoder)
     """One of `encoders:`."""
     model: str = ""
     """Where the weights are, if not at the preset's: a folder, ORG/NAME or ORG/NAME@REVISION."""

@@ -46,9 +46,12 @@ class EncoderConfig:
 class Encoder:
     """Pretrained models on one device: rewards that name the same weights share one instance."""
 
-    def __init__(self, config: EncoderConfig | None = None):
-        self.config = config or EncoderConfig()
+    def __init__(self, config: EncoderConfig | None = None, name: str = "default"):
+        self.config, self.name = config or EncoderConfig(), name
         self._models: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+    def __str__(self) -> str:
+        return self.name
 
     @property
     def batch_size(self) -> int:

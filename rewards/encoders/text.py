@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -251,7 +251,7 @@ class PresetTextReward(TextReward):
 
     preset: str
     """rouge_l, bertscore or embedding against the reference; prompt_embedding against the prompt."""
-    encoder: Encoder
+    encoder: Encoder = field(default_factory=Encoder)
     """One of `encoders:`; rouge_l needs none."""
     model: str = ""
     """Where the weights are, if not at the preset's: a folder, ORG/NAME or ORG/NAME@REVISION."""

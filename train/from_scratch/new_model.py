@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig
 
-from ...models.policy import family
 from ...models.families.shared_vocabulary import SharedVocabularyPolicy
-from ...models.policy import UnifiedPolicy
+from ...models.policy import UnifiedPolicy, family
 from ...models.tokens.processing import Processor
 from ...models.tokens.text_tokenizer import train_text_tokenizer
 from .image_tokenizer import ImageTokenizerConfig, train_image_tokenizer

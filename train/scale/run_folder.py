@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import read_yaml, resolved, save_resolved
-from ...configs.errors import InputError
+from ...configs.errors import InputError, reading
+from ...configs.registry import used_files
 from ...models.documents.rendering import write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
@@ -17,6 +18,8 @@ CONFIG = "config.yaml"
 OUTPUTS = ("model", "trajectories")
 """What a run without checkpoints leaves, and what another would replace or mix with."""
 CHECKPOINT_STATE = "trainer_state.json"
+PLUGINS, LIST = "plugins", "plugins.json"
+"""Folder of copies of files that settings named (my_rewards.py:Brevity), and what they are."""
 OF_A_CALL = ("resume_from_checkpoint", "output_dir")
 """Settings that differ between the calls of one run."""
 
@@ -87,6 +90,42 @@ def save_settings(output_dir: Path, resume: str | None, *settings: Any) -> None:
                 write_atomically(kept, earlier.read_bytes())
             print(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
     save_resolved(output_dir / CONFIG, *settings)
+    keep_plugins(output_dir)
+
+
+def keep_plugins(output_dir: Path) -> None:
+    """Copies of the files that the settings named, and their digests: what the run was trained with stays with it."""
+    rows = []
+    for file in used_files():
+        copy = f"{PLUGINS}/{file.path.stem}-{file.sha256[:8]}.py"
+        (output_dir / PLUGINS).mkdir(parents=True, exist_ok=True)
+        write_atomically(output_dir / copy, file.source)
+        rows.append({"file": file.path.name, "sha256": file.sha256, "copy": copy})
+    if rows:
+        write_atomically(output_dir / PLUGINS / LIST, json.dumps(rows, indent=1) + "\n")
+
+
+def read_plugins(output_dir: Path) -> list[dict[str, str]]:
+    """`file`, `sha256` and `copy` of each file that a run was trained with. Raises InputError for a damaged list."""
+    path = output_dir / PLUGINS / LIST
+    if not path.is_file():
+        return []
+    with reading(path):
+        return [{name: str(row[name]) for name in ("file", "sha256", "copy")} for row in json.loads(path.read_bytes())]
+
+
+def check_plugins(resume: str | None) -> None:
+    """Raises InputError where a resumed run would go on with another file than it began with."""
+    if resume is None:
+        return
+    now = {file.path.name: file for file in used_files()}
+    for row in read_plugins(Path(resume).parent):
+        file = now.get(row["file"])
+        if file is not None and file.sha256 != row["sha256"]:
+            raise InputError(
+                f"{file.path}: has changed since the run began (sha256 {row['sha256'][:12]}, now {file.sha256[:12]}); "
+                f"put {Path(resume).parent / row['copy']} back in its place, or start anew in another --output_dir"
+            )
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
