@@ -40,14 +40,8 @@ def make(
     options, values = options_of(found.thing, filled, place), {**given, **found.given}
     if twice := [name for name in found.given if name in given]:
         raise InputError(f"{place}.{twice[0]}: stands in the name {found.name!r} already")
-    for field in dataclasses.fields(options):
-        hint = fields_of(options).get(field.name)
-        kinds = [kind for kind in shared or {} if kind in (hint, *get_args(hint))]
-        optional = field.default is not dataclasses.MISSING and field.name not in values
-        for kind in kinds if not optional else ():
-            values[field.name] = (shared or {})[kind](values.get(field.name), f"{place}.{field.name}")
     try:
-        checked = build(options, values, Place(place))
+        checked = check(options, values, place, shared)
         if options is found.thing:
             return checked
         taken = {name: filled[name] for name in inspect.signature(found.thing).parameters if name in filled}
@@ -58,6 +52,18 @@ def make(
         if isinstance(error, InputError) or ":" not in found.name:
             raise
         raise InputError(f"{place}: raises {type(error).__name__} when it is made: {error}") from error
+
+
+def check(options: type, given: Mapping[str, Any], place: str, shared: Shared | None = None) -> Any:
+    """An instance of the dataclass of options, what is shared in place of its name. Raises InputError like `make`."""
+    values, shared = {**given}, shared or {}
+    for field in dataclasses.fields(options):
+        hint = fields_of(options).get(field.name)
+        required = field.default is field.default_factory is dataclasses.MISSING
+        for kind in [kind for kind in shared if kind in (hint, *get_args(hint))]:
+            if required or values.get(field.name) is not None or default_of(field) is not None:
+                values[field.name] = shared[kind](values.get(field.name), f"{place}.{field.name}")
+    return build(options, values, Place(place))
 
 
 def options_of(thing: Any, filled: Collection[str] = (), place: str = "") -> type:
@@ -125,12 +131,18 @@ def described(thing: Any, filled: Collection[str] = ()) -> list[dict[str, Any]]:
                 "name": field.name,
                 "type": kind_name(bare(kind)),
                 "required": required,
-                "default": None if required else plain(default_of(field)),
+                "default": None if required else _shown(default_of(field)),
                 "range": str(bounds) if bounds else None,
                 "help": docs.get(field.name, ""),
             }
         )
     return rows
+
+
+def _shown(default: Any) -> Any:
+    """As a JSON value; of what can be had by its name, that."""
+    identity = getattr(default, "identity", "")
+    return identity.partition("@")[0] if hasattr(default, "named") and identity else plain(default)
 
 
 def _dataclass(fields: list[tuple[str, Any, Callable[[], Any] | None]]) -> type:

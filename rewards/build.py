@@ -19,8 +19,8 @@ from typing import Any
 
 from ..configs import registry
 from ..configs.errors import InputError
-from ..configs.options import make, options_of
-from ..configs.schema import Place, build, fields_of
+from ..configs.options import check, make, options_of
+from ..configs.schema import fields_of
 from ..models.chat.choice import SharedEndpoint, shared_model
 from ..models.chat.requests import ChatModel
 from .base import Reward
@@ -124,11 +124,11 @@ class Shared:
 
     def make(self, found: registry.Found, options: Mapping[str, Any], place: str) -> Reward:
         """Raises InputError naming the option at fault."""
+        by_name = {ChatModel: self.endpoint, Encoder: self.encoder}
         if inspect.isclass(found.thing):
-            by_name = {ChatModel: self.endpoint, Encoder: self.encoder}
             return AdaptedReward(found.label, make(found, options, place, by_name))
         own = options_of(found.thing, filled(found.thing, place), place)
-        checked = build(own, options, Place(place))
+        checked = check(own, options, place, by_name)
         return AdaptedReward(found.label, found.thing, {name: getattr(checked, name) for name in fields_of(own)})
 
     def endpoint(self, name: Any, place: str) -> Any:
