@@ -1,0 +1,473 @@
+"""The registry: names found in sources, patterns, files, modules, other packages' entry points; a fault is one line."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from limner.configs import registry
+from limner.configs.errors import InputError
+from limner.configs.registry import (
+    NOUNS,
+    entries,
+    find,
+    fitting,
+    label_of,
+    names_a_file,
+    register,
+    used_files,
+)
+
+BREVITY = '''
+    """Mine."""
+    from limner.configs.registry import register
+
+
+    class Brevity:
+        """Short ones."""
+
+        def __call__(self, completions):
+            return [0.5 for _ in completions]
+
+
+    def short(completions):
+        return [1.0 for _ in completions]
+
+
+    LEAST = 3
+    one = Brevity()
+
+
+    class Silent:
+        pass
+'''
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """Sources are read again, before and after; what a test registers is forgotten."""
+
+    def forget():
+        registry._own_entries.cache_clear()
+        registry._entries_of_others.cache_clear()
+
+    monkeypatch.setattr(registry, "_marked", dict(registry._marked))
+    forget()
+    yield monkeypatch
+    monkeypatch.undo()
+    forget()
+
+
+def write(path: Path, text: str = BREVITY) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(textwrap.dedent(text).lstrip("\n"))
+    return path
+
+
+def package(folder: Path, files: dict[str, str], point: str, name: str = "others") -> None:
+    """An installed package: its modules, and the metadata in which its entry point stands."""
+    for file, text in files.items():
+        write(folder / file, text)
+    write(folder / f"{name}-1.0.dist-info" / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    write(folder / f"{name}-1.0.dist-info" / "entry_points.txt", f"[limner.plugins]\n{name} = {point}\n")
+
+
+def refused(name: str, kind: str = "reward", **others) -> str:
+    with pytest.raises(InputError) as caught:
+        find(kind, name, **others)
+    said = str(caught.value)
+    assert "\n" not in said
+    return said
+
+
+# ---- names ----
+
+
+def test_names_are_those_that_the_sources_claim():
+    found = entries("reward")
+    assert {"format", "structure", "questions", "judge/TEMPLATE", "image/PRESET", "picture_stories/text_plan"} <= {
+        *found
+    }
+    assert [*found] == sorted(found)
+    entry = found["format"]
+    assert entry.where == "limner.rewards.rules.format:FormatReward" and entry.doc.startswith("Structural fidelity")
+    assert all(entry.doc for entry in found.values()), "a list says what each is"
+
+
+@pytest.mark.parametrize("kind", NOUNS)
+def test_every_name_is_there_when_it_is_asked_for(kind):
+    for name, entry in entries(kind).items():
+        prefix, slash, option = name.partition("/")
+        asked = f"{prefix}/x" if option.isupper() else name
+        found = find(kind, asked)
+        assert (found.thing.__module__, found.thing.__qualname__) == (entry.module, entry.attribute)
+        assert found.given == ({option.lower(): "x"} if slash and option.isupper() else {})
+
+
+def test_reading_names_imports_nothing():
+    code = """
+        import sys
+        from limner.configs.registry import entries
+        assert "format" in entries("reward")
+        print([name for name in sys.modules if name.startswith("limner.") and not name.startswith("limner.configs")])
+        print("torch" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "False"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "label"),
+    [
+        ("format", {}, "format"),
+        ("picture_stories/text_plan", {}, "picture_stories_text_plan"),
+        ("judge/helpfulness", {"template": "helpfulness"}, "judge_helpfulness"),
+        ("judge/helpfulness.v1", {"template": "helpfulness.v1"}, "judge_helpfulness"),
+        ("judge/my/own/brief.yaml", {"template": "my/own/brief.yaml"}, "judge_brief"),
+        ("judge//home/me/brief.yaml", {"template": "/home/me/brief.yaml"}, "judge_brief"),
+        ("judge/brief.yaml", {"template": "brief.yaml"}, "judge_brief"),
+        ("image/clipscore", {"preset": "clipscore"}, "image_clipscore"),
+        ("remote/judge_helpfulness", {"reward": "judge_helpfulness"}, "remote_judge_helpfulness"),
+    ],
+)
+def test_a_name_gives_the_rest_of_its_pattern(name, given, label):
+    found = find("reward", name)
+    assert (found.name, found.given, found.label) == (name, given, label) and label_of(name) == label
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("formt", r"no reward is called 'formt'; did you mean format\?$"),
+        ("brevity", r"no reward is called 'brevity'; there are consistency/PRESET, .*, or path/to/file.py:Name$"),
+        ("image/", "no reward is called 'image/'; did you mean image/PRESET"),
+        ("judges/helpfulness", "no reward is called"),
+        ("", "no reward is called ''; there are"),
+        ("my file:Name", "no reward is called 'my file:Name'"),
+    ],
+)
+def test_a_name_that_nothing_has(name, words):
+    assert re.search(f"^rewards: {words}", refused(name, place="rewards"))
+
+
+def test_each_kind_has_its_noun():
+    for kind, noun in NOUNS.items():
+        assert f"no {noun.partition(' ')[2]} is called 'nowhere_at_all'" in refused("nowhere_at_all", kind)
+
+
+# ---- files ----
+
+
+def test_a_class_and_a_function_of_a_file(tmp_path, monkeypatch):
+    path = write(tmp_path / "deep" / "my_rewards.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (f"{path}:Brevity", "deep/my_rewards.py:Brevity", "./deep/my_rewards.py:Brevity"):
+        found = find("reward", name)
+        assert found.thing.__qualname__ == found.label == "Brevity" and not found.given
+    assert find("reward", "~/deep/my_rewards.py:short").thing([1, 2]) == [1.0, 1.0]
+
+
+def test_a_file_is_run_once_and_kept_as_it_was(tmp_path):
+    log = tmp_path / "log"
+    path = write(tmp_path / "mine.py", f"open({str(log)!r}, 'a').write('x')\ndef one(completions): return []\n")
+    source = path.read_bytes()
+    first = find("reward", f"{path}:one").thing
+    path.write_text("def one(completions): return [1.0]\n")
+    assert find("reward", f"{path}:one").thing is first and log.read_text() == "x"
+    (kept,) = [file for file in used_files() if file.path == path]
+    assert kept.source == source and kept.sha256 == hashlib.sha256(source).hexdigest()
+
+
+def test_dataclasses_and_hints_of_a_file_are_read(tmp_path):
+    source = """
+        from __future__ import annotations
+        from dataclasses import dataclass
+        @dataclass
+        class Brevity:
+            words: int = 3
+            def __call__(self, completions): return []
+    """
+    assert find("reward", f"{write(tmp_path / 'mine.py', source)}:Brevity").thing().words == 3
+
+
+BAD_FILES = {
+    # source (None: no file), what it names, what is said of it
+    "missing": (None, "Brevity", "no such file; name a Python file and what it defines: path/to/file.py:Name"),
+    "raises": ("import os\n\n1 / 0\n", "Brevity", "line 3 raises ZeroDivisionError: division by zero"),
+    "raises within": ("def f():\n    return {}['x']\n\nf()\n", "Brevity", "line 4 raises KeyError: 'x'"),
+    "raises over several lines": ("raise ValueError('one\\ntwo')", "Brevity", "line 1 raises ValueError: one two"),
+    "syntax": ("def f():\nreturn 1\n", "f", "line 2 raises IndentationError: expected an indented block"),
+    "no Python": (b"\x00\xff", "f", "raises SyntaxError"),
+    "lacks a package": (
+        "import os\nimport nowhere_at_all",
+        "f",
+        "line 2 raises ModuleNotFoundError: No module named 'nowhere_at",
+    ),
+    "leaves": ("import sys\nsys.exit(3)", "Brevity", "line 2 raises SystemExit: 3"),
+    "near": (BREVITY, "Brevty", "has no 'Brevty'; did you mean Brevity?"),
+    "far": (BREVITY, "Length", "has no 'Length'; it defines Brevity, short, one, Silent"),
+    "empty": ("import os\n", "Brevity", "has no 'Brevity'; it defines nothing"),
+    "no __call__": (
+        BREVITY,
+        "Silent",
+        "is not a reward: expected a class with __call__ or a function, and this class has",
+    ),
+    "a number": (
+        BREVITY,
+        "LEAST",
+        "is not a reward: expected a class with __call__ or a function, and this is of type int",
+    ),
+    "an instance": (BREVITY, "one", "is not a reward: expected .*, and this is of type Brevity"),
+    "a module": ("import os\n", "os", "is not a reward: expected .*, and this is of type module"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_FILES)
+def test_a_file_that_cannot_be_used_is_one_line(fault, tmp_path):
+    source, name, words = BAD_FILES[fault]
+    path = tmp_path / "mine.py"
+    if isinstance(source, bytes):
+        path.write_bytes(source)
+    elif source is not None:
+        write(path, source)
+    said = refused(f"{path}:{name}", place="rewards")
+    assert said.startswith(f"rewards: {path}") and re.search(words.replace("?", r"\?"), said)
+    assert f"'{name}'" in said or f":{name}: " in said or "line" in said or fault in ("missing", "no Python")
+
+
+def test_a_file_that_was_repaired_is_run_again(tmp_path):
+    path = write(tmp_path / "mine.py", "1 / 0")
+    before = {*sys.modules}
+    assert "ZeroDivisionError" in refused(f"{path}:Brevity")
+    assert not [name for name in {*sys.modules} - before if name.startswith("limner_plugin_")]
+    write(path)
+    assert find("reward", f"{path}:Brevity").label == "Brevity"
+
+
+def test_a_kind_of_several_methods_takes_no_function(tmp_path):
+    path = write(tmp_path / "mine.py")
+    assert re.search(
+        "is not a benchmark: expected a class with .*, and this is a function$", refused(f"{path}:short", "benchmark")
+    )
+    assert "and this class has no records" in refused(f"{path}:Brevity", "benchmark")
+
+
+def test_methods_may_be_inherited_and_of_any_sort():
+    class Base:
+        @classmethod
+        def __call__(cls, completions):
+            return []
+
+    class Mine(Base):
+        pass
+
+    assert fitting("reward", Mine, "mine") is Mine
+
+
+def test_an_installed_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    write(tmp_path / "installed_rewards_a" / "__init__.py", "")
+    write(tmp_path / "installed_rewards_a" / "short.py")
+    write(tmp_path / "installed_rewards_a" / "broken.py", "\n1 / 0")
+    write(tmp_path / "installed_rewards_a" / "needs.py", "import nowhere_at_all")
+    found = find("reward", "installed_rewards_a.short:Brevity")
+    assert found.thing is sys.modules["installed_rewards_a.short"].Brevity and found.label == "Brevity"
+    faults = {
+        "installed_rewards_a.short:Brevty": "installed_rewards_a.short: has no 'Brevty'; did you mean Brevity",
+        "installed_rewards_a.short:Silent": "installed_rewards_a.short:Silent: is not a reward: expected a class with",
+        "installed_rewards_a.broken:F": "installed_rewards_a.broken: raises ZeroDivisionError",
+        "installed_rewards_a.needs:F": "installed_rewards_a.needs: raises ModuleNotFoundError: No module named 'now",
+        "installed_rewards_a.none:F": "installed_rewards_a.none: no such module is installed; a file is named path/to/",
+        "nowhere_at_all:F": "nowhere_at_all: no such module is installed",
+    }
+    for name, words in faults.items():
+        assert f"rewards: {words}" in refused(name, place="rewards")
+
+
+@pytest.mark.parametrize(
+    "name", ["mine.py:Brevity", "/tmp/mine.py:Brevity", "json:loads", "my_package.rewards:Brevity"]
+)
+def test_what_came_with_a_checkpoint_names_no_files(name, tmp_path, monkeypatch):
+    """Nothing is run to find that out."""
+    log = tmp_path / "log"
+    write(tmp_path / "mine.py", f"open({str(log)!r}, 'a').write('x')")
+    monkeypatch.chdir(tmp_path)
+    assert refused(name, files=False, place="form") == (
+        f"form: {name}: what came with a checkpoint may not name files or modules of its own"
+    )
+    assert not log.exists()
+
+
+def test_without_files_nobody_is_told_of_them():
+    assert find("prompt", "prompt", files=False).name == "prompt"
+    assert "file.py" not in refused("nowhere_at_all", "prompt", files=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("mine.py:Brevity", True),
+        ("/a b/mine.py:Brevity", True),
+        ("package.module:Name", True),
+        ("format", False),
+        ("judge/helpfulness", False),
+        ("module:Name", False),
+        ("http://gpu-2:8400", False),
+        ("gpu-2.local:8400", False),
+        ("mine.py", False),
+        (3, False),
+        (None, False),
+    ],
+)
+def test_whether_a_text_names_a_file(text, is_one):
+    assert names_a_file(text) is is_one
+
+
+# ---- two claims ----
+
+CLAIMS = '''
+    from ..configs.registry import register
+
+
+    @register("reward", "brevity")
+    class {name}:
+        """Short ones."""
+
+        def __call__(self, completions):
+            return []
+'''
+
+
+def test_two_of_our_own_sources_claim_a_name(fresh, tmp_path):
+    write(tmp_path / "rewards" / "one.py", CLAIMS.format(name="Brevity"))
+    write(tmp_path / "tests" / "other.py", CLAIMS.format(name="Tested"))
+    fresh.setattr(registry, "ROOT", tmp_path)
+    assert {name: entry.where for name, entry in entries("reward").items() if name == "brevity"} == {
+        "brevity": "limner.rewards.one:Brevity"
+    }, "tests are not shipped"
+    write(tmp_path / "worlds" / "mine" / "rewards.py", CLAIMS.format(name="Shortness"))
+    registry._own_entries.cache_clear()
+    words = "reward 'brevity' is claimed twice, by limner.rewards.one:Brevity and limner.worlds.mine.rewards:Shortness"
+    assert words in refused("brevity") and words in refused("format")
+    assert "brevity" not in entries("prompt"), "a kind of its own"
+
+
+def test_a_running_program_claims_a_name(fresh):
+    def brevity(completions):
+        """Short ones."""
+        return []
+
+    assert register("reward", "my/brevity")(brevity) is brevity
+    assert register("reward", "my/brevity")(brevity) is brevity
+    assert find("reward", "my/brevity").thing is brevity
+    assert entries("reward")["my/brevity"].doc == "Short ones."
+    with pytest.raises(InputError, match="reward 'my/brevity' is claimed twice, by .*brevity and .*write; rename one"):
+        register("reward", "my/brevity")(write)
+    registry._marked.pop(("reward", "format"), None)
+    register("reward", "format")(brevity)
+    assert "claimed twice, by limner.rewards.rules.format:FormatReward and " in refused("format")
+    with pytest.raises(InputError, match="register: no kind 'rewards'; there are reward, benchmark"):
+        register("rewards", "brevity")
+
+
+def test_another_package_claims_a_name_of_ours(fresh, tmp_path):
+    source = CLAIMS.replace("..configs", "limner.configs").replace("brevity", "format").format(name="Format")
+    package(tmp_path, {"clashing_rewards/__init__.py": "", "clashing_rewards/form.py": source}, "clashing_rewards")
+    fresh.syspath_prepend(tmp_path)
+    said = refused("structure")
+    assert "by limner.rewards.rules.format:FormatReward and clashing_rewards.form:Format; remove one" in said
+
+
+# ---- other packages ----
+
+OTHERS = {
+    "{name}/__init__.py": "from limner.configs.registry import register\n",
+    "{name}/deep/__init__.py": "",
+    "{name}/deep/rewards.py": """
+        from limner.configs.registry import register
+
+        from .. import register as same
+
+        @register("reward", "others/brevity")
+        class Brevity:
+            '''Short ones.'''
+
+            def __call__(self, completions):
+                return [0.25 for _ in completions]
+
+        @register("reward", "others_by/WORD")
+        class Word(Brevity):
+            '''Of a word.'''
+
+            def __init__(self, word: str):
+                self.word = word
+
+        @register("reward", "others/later")
+        async def later(completions):
+            return [0.5 for _ in completions]
+    """,
+    "{name}/broken.py": "@register('reward', 'others/broken'\nclass Broken:",
+    "{name}/raises.py": """
+        from limner.configs.registry import register
+        1 / 0
+        @register("reward", "others/raises")
+        def raises(completions): return []
+    """,
+}
+
+
+def named(name: str) -> dict[str, str]:
+    return {file.format(name=name): text for file, text in OTHERS.items()}
+
+
+def test_an_installed_package_is_found_and_not_imported_before_it_is_used(fresh, tmp_path, capsys):
+    package(tmp_path, named("others_a"), "others_a")
+    fresh.syspath_prepend(tmp_path)
+    found = entries("reward")
+    assert found["others/brevity"].where == "others_a.deep.rewards:Brevity"
+    assert found["others/brevity"].doc == "Short ones." and "others/later" in found
+    assert find("reward", "format") and not [name for name in sys.modules if name.startswith("others_a")]
+    brevity = find("reward", "others/brevity")
+    assert brevity.thing()([1, 2]) == [0.25, 0.25] and brevity.label == "others_brevity"
+    assert "others_a.deep.rewards" in sys.modules and "others_a.raises" not in sys.modules
+    assert find("reward", "others_by/heart").given == {"word": "heart"}
+    assert "others_a.raises: raises ZeroDivisionError" in refused("others/raises")
+    assert "no reward is called 'others/broken'" in refused("others/broken"), "its file is no Python"
+    assert not capsys.readouterr().err
+
+
+def test_a_single_module_and_a_package_without_an_init(fresh, tmp_path):
+    rewards = OTHERS["{name}/deep/rewards.py"].replace("from .. import register as same", "")
+    package(tmp_path, {"others_single.py": rewards}, "others_single", "single")
+    package(tmp_path, {"others_open/mine.py": rewards.replace("others", "open")}, "others_open", "open")
+    fresh.syspath_prepend(tmp_path)
+    found = entries("reward")
+    assert found["others/brevity"].where == "others_single:Brevity"
+    assert found["open/brevity"].where == "others_open.mine:Brevity"
+
+
+def test_a_package_that_is_broken_is_left_out_with_a_line(fresh, tmp_path, capsys):
+    package(tmp_path, {}, "gone_package", "gone")
+    package(
+        tmp_path, {"others_raises/__init__.py": "1 / 0", "others_raises/mine.py": ""}, "others_raises.mine", "raises"
+    )
+    package(tmp_path, named("others_b"), "others_b.deep", "sound")
+    fresh.syspath_prepend(tmp_path)
+    assert entries("reward")["others/brevity"].where == "others_b.deep.rewards:Brevity"
+    assert find("reward", "format") and find("reward", "others/brevity")
+    lines = sorted(capsys.readouterr().err.splitlines())
+    assert len(lines) == 2 and all(line.endswith("; left out") for line in lines)
+    assert lines[0].startswith("limner: plug-in gone (gone_package): raises ModuleNotFoundError: No module named")
+    assert lines[1].startswith("limner: plug-in raises (others_raises.mine): raises ZeroDivisionError")
+
+
+def test_a_claim_without_a_call_is_one_line(fresh, tmp_path):
+    source = CLAIMS.replace("..configs", "limner.configs").replace("__call__", "score").format(name="Brevity")
+    package(tmp_path, {"others_silent.py": source}, "others_silent")
+    fresh.syspath_prepend(tmp_path)
+    assert re.search("others_silent:Brevity: is not a reward: .*this class has no __call__$", refused("brevity"))
