@@ -27,7 +27,7 @@ from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling
 from ..models.writing import Answer as Written
 from ..models.writing import write
-from ..rewards.judges.judge import Template, Verdict, load_template
+from ..rewards.judges.grading import Template, Verdict, load_template
 from .entries import Entry, PictureFault, decoded, entries_json, entries_of, read_entries, segments_of, spaced
 from .folder import Journal, read_journals
 from .statistics import Estimate

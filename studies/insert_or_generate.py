@@ -109,7 +109,7 @@ def run(config: InsertOrGenerateConfig) -> dict[str, Any]:
         for name in order:
             file = root / name / "result.json"
             if not file.exists():
-                heldout, _, _ = prepare(root, config.world, config.new_model, seed)
+                heldout, _, _ = prepare(root, config.world, config.new_model, seed, say)
                 say(f"seed {seed}: {ARMS[name]}")
                 write_atomically(file, json.dumps(run_arm(name, config, root, seed, heldout)) + "\n")
             results.setdefault(name, {})[seed] = json.loads(file.read_text())

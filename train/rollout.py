@@ -1,19 +1,21 @@
-"""Rollouts: prompts to sampled completions, read back as documents, scored."""
+"""What a step learns from: prompts to sampled and scored completions, and warm-up rows replayed beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
 
+from ..data.mixture import PackedRows
 from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling, generate
-from ..models.tokens.sequence import TokenBatch, TokenSequence
+from ..models.tokens.sequence import TokenBatch, TokenSequence, collate
 from ..rewards.base import Completion, Reward, RewardOutput
+from .objective.algorithm import ReplayConfig
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,3 +84,22 @@ def score(rollouts: Sequence[Rollout], reward: Reward) -> tuple[RewardOutput, Te
             segments_RK[row, : len(scores)] = torch.tensor([float("nan") if s is None else s for s in scores])
     outcome_R = torch.tensor([float("nan") if s is None else s for s in output.outcome])
     return output, outcome_R, segments_RK
+
+
+def replay_batches(
+    config: ReplayConfig, policy: UnifiedPolicy, seed: int, rank: int, ranks: int, used: Callable[[], int]
+) -> Iterator[TokenBatch]:
+    """This rank's batches without end. `used` says, when the first is drawn, how many a resumed run has had.
+
+    Raises InputError at once where a source is no folder of shards.
+    """
+    rows = PackedRows(
+        config.sources, policy.processor, length=config.pack_length, seed=seed, rank=rank, world_size=ranks
+    )
+
+    def batches() -> Iterator[TokenBatch]:
+        stream = islice(rows, used() * config.rows, None)
+        while True:
+            yield collate([next(stream) for _ in range(config.rows)], policy.vocabulary)
+
+    return batches()

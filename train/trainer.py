@@ -35,8 +35,7 @@ from ..rewards.base import Reward
 from .objective.advantages import best_of_group, outcome_advantages, process_advantages, segment_advantages
 from .objective.algorithm import AlgorithmConfig
 from .objective.losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
-from .replay import replay_batches
-from .rollout import Rollout, RolloutBatch, rollout, score
+from .rollout import Rollout, RolloutBatch, replay_batches, rollout, score
 from .scale.checkpointing import WholeCheckpoints
 from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
 from .watch.diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums

@@ -25,7 +25,7 @@ from ...configs.errors import InputError, reading
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, TextSegment
-from ...rewards.judges.judge import Verdict, fill
+from ...rewards.judges.grading import Verdict, fill
 from ...rewards.judges.questions import load_template, read_answer
 from ..benchmark import Given, Item, Outcome, Table, Task
 from ..entries import Entry, decoded, segments_of

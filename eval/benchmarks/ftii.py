@@ -20,7 +20,7 @@ from typing import Any
 from ...configs.errors import InputError
 from ...configs.registry import register
 from ...models.chat.requests import Answer
-from ...rewards.judges.judge import Verdict
+from ...rewards.judges.grading import Verdict
 from ..benchmark import Given, Item, Outcome, Table, Task
 from ..entries import Entry, inside, read_records
 from ..figures import Figure, Share, figure_estimate

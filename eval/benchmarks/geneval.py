@@ -31,7 +31,7 @@ from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, to_rgb
 from ...rewards.base import Completion
 from ...rewards.encoders.pretrained import load_model, load_pretrained, split_revision
-from ...rewards.judges.judge import Verdict, questions, read_verdict
+from ...rewards.judges.grading import Verdict, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
 from ..entries import Entry, segments_of
 from ..figures import Figure, Share, figure_estimate

@@ -20,7 +20,7 @@ from ...configs.registry import register
 from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from ...rewards.base import Completion
-from ...rewards.judges.judge import Template, Verdict, questions, read_verdict
+from ...rewards.judges.grading import Template, Verdict, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
 from ..entries import Entry, decoded, inside, read_records, segments_of, spaced
 from ..results import by_category

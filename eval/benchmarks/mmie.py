@@ -24,7 +24,7 @@ from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ...rewards.base import Completion
-from ...rewards.judges.judge import Template, Verdict, fill, questions, read_verdict
+from ...rewards.judges.grading import Template, Verdict, fill, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
 from ..entries import Entry, open_picture, read_entries, read_records, segments_of, spaced
 from ..results import by_category

@@ -22,7 +22,7 @@ from ...configs.errors import InputError, reading
 from ...configs.registry import register
 from ...data.prompts import read_lines
 from ...models.chat.requests import Answer
-from ...rewards.judges.judge import Verdict
+from ...rewards.judges.grading import Verdict
 from ..benchmark import Given, Item, Outcome, Table, Task
 from ..entries import Entry, inside, read_records
 from ..figures import Figure, Share, figure_estimate, mean_of

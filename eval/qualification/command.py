@@ -40,7 +40,7 @@ from ...rewards.base import Completion
 from ...rewards.build import RewardSettings, reward_parts
 from ...rewards.guard import GuardedReward
 from ...rewards.hybrid import known, weighted_mean
-from ...rewards.judges.judge import JudgeReward, Template, read_verdict
+from ...rewards.judges.grading import JudgeReward, Template, read_verdict
 from ..benchmark import judge_template
 from ..entries import spaced
 from ..run import SAY_EVERY_S, sha256

@@ -4,7 +4,7 @@
     score = sigmoid(scale * cosine + bias)                    as SigLIP was trained
 
 A picture is held against its own text (`pictures.own_text`), and each score is a process reward. Texts longer than the
-text encoder reads are cut at their end. ImageReward, which is no CLIP, is in `image_reward.py`.
+text encoder reads are cut at their end. ImageReward, which is no CLIP, is in `imagereward.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 
 from ...configs.registry import register
 from ..base import Completion, RewardOutput
-from .image_reward import ImageRewardScorer
+from .imagereward import ImageRewardScorer
 from .pictures import mean_of_pictures, pictures_of
 from .pretrained import Encoder, batches, load_pretrained, preset_of
 

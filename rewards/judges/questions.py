@@ -27,7 +27,7 @@ from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Request, 
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from ..base import FAILED, Completion, RewardOutput
 from ..rules.structure import planned_pictures
-from .judge import REFUSAL, JudgeFailed
+from .grading import REFUSAL, JudgeFailed
 
 MOST = 32
 """Questions about a prompt; a reply with more is none."""

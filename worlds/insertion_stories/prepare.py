@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from ...models.checkpoints.folder import save
 from ...models.documents.candidates import marker
 from ...models.documents.rendering import write_atomically
 from ...models.tokens.processing import Processor
-from ...studies.seed import say
 from ...train.from_scratch.new_model import NewModelConfig, new_policy
 from ..picture_stories.prepare import learnt_processor, write_streams
 from ..picture_stories.scenes import QUESTIONS, SCENES, caption, question, text_to_image
@@ -40,9 +39,12 @@ class CandidatesWorldConfig:
 
 
 def prepare(
-    root: Path, world: CandidatesWorldConfig, new_model: NewModelConfig, seed: int
+    root: Path, world: CandidatesWorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = print
 ) -> tuple[list[Plan], list[Plan], dict[str, Any]]:
-    """Prompts, tokenizers, shards and the untrained model; (held-out plans, training plans, figures)."""
+    """Prompts, tokenizers, shards and the untrained model; (held-out plans, training plans, figures).
+
+    say: is told what is being done.
+    """
     heldout = draw_plans(1_000_000 + seed, world.heldout_prompts)
     rng = random.Random(f"thinned {seed}")
     train = [thinned(rng, p) for p in draw_plans(2_000_000 + seed, world.train_prompts, exclude=frozenset(heldout))]

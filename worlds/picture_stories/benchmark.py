@@ -18,7 +18,7 @@ from ...eval.statistics import Estimate, estimate
 from ...models.chat.requests import Answer
 from ...models.documents.document import InterleavedDocument, TextSegment
 from ...models.writing import Answer as Written
-from ...rewards.judges.judge import Verdict
+from ...rewards.judges.grading import Verdict
 from .figures import StoryScores, verify_stories
 from .prompts import read_outlines
 from .scenes import parse_scene, story_prompt

@@ -24,13 +24,13 @@ from ....models.chat.requests import Answer
 from ....models.documents.document import ImageSegment
 from ....rewards.encoders.pretrained import Encoder
 from ....rewards.encoders.text import BERTSCORE, BertScore, RougeL, TextEncoder
-from ....rewards.judges.judge import Verdict
+from ....rewards.judges.grading import Verdict
 from ....rewards.rules.insertion import OrderingCosts, ordering_score, selection
 from ...benchmark import Given, Item, Outcome, Table, Task
 from ...entries import Entry, PictureFault, decoded, read_records, segments_of, spaced
 from ...folder import Journal
 from .answers import Answering, Placed, Writer, entries_of_answer, own_answers, read_answer
-from .judge import JUDGED, Judgements
+from .grading import JUDGED, Judgements
 from .table import BASELINES, CHOICE, PLACED, RECALLS, SIZES, WRITTEN, groups, scores, tables
 
 MOST_LISTED = 20

@@ -16,7 +16,7 @@ from typing import Any
 from ....models.chat.requests import Answer, Failure
 from ....models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ....rewards.base import Completion
-from ....rewards.judges.judge import Template, Verdict, questions, read_verdict
+from ....rewards.judges.grading import Template, Verdict, questions, read_verdict
 from ...benchmark import Task, judge_template
 
 UNREAD = ("truncated", "refused", "empty", "no score")

@@ -19,7 +19,7 @@ from limner.eval.benchmarks.interleavedbench import (
 )
 from limner.eval.entries import Entry
 from limner.eval.run import EvalConfig, evaluate
-from limner.rewards.judges.judge import Verdict
+from limner.rewards.judges.grading import Verdict
 
 from ...scripted_server import BROKEN, HANGING, MALFORMED, TOO_MANY, ScriptedServer, images, texts
 from ..benchmark_data import eval_config, judge_config, picture, results

@@ -7,7 +7,7 @@ from limner.eval.benchmarks.interleavedbench import ASPECTS, PROMPT_NAMES, Inter
 from limner.eval.benchmarks.official_prompts import read_prompts
 from limner.eval.run import evaluate
 from limner.models.chat.requests import Reply
-from limner.rewards.judges.judge import read_verdict
+from limner.rewards.judges.grading import read_verdict
 
 from ...scripted_server import ScriptedServer, images, texts
 from ..benchmark_data import eval_config, results

@@ -14,7 +14,7 @@ from limner.rewards.base import FAILED, Completion
 from limner.rewards.build import RewardSettings, build_reward
 from limner.rewards.forms import AdaptedReward
 from limner.rewards.guard import GuardedReward
-from limner.rewards.judges.judge import JudgeFailed
+from limner.rewards.judges.grading import JudgeFailed
 from limner.rewards.judges.questions import (
     MOST,
     Question,

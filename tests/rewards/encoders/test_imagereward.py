@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn.functional import gelu, layer_norm, softmax
 
 from limner.configs.errors import InputError
-from limner.rewards.encoders.image_reward import MEAN, STD, TOKENS, ImageRewardScorer, build_model
+from limner.rewards.encoders.imagereward import MEAN, STD, TOKENS, ImageRewardScorer, build_model
 from limner.rewards.encoders.pretrained import Encoder, EncoderConfig
 
 from .. import tiny_models

@@ -13,7 +13,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.rewards.base import FAILED, Completion
 from limner.rewards.build import RewardSettings, build_reward
 from limner.rewards.guard import GuardedReward
-from limner.rewards.judges.judge import (
+from limner.rewards.judges.grading import (
     JudgeFailed,
     JudgeReward,
     Template,
