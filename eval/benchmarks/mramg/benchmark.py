@@ -30,7 +30,7 @@ from ...benchmark import Given, Item, Outcome, Table, Task
 from ...entries import Entry, PictureFault, decoded, read_records, segments_of, spaced
 from ...folder import Journal
 from .answers import Answering, Placed, Writer, entries_of_answer, own_answers, read_answer
-from .grading import JUDGED, Judgements
+from .judge import JUDGED, Judgements
 from .table import BASELINES, CHOICE, PLACED, RECALLS, SIZES, WRITTEN, groups, scores, tables
 
 MOST_LISTED = 20

@@ -9,7 +9,7 @@ from ....data.sources.mramg import DOMAINS
 from ...benchmark import Outcome, Table
 from ...statistics import Estimate, estimate
 from ..interleavedbench import average
-from .grading import JUDGED
+from .judge import JUDGED
 
 SIZES = {"wit": 600, "wiki": 500, "web": 750, "arxiv": 200, "recipe": 2360, "manual": 390}
 """Questions of each subset."""
