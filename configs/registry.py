@@ -29,6 +29,8 @@ from .schema import did_you_mean
 
 GROUP = "limner.plugins"
 """Entry points of other packages: each names a module or a package, whose sources are read like our own."""
+ON_DEMAND = " on demand"
+"""How the modules of `on_demand` end."""
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = __name__.split(".")[0]
 NOT_SHIPPED = {"tests", "scripts", "docs", "build", "dist", "runs"}
@@ -102,6 +104,8 @@ def register(kind: str, name: str) -> Callable[[T], T]:
     """Makes a class, or a function, known under a name. Raises InputError where another one has it."""
 
     def mark(thing: T) -> T:
+        if thing.__module__.endswith(ON_DEMAND):  # a twin for the help, beside the one that is imported
+            return thing
         before = _marked.get((kind, name))
         if before is not None and _place(before) != _place(thing):
             raise InputError(f"{kind} {name!r} is claimed twice, by {_place(before)} and {_place(thing)}; rename one")
@@ -138,12 +142,12 @@ def find(kind: str, name: str, place: str = "", files: bool = True) -> Found:
     place = f"{place}: " if place else ""
     known = entries(kind)
     if name in known:
-        return Found(name, _imported(known[name], place), {}, label_of(name))
+        return Found(name, imported(known[name], place), {}, label_of(name))
     for entry in known.values():
         prefix, slash, option = entry.name.partition("/")
         rest = name.removeprefix(f"{prefix}/")
         if slash and option.isupper() and rest and rest != name:
-            return Found(name, _imported(entry, place), {option.lower(): rest}, label_of(name))
+            return Found(name, imported(entry, place), {option.lower(): rest}, label_of(name))
     source, colon, attribute = name.rpartition(":")
     if colon and not files:
         raise InputError(f"{place}{name}: what came with a checkpoint may not name files or modules of its own")
@@ -255,7 +259,7 @@ def _reason(error: BaseException, file: Path | None = None) -> str:
 # ---- sources ----
 
 
-def _imported(entry: Entry, place: str) -> Any:
+def imported(entry: Entry, place: str = "") -> Any:
     """The class or function of an entry."""
     running = _marked.get((entry.kind, entry.name))
     if running is not None:
