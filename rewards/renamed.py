@@ -11,7 +11,7 @@ MOVED = {
     "format_pattern": "rewards: {{format: {{weight: 1, pattern: {value}}}}}",
 }
 STORIES = ("text_plan", "image_plan", "image_sentence")
-"""Parts of the embedded world: the only rewards that had words of their own."""
+"""Parts of one room, the only ones that had words of their own."""
 SHARED = {
     "endpoint": "`endpoints: {NAME: {base_url: URL, model: MODEL, ...}}`, and each part names it by `endpoint: NAME`",
     "local": "`endpoints: {NAME: {local: {model: DIR}}}`, and each part names it by `endpoint: NAME`",
@@ -43,11 +43,9 @@ def new_form(key: str, value: Any, names: Sequence[str]) -> str:
         shared = dict.fromkeys(where for name, where in SHARED.items() if name in value)
         rest = "; what they share is written once: " + "; ".join(shared) if shared else ""
         return f"rewards.{key}: each part has a name of its own now; write `rewards: {{{parts}}}`{rest}"
-    if key in STORIES:
+    rooms = {name.rpartition("/")[0] for name in names} if key in STORIES else {}
+    for room in (room for room in rooms if all(f"{room}/{word}" in names for word in STORIES)):
         written = value if isinstance(value, int | float) else 1
         left_out = " (0 by default: it can go)" if written == 0 else ""
-        return (
-            f"rewards.{key}: is called picture_stories/{key} now; write `rewards: {{picture_stories/{key}: {written}}}`"
-            f"{left_out}"
-        )
+        return f"rewards.{key}: is called {room}/{key} now; write `rewards: {{{room}/{key}: {written}}}`{left_out}"
     return ""
