@@ -105,7 +105,8 @@ class Benchmark(Protocol):
 
     Its class has a static `records(path, images)`: the items of its file or folder, each with the answer that stands
     there, or None. It is made from `items`, and if it names them from `data` and `answers`, where they were read from;
-    further parameters are its options. What a class may say of itself beside that:
+    further parameters are its options. Of what is below it needs `aspects`, `tasks` and `scores`, with a judge `read`;
+    `completed` adds the rest. What a class may say of itself beside that:
 
         takes_model = False       it has its answers written itself (`AnswersItself`)
         takes_answers = False     there is no file of answers for it
@@ -142,6 +143,22 @@ class Benchmark(Protocol):
     def caveats(self, outcomes: Sequence[Outcome]) -> list[str]:
         """What a reader must know before he compares the figures; plain sentences."""
         ...
+
+
+def completed(benchmark: Any, name: str) -> Benchmark:
+    """With what a class of somebody's own left unsaid: no judge, 1 for a perfect answer, a row for each score."""
+
+    def tables(outcomes: Sequence[Outcome]) -> list[Table]:
+        return [
+            Table(benchmark.title, ("this run",), [(n, [value]) for n, value in benchmark.scores(outcomes).items()])
+        ]
+
+    plain = {"name": name, "title": name, "needs_judge": False, "highest": 1.0}
+    made = {"manifest": dict, "tables": tables, "caveats": lambda outcomes: []}
+    for attribute, value in (plain | made).items():
+        if not hasattr(benchmark, attribute):
+            setattr(benchmark, attribute, value)
+    return benchmark
 
 
 @runtime_checkable

@@ -34,7 +34,17 @@ from ..models.checkpoints.folder import whole_directory
 from ..models.checkpoints.hub import find_checkpoint, load_model
 from ..models.documents.rendering import write_atomically
 from ..models.sampler.generation import Sampling
-from .benchmark import AnswersItself, Benchmark, Given, Item, Writing, read_answers, score_answers, write_answers
+from .benchmark import (
+    AnswersItself,
+    Benchmark,
+    Given,
+    Item,
+    Writing,
+    completed,
+    read_answers,
+    score_answers,
+    write_answers,
+)
 from .entries import Copies
 from .folder import Journal, keep_manifest
 from .results import write_results
@@ -223,7 +233,8 @@ def limited(items: Sequence[Item], limit: int) -> list[Item]:
 def make_benchmark(config: EvalConfig, items: Sequence[Item]) -> Benchmark:
     """Raises InputError naming an option at fault."""
     read = {name: Path(path) if (path := getattr(config, name)) else None for name in ("data", "answers")}
-    return make(benchmark_of(config.benchmark), config.options, "options", filled={"items": items, **read})
+    found = benchmark_of(config.benchmark)
+    return completed(make(found, config.options, "options", filled={"items": items, **read}), found.label)
 
 
 def make_judge(config: EvalConfig, benchmark: Benchmark) -> ChatModel | None:
@@ -249,7 +260,7 @@ def manifest(
         **sources,
         "limit": config.limit,
         **writing,
-        "scoring": benchmark.manifest() if hasattr(benchmark, "manifest") else {},
+        "scoring": benchmark.manifest(),
         **({"files": files} if (files := {file.path.name: file.sha256 for file in used_files()}) else {}),
         "judge": judge.manifest() if judge else "exact verifiers",
         "created": time.strftime("%Y-%m-%d"),
