@@ -103,3 +103,66 @@ def test_a_file_of_sections_holds_nothing_else(tmp_path):
     file.write_text("grpo: [1]\n")
     with pytest.raises(InputError, match="grpo is no section"):
         parse(SCHEMAS["grpo"](), ["--config", str(file)], section="grpo")
+
+
+@pytest.fixture
+def no_weights(monkeypatch, tmp_path):
+    """Encoders are named and not loaded; what else is to be made appears in a folder of its own."""
+    from limner.rewards.encoders import consistency, image, text
+
+    monkeypatch.setattr(image, "LOADERS", dict.fromkeys(image.LOADERS, lambda *_: None))
+    monkeypatch.setattr(consistency.ImageEncoder, "load", lambda name, *_: consistency.PRESETS[name])
+    presets = {name: (lambda *_: None, against) for name, (_, against) in text.PRESETS.items()}
+    monkeypatch.setattr(text, "PRESETS", presets)
+    monkeypatch.chdir(tmp_path)
+
+
+def parts_of(config) -> dict[str, float]:
+    """The parts of a run's reward with their weights, each made of its options."""
+    from limner.rewards.build import build_reward
+
+    reward = build_reward(config)
+    asked = [vars(guard.reward.score) for guard in reward.guards if hasattr(guard.reward.score, "__dict__")]
+    models = {id(model): model for given in asked for model in given.values() if hasattr(model, "as_completed")}
+    for model in models.values():
+        model.close()
+    assert len(models) == len(config.endpoints), "who is named is asked, and once"
+    return {guard.name: weight for guard, weight in reward.parts}
+
+
+REWARDED = [
+    (name, section)
+    for name in packaged_names()
+    for section, settings in [
+        (None, read_yaml(ROOT / f"{name}.yaml")),
+        ("grpo", read_yaml(ROOT / f"{name}.yaml").get("grpo")),
+    ]
+    if name.startswith(("grpo/", "model/")) and "rewards" in (settings or {})
+]
+
+
+@pytest.mark.parametrize(("name", "section"), REWARDED)
+def test_rewards_of_a_shipped_configuration_can_be_made(name, section, no_weights):
+    """Each name is found, its options are right, and whom it asks is there."""
+    config, _ = parse(SCHEMAS["grpo"](), ["--config", name, *FLAGS["grpo"]], section=section)
+    weighed = [value if isinstance(value, int | float) else value.get("weight", 1) for value in config.rewards.values()]
+    assert [*parts_of(config).values()] == [float(weight) for weight in weighed if weight]
+
+
+def test_rewards_stand_where_they_are_read():
+    assert {name.partition("/")[0] for name, _ in REWARDED} == {"grpo", "model"}
+    for name in packaged_names():
+        inserts = "task: insertion" in (ROOT / f"{name}.yaml").read_text()  # its rewards are its own
+        if name.startswith(("grpo/", "model/")) and not inserts:
+            assert name in dict(REWARDED), f"{name}: names no rewards"
+
+
+@pytest.mark.parametrize("name", [name for name in packaged_names() if name.startswith("study/")])
+def test_rewards_of_a_shipped_study_can_be_made(name, tmp_path, no_weights):
+    from limner.studies.arms import grpo_settings
+    from limner.studies.config import flags
+
+    (config,) = parse(SCHEMAS["study"](), ["--config", name])
+    for arm in (arm for arm in config.arms.values() if arm.kind == "grpo"):
+        run, _ = grpo_settings(tmp_path, tmp_path, 0, flags({**config.grpo, **arm.grpo}))
+        assert "format" in parts_of(run) and len(parts_of(run)) == sum(map(bool, run.rewards.values()))

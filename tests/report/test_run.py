@@ -14,6 +14,8 @@ from limner.report.metrics import ARMS, METRICS, headline, verdicts
 from limner.report.page import Line, line_chart
 from limner.report.run import report_html, write_report
 
+from ..rewards.exact import STORIES
+
 HOSTILE = '</style></svg><script>alert(1)</script>"><img src=x onerror=alert(1)>'
 ABILITIES = ("understanding.vqa", "understanding.caption", "text_to_image.exact")
 
@@ -70,8 +72,8 @@ def training(steps: int = 40) -> list[dict]:
             "replay_gap/text": 10 ** rng.uniform(-6, -4),
             "replay_gap/image": 10 ** rng.uniform(-6, -4),
         }
-        for i, name in enumerate(("format", "text_plan", "image_plan", "image_sentence")):
-            row[f"rewards/{name}"] = min(1.0, (0.2 + 0.1 * i) + 0.5 * risen + rng.gauss(0, 0.03))
+        for i, name in enumerate(STORIES):
+            row[f"rewards/{name.replace('/', '_')}"] = min(1.0, (0.2 + 0.1 * i) + 0.5 * risen + rng.gauss(0, 0.03))
         for name, scale in (("kl", 0.02), ("entropy", 0.4), ("ratio", 1.0), ("clip_fraction", 0.1)):
             for modality in ("text", "image"):
                 row[f"{name}/{modality}"] = scale * rng.uniform(0.5, 1.0)
