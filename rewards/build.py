@@ -142,7 +142,8 @@ class Shared:
     def _shared(self, section: str, configs: Mapping[str, Any], name: Any, place: str, start: Callable) -> Any:
         if not isinstance(name, str) or name not in configs:
             known = f"there are {', '.join(configs)}" if configs else f"`{section}:` names none"
-            raise InputError(f"{place}: {name!r} is none of `{section}:`; {known}")
+            fault = "missing" if name is None else f"{name!r} is none of `{section}:`"
+            raise InputError(f"{place}: {fault}; {known}")
         if (section, name) not in self._made:
             self._made[section, name] = start(configs[name])
         return self._made[section, name]

@@ -103,7 +103,7 @@ ENDPOINTS = {"critic": CRITIC, "other": CRITIC}
     ("rewards", "endpoints", "words"),
     [
         ({"judge/helpfulness": 1}, {}, "rewards.judge/helpfulness.endpoint: missing; name one of `endpoints: {NAME: "),
-        ({"judge/helpfulness": 1}, ENDPOINTS, "rewards.judge/helpfulness.endpoint: .*; there are critic, other$"),
+        ({"judge/helpfulness": 1}, ENDPOINTS, "rewards.judge/helpfulness.endpoint: missing; there are critic, other$"),
         (
             {"judge/helpfulness": {"endpoint": "critc"}},
             ENDPOINTS,
