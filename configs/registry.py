@@ -36,7 +36,7 @@ PACKAGE = __name__.split(".")[0]
 NOT_SHIPPED = {"tests", "scripts", "docs", "build", "dist", "runs"}
 METHODS = {
     "reward": ("__call__",),
-    "benchmark": ("records", "aspects", "tasks", "scores", "tables"),
+    "benchmark": ("records", "aspects", "tasks", "scores"),
     "source": ("documents",),
     "prompt": ("__call__",),
     "strategy": ("__call__",),

@@ -47,10 +47,16 @@ class RewardSettings:
     """How pretrained encoders run, by a name of yours; `default` is that of parts that name none."""
 
     def __post_init__(self) -> None:
-        """A part that there is not should not wait for models to be loaded. Raises InputError."""
+        """What there is not should not wait for models to be loaded. Raises InputError that names all of it."""
+        faults = []
         for name, value in self.rewards.items():
-            find_reward(name, value)
-            weight_and_options(value, f"rewards.{name}")
+            try:
+                find_reward(name, value)
+                weight_and_options(value, f"rewards.{name}")
+            except InputError as error:
+                faults.append(str(error))
+        if faults:
+            raise InputError("; and ".join(faults))
 
 
 def build_reward(settings: RewardSettings, python: Mapping[str, Part] | None = None) -> HybridReward:
@@ -94,7 +100,9 @@ def weight_and_options(value: Any, place: str) -> tuple[float, dict[str, Any]]:
     else:
         weight, given = value, {}
     if type(weight) not in (int, float) or not 0 <= weight < math.inf:
-        raise InputError(f"{place}: {weight!r} is no weight; give a number of at least 0, or {{weight: 1, OPTION: ..}}")
+        raise InputError(
+            f"{place}: {weight!r} is no weight; give a number of at least 0 or {{weight: 1, OPTION: ..}}, or delete it"
+        )
     return float(weight), given
 
 

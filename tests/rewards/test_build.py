@@ -101,7 +101,8 @@ def test_what_is_no_weight_is_refused(weight):
     for value in (weight, {"weight": weight}):
         said = refused({"format": value})
         assert said == (
-            f"rewards.format: {weight!r} is no weight; give a number of at least 0, or {{weight: 1, OPTION: ..}}"
+            f"rewards.format: {weight!r} is no weight; give a number of at least 0 or {{weight: 1, OPTION: ..}}, "
+            "or delete it"
         )
 
 

@@ -104,3 +104,8 @@ def test_a_key_that_never_was():
     names = [*entries("reward")]
     for key, value in {"brevity": 1, "judge/helpfulness": None, "my.py:F": 1, "format": 1, "questions": {}}.items():
         assert new_form(key, value, names) == ""
+
+
+def test_all_keys_of_before_are_told_at_once():
+    said = refused(lambda: RewardSettings({"text_plan": 0, "format": 1, "judge": None, "brevty": 1}))
+    assert "picture_stories/text_plan" in said and "rewards.judge" in said and "'brevty'" in said
