@@ -1,1 +1,1 @@
-"""Runs that combine all of the above: the demo."""
+"""Runs that combine all of the above: the demo, ablation studies, benchmarks of speed."""

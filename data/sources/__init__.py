@@ -1,1 +1,1 @@
-"""Readers of outside data: Markdown folders, MRAMG-Bench files."""
+"""Readers of outside data, a file each: Markdown folders, MRAMG-Bench files, shards; and what they report."""
