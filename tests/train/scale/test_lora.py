@@ -44,7 +44,7 @@ def test_the_reference_is_the_model_without_its_adapter(make_policy, tmp_path):
 def test_a_run_writes_the_merged_model(make_policy, tmp_path):
     save(make_policy(0), tmp_path / "start")
     algorithm = AlgorithmConfig(entropy_bonus=PerModality(1.0, 1.0))  # the rewards find no difference
-    config = RunConfig(str(tmp_path / "start"), algorithm=algorithm, preflight=False, lora=LoraConfig(rank=4))
+    config = RunConfig(model=str(tmp_path / "start"), algorithm=algorithm, preflight=False, lora=LoraConfig(rank=4))
     args = settings(tmp_path / "run", save_strategy="steps", save_steps=1, learning_rate=0.1)
     trainer = run(config, args, prompts=PROMPTS)
     merged, start = load(tmp_path / "run" / "model"), load(tmp_path / "start")

@@ -58,7 +58,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 
 
 def test_a_resumed_run_says_what_it_changes_and_keeps_what_it_began_with(tmp_path, capsys):
-    config, args = RunConfig("start"), settings(tmp_path, max_steps=4)
+    config, args = RunConfig(model="start"), settings(tmp_path, max_steps=4)
     save_settings(tmp_path, None, config, args)
     make_checkpoints(tmp_path, 2)
     point = resume_point(tmp_path, "last")
