@@ -26,7 +26,7 @@ _HOMES = {
     "save": ("models.checkpoints.hub", "save_model"),
     "score": ("rewards.scoring", "score"),
     "train_grpo": ("train.from_python", "train_grpo"),
-    "write_shards": ("data.writing", "write_shards"),
+    "write_shards": ("data.from_python", "write_shards"),
 }
 """Where each public name comes from."""
 

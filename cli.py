@@ -196,9 +196,9 @@ def generate(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
 
     from .models.checkpoints.hub import load_model
+    from .models.documents.forms import make_prompt
     from .models.documents.rendering import check_suffix
     from .models.sampler.generation import Sampling
-    from .models.writing import make_prompt
 
     names = ("temperature", "top_p", "top_k", "guidance", "max_new_tokens", "max_images", "seed")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}

@@ -1,7 +1,7 @@
 """Packaged YAML configurations, found by name (`warmup/tiny`), and the reading of any configuration.
 
 A configuration is a few dataclasses: training arguments of transformers or TRL, and plain ones of ours. `parse` fills
-them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.text 0.5`), and dashes in it
+them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.format 0.5`), and dashes in it
 are underscores. TRL's parser defines the flags, but hands on untouched what was given, and `schema.build` checks every
 value: to argparse the YAML values would be defaults, and of those it checks none that is not a string. The help is made
 from the docstrings under the fields.

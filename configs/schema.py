@@ -326,4 +326,6 @@ def kind_name(kind: Any) -> str:
     """A type hint in words: `int`, `str | None`, `full | official`."""
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " | ".join("None" if member is types.NoneType else kind_name(member) for member in get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

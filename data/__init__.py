@@ -1,1 +1,1 @@
-"""Sources, shards, mixture, packing: everything between a file and a token sequence batch."""
+"""From outside data to batches of rows: sources, shards, mixture, packing; prompts, and tasks of an inserter."""

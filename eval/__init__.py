@@ -1,1 +1,1 @@
-"""Evaluation: generate, score, aggregate."""
+"""Evaluation: benchmarks written, scored and counted; before against after; whether a judge is any good."""

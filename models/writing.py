@@ -25,7 +25,6 @@ from ..configs.errors import InputError
 from ..configs.schema import Place, convert, fields_of, unknown_key
 from .documents.document import ImageSegment, InterleavedDocument
 from .documents.forms import Part, Picture, Prompt, kind_of, read_answer, read_prompt
-from .documents.forms import make_prompt as make_prompt
 from .documents.rendering import save
 from .log_probs import LogProbs, log_probs
 from .policy import UnifiedPolicy

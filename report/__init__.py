@@ -1,1 +1,1 @@
-"""The HTML pages people look at."""
+"""The HTML pages people look at, and releases with their model cards."""

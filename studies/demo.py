@@ -29,7 +29,7 @@ from ..configs.errors import InputError, run_or_exit
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
 from ..models.documents.rendering import write_atomically
-from ..report.run import write_report
+from ..report.demo import write_report
 from ..rewards.build import RewardSettings, build_reward
 from ..train.from_scratch.new_model import NewModelConfig
 from ..worlds.picture_stories.figures import score_stories

@@ -1,5 +1,6 @@
 """The wheel, built from a copy and installed where the checkout cannot be seen."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +13,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "models", "data", "retrieval", "rewards", "eval", "train", "report", "worlds", "studies")
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "runs", "shared", "*.egg-info", "__pycache__")
+PLUGIN = {
+    "pyproject.toml": """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "my-plugin"
+version = "1"
+[project.entry-points."limner.plugins"]
+mine = "my_plugin"
+""",
+    "my_plugin/__init__.py": '"""A package with a reward."""',
+    "my_plugin/rewards.py": """
+from limner.configs.registry import register
+
+
+@register("reward", "mine/brevity")
+class Brevity:
+    \"\"\"Short answers.\"\"\"
+
+    def __init__(self, words: int = 80):
+        self.words = words
+
+    def __call__(self, completions):
+        return [0.5 for _ in completions]
+""",
+}
+"""A package with a wheel of its own."""
 RESOLVE = """
 import limner, limner.configs as configs
 print(limner.__file__)
@@ -32,11 +62,7 @@ def test_wheel_runs_without_the_checkout(tmp_path):
     assert not {name.split("/")[1] for name in shipped} & {"setup.py", "tests", "scripts", "docs"}
     for path in source.rglob("*"):
         name = path.relative_to(source).as_posix()
-        if (
-            name.startswith(("configs/", "rewards/"))
-            and path.suffix == ".yaml"
-            or name == "train/from_scratch/english.txt"
-        ):
+        if name.partition("/")[0] in FOLDERS and path.suffix in (".py", ".yaml", ".css", ".js", ".txt"):
             assert f"limner/{name}" in shipped, f"{name} is not in the wheel"
 
     venv.create(home, with_pip=False)
@@ -51,6 +77,20 @@ def test_wheel_runs_without_the_checkout(tmp_path):
     limner = home / "bin" / "limner"
     assert "usage: limner" in call([limner, "--help"], cwd=elsewhere)
     assert "--new_model.layers" in call([limner, "warmup", "--help"], cwd=elsewhere)
+    named = {row["name"] for row in json.loads(call([limner, "list", "reward", "--json"], cwd=elsewhere))}
+    assert {"format", "judge/TEMPLATE", "picture_stories/text_plan"} <= named and "mine/brevity" not in named
+
+    plugin = tmp_path / "plugin"
+    for name, text in PLUGIN.items():
+        (plugin / name).parent.mkdir(parents=True, exist_ok=True)
+        (plugin / name).write_text(text)
+    call([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", plugin, plugin], cwd=tmp_path)
+    call([*pip, "--python", python, "install", "--no-deps", "--no-index", *plugin.glob("*.whl")], cwd=tmp_path)
+    rows = {row["name"]: row for row in json.loads(call([limner, "list", "reward", "--json"], cwd=elsewhere))}
+    assert named < {*rows} and rows["mine/brevity"]["does"] == "Short answers."
+    (option,) = rows["mine/brevity"]["options"]
+    assert (option["name"], option["default"]) == ("words", 80)
+
     origin, *found = call([python, "-c", RESOLVE], cwd=elsewhere).split()
     assert Path(origin).is_relative_to(local), f"limner came from {origin}"
     assert found and all(Path(path).is_relative_to(local) for path in found)

@@ -1,1 +1,1 @@
-"""The embedded worlds: each a room with all that is its own. They come in by the registry, like anybody's plug-in."""
+"""The embedded worlds, each a plug-in with all that is its own: picture stories, those with candidates, captions."""

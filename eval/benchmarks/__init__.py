@@ -1,1 +1,1 @@
-"""The benchmarks, a file or a room each."""
+"""The benchmarks: MMIE, InterleavedBench, MRAMG-Bench, POPE, MME, SEED-Bench, GenEval, DPG-Bench, FTII-Bench."""

@@ -1,1 +1,1 @@
-"""Base models, a file or a room each, behind the contract of `models.policy`."""
+"""Base models behind the contract of `models.policy`: any causal language model, Chameleon, Emu3, Janus."""

@@ -38,6 +38,8 @@ set `answer` to "" in limner.json for that."""
 
 @register("family", "chameleon")
 class ChameleonPolicy(SharedVocabularyPolicy):
+    """Chameleon and Anole: one head, picture codes among the text ids."""
+
     family = "chameleon"
     model_class = ChameleonForConditionalGeneration
     never_trained = ("model.vqmodel",)

@@ -75,6 +75,8 @@ def template_of(shape: tuple[int, int]) -> Template:
 
 @register("family", "emu3")
 class Emu3Policy(SharedVocabularyPolicy):
+    """Emu3: one head, picture codes among the text ids, rows that end."""
+
     family = "emu3"
     model_class = Emu3ForConditionalGeneration
     never_trained = ("model.vqmodel",)

@@ -40,6 +40,8 @@ PLACE = "PROMPT"
 
 @register("family", "shared_vocabulary")
 class SharedVocabularyPolicy(UnifiedPolicy):
+    """Any causal language model with picture codes behind its vocabulary: the embedded model, Liquid."""
+
     family = "shared_vocabulary"
 
     def __init__(self, model: PreTrainedModel, processor: Processor):

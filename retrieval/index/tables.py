@@ -1,4 +1,4 @@
-"""What the tables of an index hold and how they are asked; LanceDB itself is in `index.py`."""
+"""What the tables of an index hold and how they are asked; LanceDB itself is in `store.py`."""
 
 from __future__ import annotations
 

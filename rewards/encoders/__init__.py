@@ -1,1 +1,1 @@
-"""Rewards by pretrained encoders: picture and text, pictures among themselves, text and reference."""
+"""Rewards by pretrained encoders: image and text, pictures among themselves, text and reference."""

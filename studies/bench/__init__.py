@@ -1,1 +1,1 @@
-"""One file a `limner bench NAME`."""
+"""What `limner bench NAME` times, and the clock, models and baselines that it takes."""

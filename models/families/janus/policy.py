@@ -53,6 +53,8 @@ those that the tokenizer names."""
 
 @register("family", "janus")
 class JanusPolicy(UnifiedPolicy):
+    """Janus and Janus-Pro: a head for text, one for picture codes, and SigLIP for given pictures."""
+
     family = "janus"
     model_class = JanusForConditionalGeneration
     own_image_head = True

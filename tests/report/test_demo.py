@@ -10,9 +10,9 @@ from PIL import Image
 
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.report import page
+from limner.report.demo import report_html, write_report
 from limner.report.metrics import ARMS, METRICS, headline, verdicts
 from limner.report.page import Line, line_chart
-from limner.report.run import report_html, write_report
 
 from ..rewards.exact import STORIES
 

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from limner.configs.errors import InputError
+from limner.data.from_python import write_shards
 from limner.data.shards import read_documents
-from limner.data.writing import write_shards
 from limner.models.documents.document import InterleavedDocument
 from limner.models.documents.forms import document
 

@@ -11,7 +11,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.rewards.base import FAILED, Completion
 from limner.rewards.build import RewardSettings, build_reward, reward_parts
 from limner.rewards.encoders import pretrained
-from limner.rewards.encoders.image import PRESETS, ClipScorer, PictureTextReward, cosine_scores
+from limner.rewards.encoders.image_text import PRESETS, ClipScorer, PictureTextReward, cosine_scores
 from limner.rewards.encoders.pretrained import Encoder, EncoderConfig
 from limner.worlds.picture_stories.scenes import SCENES, story_prompt
 

@@ -2,7 +2,7 @@
 
 `metrics` is what the demo writes as metrics.json. What is missing of it is left out, with a note where it is missed:
 
-    arms.<name>         figures as in run_metrics.METRICS, each {"value", "low", "high", "n"}; "seconds";
+    arms.<name>         figures as in metrics.METRICS, each {"value", "low", "high", "n"}; "seconds";
                         "curve": [{"step", "seconds", "sampled_story_exact"}], with "low" and "high" where known;
                         "training": [{"step", "rewards/format", ...}]
     comparisons         [{"arm", "against", "metric", "value", "low", "high", "n"}]
