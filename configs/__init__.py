@@ -1,7 +1,7 @@
 """Packaged YAML configurations, found by name (`warmup/tiny`), and the reading of any configuration.
 
 A configuration is a few dataclasses: training arguments of transformers or TRL, and plain ones of ours. `parse` fills
-them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.format 0.5`), and dashes in it
+them from a YAML file, then from flags; a flag reaches into a section with dots (`--rewards.format 1`), and dashes in it
 are underscores. TRL's parser defines the flags, but hands on untouched what was given, and `schema.build` checks every
 value: to argparse the YAML values would be defaults, and of those it checks none that is not a string. The help is made
 from the docstrings under the fields.
@@ -25,7 +25,7 @@ import yaml
 from .commands import COMMANDS, sentence
 from .errors import InputError
 from .redaction import without_secrets
-from .registry import names_a_file
+from .registry import names_in
 from .schema import (
     Flag,
     Patch,
@@ -166,24 +166,11 @@ def resolved(*instances: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def _refuse_foreign_code(path: Path, mapping: dict[str, Any]) -> None:
     """What came with a checkpoint runs no code of its own. Raises InputError where it names a file or a module."""
     beside = any((folder / CHECKPOINT).is_file() for folder in (*path.absolute().parents,)[:2])
-    if (beside or HUB_CACHE.search(path.absolute().as_posix())) and (named := next(_files_in(mapping), None)):
+    if (beside or HUB_CACHE.search(path.absolute().as_posix())) and (named := next(names_in(mapping), None)):
         raise InputError(
             f"{path}: names {named}, and a configuration that came with a checkpoint may not; if you trust its code, "
             "copy the configuration into a folder of your own"
         )
-
-
-def _files_in(value: Any) -> Iterator[str]:
-    """Every `path/file.py:Name` and `package.module:Name` within mappings and lists."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _files_in(key)
-            yield from _files_in(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _files_in(inner)
-    elif names_a_file(value):
-        yield value
 
 
 def _section(mapping: dict[str, Any], section: str, source: str) -> dict[str, Any]:

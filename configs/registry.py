@@ -18,7 +18,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -212,9 +212,21 @@ def plugin_file(path: str, place: str = "") -> PluginFile:
     return _files[full]
 
 
-def used_files() -> list[PluginFile]:
-    """The files that this process has run because a configuration named them."""
-    return [_files[path] for path in sorted(_files)]
+def names_in(value: Any) -> Iterator[str]:
+    """Every `path/file.py:Name` and `package.module:Name` within mappings and lists."""
+    if isinstance(value, Mapping):
+        yield from names_in([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from names_in(inner)
+    elif names_a_file(value):
+        yield value
+
+
+def files_in(settings: Any) -> list[PluginFile]:
+    """The files that settings name, in their alphabet. Raises InputError for one that is missing or raises."""
+    places = {name.rpartition(":")[0] for name in names_in(settings)}
+    return [plugin_file(place) for place in sorted(places) if place.endswith(".py")]
 
 
 def names_a_file(text: object) -> bool:

@@ -27,7 +27,7 @@ import torch
 from ..configs import build, parse, save_resolved
 from ..configs.errors import InputError
 from ..configs.options import make
-from ..configs.registry import Found, find, used_files
+from ..configs.registry import Found, files_in, find
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.chat.requests import ChatModel
 from ..models.checkpoints.folder import whole_directory
@@ -248,6 +248,7 @@ def manifest(
 ) -> dict[str, Any]:
     """All that the results depend on, and the day they were begun."""
     writing: dict[str, Any] = {}
+    files = files_in([config.benchmark])
     if config.model:
         prompt = {"text": config.prompt, "sha256": hashlib.sha256(config.prompt.encode()).hexdigest()}
         model = {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))}
@@ -261,7 +262,7 @@ def manifest(
         "limit": config.limit,
         **writing,
         "scoring": benchmark.manifest(),
-        **({"files": files} if (files := {file.path.name: file.sha256 for file in used_files()}) else {}),
+        **({"files": {file.path.name: file.sha256 for file in files}} if files else {}),
         "judge": judge.manifest() if judge else "exact verifiers",
         "created": time.strftime("%Y-%m-%d"),
     }

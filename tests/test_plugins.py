@@ -103,7 +103,7 @@ def test_what_came_with_a_checkpoint_names_no_files(folder):
     for config, named in (("model/training/1-grpo.yaml", "my_plugin.py:Blue"), (str(hub / "mine.yaml"), "my_package")):
         with pytest.raises(InputError, match=f"names {named}.* may not; .* copy the configuration"):
             grpo(["--config", config, "--model", "model", "--prompts", "wishes.jsonl"])
-    assert not registry.used_files(), "it has not even been run"
+    assert not registry._files, "it has not even been run"
     settings = json.loads(Path("model/limner.json").read_text())
     Path("model/limner.json").write_text(json.dumps({**settings, "family": "my_plugin.py:Blue"}))
     with pytest.raises(InputError, match="limner.json: my_plugin.py:Blue: what came with a checkpoint may not name"):

@@ -83,7 +83,7 @@ def run(
     check_trackers(args)
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
     trainer = make_trainer(config, args, policy, prompts, rewards)
-    check_plugins(resume)
+    check_plugins(resume, config)
     if config.preflight:
         trainer.add_callback(Preflight(trainer))
     for callback in callbacks:

@@ -13,11 +13,11 @@ from limner.configs.errors import InputError
 from limner.configs.registry import (
     NOUNS,
     entries,
+    files_in,
     find,
     fitting,
     label_of,
     names_a_file,
-    used_files,
 )
 
 BREVITY = '''
@@ -154,7 +154,7 @@ def test_a_file_is_run_once_and_kept_as_it_was(tmp_path):
     first = find("reward", f"{path}:one").thing
     path.write_text("def one(completions): return [1.0]\n")
     assert find("reward", f"{path}:one").thing is first and log.read_text() == "x"
-    (kept,) = [file for file in used_files() if file.path == path]
+    (kept,) = files_in({"rewards": {f"{path}:one": {"weight": 1}}, "device": "cuda:1"})
     assert kept.source == source and kept.sha256 == hashlib.sha256(source).hexdigest()
 
 

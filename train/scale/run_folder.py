@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
-from ...configs.registry import used_files
+from ...configs.registry import files_in
+from ...configs.schema import plain
 from ...models.documents.rendering import write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
@@ -90,13 +91,13 @@ def save_settings(output_dir: Path, resume: str | None, *settings: Any) -> None:
                 write_atomically(kept, earlier.read_bytes())
             print(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
     save_resolved(output_dir / CONFIG, *settings)
-    keep_plugins(output_dir)
+    keep_plugins(output_dir, settings)
 
 
-def keep_plugins(output_dir: Path) -> None:
+def keep_plugins(output_dir: Path, settings: Sequence[Any]) -> None:
     """Copies of the files that the settings named, and their digests: what the run was trained with stays with it."""
     rows = []
-    for file in used_files():
+    for file in files_in(plain(settings)):
         copy = f"{PLUGINS}/{file.path.stem}-{file.sha256[:8]}.py"
         (output_dir / PLUGINS).mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / copy, file.source)
@@ -114,11 +115,11 @@ def read_plugins(output_dir: Path) -> list[dict[str, str]]:
         return [{name: str(row[name]) for name in ("file", "sha256", "copy")} for row in json.loads(path.read_bytes())]
 
 
-def check_plugins(resume: str | None) -> None:
+def check_plugins(resume: str | None, *settings: Any) -> None:
     """Raises InputError where a resumed run would go on with another file than it began with."""
     if resume is None:
         return
-    now = {file.path.name: file for file in used_files()}
+    now = {file.path.name: file for file in files_in(plain(settings))}
     for row in read_plugins(Path(resume).parent):
         file = now.get(row["file"])
         if file is not None and file.sha256 != row["sha256"]:
