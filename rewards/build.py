@@ -48,6 +48,8 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         """What there is not should not wait for models to be loaded. Raises InputError that names all of it."""
+        if not isinstance(self.rewards, Mapping):
+            raise InputError(f"rewards: expected parts by name, {{NAME: WEIGHT}}, got {self.rewards!r}")
         faults = []
         for name, value in self.rewards.items():
             try:
