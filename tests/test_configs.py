@@ -108,9 +108,9 @@ def test_a_file_of_sections_holds_nothing_else(tmp_path):
 @pytest.fixture
 def no_weights(monkeypatch, tmp_path):
     """Encoders are named and not loaded; what else is to be made appears in a folder of its own."""
-    from limner.rewards.encoders import consistency, image, text
+    from limner.rewards.encoders import consistency, image_text, text
 
-    monkeypatch.setattr(image, "LOADERS", dict.fromkeys(image.LOADERS, lambda *_: None))
+    monkeypatch.setattr(image_text, "LOADERS", dict.fromkeys(image_text.LOADERS, lambda *_: None))
     monkeypatch.setattr(consistency.ImageEncoder, "load", lambda name, *_: consistency.PRESETS[name])
     presets = {name: (lambda *_: None, against) for name, (_, against) in text.PRESETS.items()}
     monkeypatch.setattr(text, "PRESETS", presets)
