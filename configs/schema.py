@@ -137,15 +137,20 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 
 def field_path(path: Sequence[str], kind: Any) -> list[str]:
     """A flag's path into a value of this type, as its fields are spelled (`text-plan` is text_plan); the keys of a
-    mapping stay as they are, and one with a colon keeps its dots: `my_rewards.py:Brevity`."""
+    mapping stay as they are, and one with a colon, a version or a file of YAML keeps its dots:
+    `my_rewards.py:Brevity`, `judge/helpfulness.v1`, `judge/mine.yaml`."""
     if not path:
         return []
-    if is_mapping(kind) and (end := next((at for at, word in enumerate(path) if ":" in word), 0)):
+    if is_mapping(kind) and (end := max(at * _ends_a_key(word, path[0]) for at, word in enumerate(path))):
         path = [".".join(path[: end + 1]), *path[end + 1 :]]
     if section := section_of(kind):
         name = path[0].replace("-", "_")
         return [name, *field_path(path[1:], fields_of(section).get(name, Any))]
     return [path[0], *field_path(path[1:], (get_args(kind) or (Any,))[-1])]
+
+
+def _ends_a_key(word: str, first: str) -> bool:
+    return ":" in word or ("/" in first and re.fullmatch(r"v\d+|yaml", word) is not None)
 
 
 @cache

@@ -54,6 +54,22 @@ def refused(rewards, **others) -> str:
 # ---- names and weights ----
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--rewards.judge/text_relevance.v1", "2"], {"judge/text_relevance.v1": 2}),
+        (["--rewards.judge/helpfulness.v1.weight", "2"], {"judge/helpfulness.v1": {"weight": 2}}),
+        (["--rewards.judge/helpfulness.weight", "2"], {"judge/helpfulness": {"weight": 2}}),
+        (["--rewards.judge/mine.v2.yaml.weight", "2"], {"judge/mine.v2.yaml": {"weight": 2}}),
+        (["--rewards.judge/mine.yaml=2"], {"judge/mine.yaml": 2}),
+        (["--rewards.mine.py:Brevity.words", "3"], {"mine.py:Brevity": {"words": 3}}),
+    ],
+)
+def test_a_flag_names_a_versioned_template(flags, expected):
+    settings, *_ = parse((RewardSettings,), flags)
+    assert settings.rewards == {"format": 1.0, **expected}
+
+
 def test_without_settings_format_is_the_reward():
     reward = build_reward(RewardSettings())
     assert [(guard.name, weight) for guard, weight in reward.parts] == [("format", 1.0)]
@@ -145,7 +161,10 @@ def test_two_parts_of_one_name(mine):
         ({"mine.py:Brevity": {"words": 1.5}}, "rewards.mine.py:Brevity: words: expected int, got 1.5"),
         ({"mine.py:Steps": {"earn": 1}}, "rewards.mine.py:Steps: earn: unknown key; did you mean earns?"),
         ({"mine.py:trl": {"outline": 1}}, "rewards.mine.py:trl: outline: unknown key; known: "),
-        ({"mine.py:nothing": 1}, "rewards.mine.py:nothing: takes nothing; a reward is a function of completions"),
+        (
+            {"mine.py:nothing": 1},
+            "rewards.mine.py:nothing: takes no completions; a reward is a function of completions",
+        ),
         ({"mine.py:Brevty": 1}, "rewards: mine.py: has no 'Brevty'; did you mean Brevity"),
         ({"nowhere.py:Brevity": 1}, "rewards: nowhere.py: no such file; name a Python file and what it defines"),
         ({"nowhere_at_all.rewards:Brevity": 1}, "rewards: nowhere_at_all.rewards: no such module is installed"),
@@ -231,7 +250,7 @@ class Scorer:
     [
         ({"mine": (Scorer, 1)}, "reward 'mine': give a function of completions, or an object with __call__"),
         ({"mine": (0.5, 1)}, "reward 'mine': give a function of completions, or an object with __call__"),
-        ({"mine": (lambda: [], 1)}, "reward 'mine': takes nothing; a reward is a function of completions"),
+        ({"mine": (lambda: [], 1)}, "reward 'mine': takes no completions; a reward is a function of completions"),
         ({"mine": (Scorer(), -1)}, "reward 'mine': -1 is no weight"),
         ({"mine": (Scorer(), True)}, "reward 'mine': True is no weight"),
         ({"format": (Scorer(), 1)}, "two parts are called format"),
