@@ -309,7 +309,7 @@ WRITER = """
 import itertools, sys
 sys.path.insert(0, {folder!r})
 from small_encoders import Colours, Words, document
-from limner.retrieval import index as module
+from limner.retrieval.index import store as module
 from limner.retrieval.index.encoders import Encoders
 module.BATCH_DOCUMENTS = 2
 index = module.Index.open({place!r}, Encoders(Words(), Colours()))
