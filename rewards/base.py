@@ -27,8 +27,9 @@ class Completion:
 class RewardOutput:
     """Scores of a batch of R completions. None means "does not apply", NaN (`FAILED`) that the scoring failed.
 
-    Neither is ever a zero. A weighted mean goes over the parts that apply; with one that failed there is none, because
-    it could not be compared with those of the same group.
+    Neither is ever a zero. What the answer lacks although it was asked for is no None but a low score. A weighted mean
+    has a rule for what does not apply (`hybrid.PartRule`); with a part that failed there is no mean, because it could
+    not be compared with those of the same group.
     """
 
     outcome: list[float | None]
@@ -39,6 +40,20 @@ class RewardOutput:
     """Named parts of the outcome, for people."""
     failed: dict[str, int] = field(default_factory=dict)
     """How many scorings failed, by kind; a guard counts them."""
+    parts: dict[str, PartScores] = field(default_factory=dict)
+    """What a weighted mean was taken of, for those who compare part by part; none where the score is no such mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartScores:
+    """One part as it entered a weighted mean: what has no mean (something failed, nothing applies) is None in all."""
+
+    weight: float
+    floor: float
+    """Spread in a group below which the part's scores are not stretched any further."""
+    outcome: list[float | None]
+    """With the stated value in place of a score that does not apply."""
+    segments: list[list[float | None]]
 
 
 class Reward(Protocol):

@@ -6,6 +6,7 @@ rewards:
   format: 1
   judge/text_relevance: {weight: 1, endpoint: critic}
   image/clipscore: 1
+  consistency/dino: {weight: 0.5, absent: 0}
   my_rewards.py:Brevity: {weight: 0.5, words: 80}
 """
 
@@ -20,14 +21,14 @@ from typing import Any
 from ..configs import registry
 from ..configs.errors import InputError
 from ..configs.options import check, make, options_of
-from ..configs.schema import fields_of
+from ..configs.schema import Place, build, fields_of
 from ..models.chat.choice import SharedEndpoint, shared_model
 from ..models.chat.requests import ChatModel
 from .base import Reward
 from .encoders.pretrained import Encoder, EncoderConfig
-from .forms import AdaptedReward, filled
+from .forms import AdaptedReward, check_call, filled
 from .guard import GuardedReward, RewardGuardConfig
-from .hybrid import HybridReward
+from .hybrid import HybridReward, PartRule
 from .renamed import new_form
 
 Part = tuple[Reward, float]
@@ -39,7 +40,9 @@ class RewardSettings:
 
     rewards: dict[str, Any] = field(default_factory=lambda: {"format": 1.0})
     """Parts by name, `NAME: WEIGHT` or `NAME: {weight: W, OPTION: VALUE}`: one of `limner list reward`,
-    path/to/file.py:Name or package.module:Name. A weight of 0 leaves it out; flags add to what a file says."""
+    path/to/file.py:Name or package.module:Name. A weight of 0 leaves it out; flags add to what a file says. Beside
+    options of its own each part has `absent`, what an answer counts as that it does not apply to (worst, mean,
+    leave-out or a number), and `floor`, for `reward_aggregation: normalise-then-sum` (`docs/rewards.md`)."""
     reward_guard: RewardGuardConfig = field(default_factory=RewardGuardConfig)
     endpoints: dict[str, SharedEndpoint] = field(default_factory=dict)
     """Models that parts ask, by a name of yours."""
@@ -54,7 +57,7 @@ class RewardSettings:
         for name, value in self.rewards.items():
             try:
                 find_reward(name, value)
-                weight_and_options(value, f"rewards.{name}")
+                terms_of(value, f"rewards.{name}")
             except InputError as error:
                 faults.append(str(error))
         if faults:
@@ -69,7 +72,8 @@ def build_reward(settings: RewardSettings, python: Mapping[str, Part] | None = N
     guard = settings.reward_guard
     parts = [*reward_parts(settings), *python_parts(python or {})]
     refuse_twice([part.name for part, _ in parts])
-    return HybridReward([(GuardedReward(part, guard.timeout, guard.patience), weight) for part, weight in parts])
+    rules = {find_reward(n, v).label: terms_of(v, f"rewards.{n}")[1] for n, v in settings.rewards.items()}
+    return HybridReward([(GuardedReward(part, guard.timeout, guard.patience), weight) for part, weight in parts], rules)
 
 
 def reward_parts(settings: RewardSettings) -> list[Part]:
@@ -79,7 +83,7 @@ def reward_parts(settings: RewardSettings) -> list[Part]:
     for name, value in settings.rewards.items():
         place = f"rewards.{name}"
         found = find_reward(name, value)
-        weight, options = weight_and_options(value, place)
+        weight, _, options = terms_of(value, place)
         if weight:
             parts.append((shared.make(found, options, place), weight))
     refuse_twice([part.name for part, _ in parts])
@@ -89,13 +93,15 @@ def reward_parts(settings: RewardSettings) -> list[Part]:
 def find_reward(name: str, value: Any) -> registry.Found:
     """Raises InputError; for a key of limner 0.1 it shows the new form."""
     try:
-        return registry.find("reward", name, "rewards")
+        found = registry.find("reward", name, "rewards")
     except InputError as error:
         raise InputError(new_form(name, value, [*registry.entries("reward")]) or str(error)) from error
+    check_call(found.thing, f"rewards.{name}")
+    return found
 
 
-def weight_and_options(value: Any, place: str) -> tuple[float, dict[str, Any]]:
-    """Of `WEIGHT` or `{weight: WEIGHT, OPTION: ...}`; a weight that is not given is 1."""
+def terms_of(value: Any, place: str) -> tuple[float, PartRule, dict[str, Any]]:
+    """Weight, rule and options of `WEIGHT` or `{weight: WEIGHT, absent: .., OPTION: ..}`; a weight not given is 1."""
     if isinstance(value, Mapping):
         given = dict(value)
         weight = given.pop("weight", 1.0)
@@ -105,7 +111,8 @@ def weight_and_options(value: Any, place: str) -> tuple[float, dict[str, Any]]:
         raise InputError(
             f"{place}: {weight!r} is no weight; give a number of at least 0 or {{weight: 1, OPTION: ..}}, or delete it"
         )
-    return float(weight), given
+    rule = {name: given.pop(name) for name in fields_of(PartRule) if name in given}
+    return float(weight), build(PartRule, rule, Place(place)), given
 
 
 def python_parts(callables: Mapping[str, Part]) -> list[Part]:
@@ -115,8 +122,8 @@ def python_parts(callables: Mapping[str, Part]) -> list[Part]:
             raise InputError(
                 f"reward {name!r}: give a function of completions, or an object with __call__(completions)"
             )
-        filled(score, f"reward {name!r}")
-        weight_and_options(weight, f"reward {name!r}")
+        check_call(score, f"reward {name!r}")
+        terms_of(weight, f"reward {name!r}")
     return [(AdaptedReward(name, score), float(weight)) for name, (score, weight) in callables.items() if weight]
 
 
@@ -137,7 +144,7 @@ class Shared:
         by_name = {ChatModel: self.endpoint, Encoder: self.encoder}
         if inspect.isclass(found.thing):
             return AdaptedReward(found.label, make(found, options, place, by_name))
-        own = options_of(found.thing, filled(found.thing, place), place)
+        own = options_of(found.thing, filled(found.thing), place)
         checked = check(own, options, place, by_name)
         return AdaptedReward(found.label, found.thing, {name: getattr(checked, name) for name in fields_of(own)})
 

@@ -48,17 +48,38 @@ def is_trl_form(score: Callable[..., Any]) -> bool:
     return "completions" in names and ("prompts" in names or _takes_all(score))
 
 
-def filled(score: Any, place: str) -> tuple[str, ...]:
-    """Parameters of a function that are no options: TRL's are all columns, else the completions alone come first.
-
-    Raises InputError, beginning with the place, for a function that takes nothing.
-    """
+def filled(score: Any) -> tuple[str, ...]:
+    """Parameters of a function that are no options: TRL's are all columns, else the completions alone come first."""
     if not inspect.isroutine(score):
         return ()
     names = tuple(inspect.signature(score).parameters)
-    if not names:
-        raise InputError(f"{place}: takes nothing; a reward is a function of completions")
     return names if is_trl_form(score) else names[:1]
+
+
+def check_call(score: Any, place: str) -> None:
+    """Raises InputError, beginning with the place, for what could not be called with completions.
+
+    score: a function, a class (its instances are called) or an object with `__call__`.
+    """
+    of_class = inspect.isclass(score)
+    call = score.__call__ if of_class else score
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):  # a built-in says nothing of its own
+        return
+    if is_trl_form(call):
+        return
+    if of_class and not isinstance(inspect.getattr_static(score, "__call__"), staticmethod | classmethod):
+        parameters = [p for number, p in enumerate(parameters) if number or p.kind is p.VAR_POSITIONAL]  # without self
+    form = "__call__(self, completions)" if of_class else "a function of completions"
+    if not parameters or parameters[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        raise InputError(f"{place}: takes no completions; a reward is {form}")
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    asked = [p.name for p in parameters[1:] if p.default is p.empty and p.kind not in starred]
+    if of_class and asked:
+        raise InputError(
+            f"{place}: __call__ asks for {asked[0]!r}, which nothing gives; options belong to the constructor"
+        )
 
 
 def trl_columns(score: Callable[..., Any], completions: Sequence[Completion]) -> dict[str, Any]:

@@ -1,35 +1,67 @@
-"""The hybrid reward: a weighted mean of named rewards, outcome and process alike."""
+"""The hybrid reward: a weighted mean of named rewards, outcome and process alike.
+
+A part that does not apply to an answer has a rule (`PartRule.absent`). Left out of the mean it would pay for whatever
+keeps it from applying: with image consistency at 0.5 in a mean of good scores, the answer with one picture, which has
+nothing to compare, earns more than the same answer with two. The rule is one of outcomes. A segment that is there keeps
+the mean of the parts that score it: the first picture has no predecessor in any answer, and segments are compared with
+their like. A segment that is not there is the affair of the advantages.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Annotated, Any, Literal
 
 from ..configs.errors import InputError
-from .base import Completion, Reward, RewardOutput
+from ..configs.schema import Range
+from .base import Completion, PartScores, Reward, RewardOutput
 from .guard import GuardedReward
 
 
+@dataclass(frozen=True, slots=True)
+class PartRule:
+    """What the hybrid does with a part beside weighing it."""
+
+    absent: Literal["worst", "mean", "leave-out"] | Annotated[float, Range(0, 1)] = "worst"
+    """What an answer counts as that the part does not apply to: the worst score of the part among the answers to the
+    same prompt, so that getting rid of a part never pays; their mean, which is neutral; a number; or nothing
+    (`leave-out`: the mean goes over the others). A part that applies to no answer of a group is left out of it."""
+    floor: Annotated[float, Range(0, 1)] = 1e-3
+    """Spread in a group below which scores are not stretched any further; `reward_aggregation: normalise-then-sum`
+    alone divides by the spread of a part."""
+
+
 class HybridReward:
-    """Weighted mean over the parts that apply, so that a missing score is never a zero; all parts go from 0 to 1.
+    """Weighted mean of parts that go from 0 to 1; a missing score is never a zero by accident.
 
     Where a part has failed there is no mean (None): of the others alone it would be another measure than that of the
-    group it is compared with. Of the outcome and of each segment by itself.
+    group it is compared with. Of the outcome and of each segment by itself. Answers belong to a group where id and text
+    of their prompts agree.
     """
 
     name = "hybrid"
 
-    def __init__(self, parts: Sequence[tuple[Reward, float]]):
+    def __init__(self, parts: Sequence[tuple[Reward, float]], rules: Mapping[str, PartRule] | None = None):
+        """rules: by the name of a part; one that has none goes by the defaults."""
         if not parts or any(weight < 0 for _, weight in parts) or not any(weight for _, weight in parts):
             raise InputError("rewards: give at least one reward with a positive weight, and none with a negative one")
         self.parts = list(parts)
+        self.rules = [(rules or {}).get(reward.name, PartRule()) for reward, _ in self.parts]
+        self.over_ranks: Callable[[list[Any]], list[Any]] = list
+        """A list of this process to that of all: a group may straddle them. A trainer puts its own here, and then all
+        processes call the reward together."""
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         outputs = [(reward, weight, self._checked(reward, completions)) for reward, weight in self.parts]
         breakdown = {reward.name: [known(score) for score in output.outcome] for reward, _, output in outputs}
         rows = range(len(completions))
-        outcome = [weighted_mean([(output.outcome[i], weight) for _, weight, output in outputs]) for i in rows]
+        columns = self._completed(completions, [output.outcome for _, _, output in outputs])
+        weights = [weight for _, weight in self.parts]
+        outcome = [weighted_mean([*zip(scores, weights, strict=True)]) for scores in zip(*columns, strict=True)]
         segments = [
             [
                 weighted_mean([(output.segments[i][k], weight) for _, weight, output in outputs])
@@ -37,7 +69,40 @@ class HybridReward:
             ]
             for i, c in enumerate(completions)
         ]
-        return RewardOutput(outcome, segments, breakdown)
+        parts = {
+            reward.name: PartScores(
+                weight,
+                rule.floor,
+                [column[i] if outcome[i] is not None else None for i in rows],
+                [
+                    [score if of_all is not None else None for score, of_all in zip(*both, strict=True)]
+                    for both in zip(output.segments, segments, strict=True)
+                ],
+            )
+            for (reward, weight, output), column, rule in zip(outputs, columns, self.rules, strict=True)
+            if weight
+        }
+        return RewardOutput(outcome, segments, breakdown, parts=parts)
+
+    def _completed(
+        self, completions: Sequence[Completion], columns: list[list[float | None]]
+    ) -> list[list[float | None]]:
+        """Outcomes by part, what its rule says where it does not apply."""
+        if not any(self.over_ranks([any(None in column for column in columns)])):
+            return columns
+        groups = [(completion.prompt.id, completion.prompt.text) for completion in completions]
+        scored: dict[tuple[Any, int], list[float]] = defaultdict(list)
+        for group, *scores in self.over_ranks([*zip(groups, *columns, strict=True)]):
+            for part, score in enumerate(scores):
+                if known(score) is not None:
+                    scored[group, part].append(score)
+        return [
+            [
+                stand_in(rule, scored[group, part]) if score is None else score
+                for group, score in zip(groups, column, strict=True)
+            ]
+            for part, (rule, column) in enumerate(zip(self.rules, columns, strict=True))
+        ]
 
     def segment_breakdown(self, completion: Completion) -> list[dict[str, float | None]]:
         """The parts of each segment's score, for a report."""
@@ -73,6 +138,15 @@ class HybridReward:
         if any(score is not None and math.isinf(score) for score in scores):
             raise InputError(f"reward {reward.name!r} gave an infinite score; one that failed is NaN")
         return output
+
+
+def stand_in(rule: PartRule, scored: Sequence[float]) -> float | None:
+    """What stands for a score that does not apply, from those of the part in the group; None where nothing does."""
+    if not isinstance(rule.absent, str):
+        return rule.absent
+    if rule.absent == "leave-out" or not scored:
+        return None
+    return min(scored) if rule.absent == "worst" else fmean(scored)
 
 
 def weighted_mean(scores: list[tuple[float | None, float]]) -> float | None:

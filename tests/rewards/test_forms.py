@@ -12,7 +12,7 @@ from PIL import Image
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
-from limner.rewards.forms import AdaptedReward, filled, is_trl_form, trl_columns
+from limner.rewards.forms import AdaptedReward, check_call, filled, is_trl_form, trl_columns
 from limner.rewards.guard import GuardedReward
 
 GIVEN = Image.new("RGB", (4, 4), "red")
@@ -159,15 +159,58 @@ def test_columns_are_only_those_that_are_asked_for():
 )
 def test_trls_form_is_told_by_its_parameters(function, is_trl):
     assert is_trl_form(function) is is_trl
-    assert filled(function, "here") == (
-        tuple(function.__code__.co_varnames) if is_trl else (function.__code__.co_varnames[0],)
-    )
+    assert filled(function) == (tuple(function.__code__.co_varnames) if is_trl else (function.__code__.co_varnames[0],))
 
 
-def test_a_function_that_takes_nothing_is_refused():
-    with pytest.raises(InputError, match="^rewards.mine.py:f: takes nothing; a reward is a function of completions$"):
-        filled(lambda: [], "rewards.mine.py:f")
-    assert filled(type("Mine", (), {"__call__": lambda self, rows: []})(), "here") == ()
+def made(**methods):
+    return type("Mine", (), methods)
+
+
+FUNCTION = "takes no completions; a reward is a function of completions"
+CLASS = "takes no completions; a reward is __call__(self, completions)"
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (lambda: [], FUNCTION),
+        (lambda *, words=3: [], FUNCTION),
+        (lambda **options: [], FUNCTION),
+        (made(__call__=lambda self: []), CLASS),
+        (made(__call__=lambda self, *, words=3: []), CLASS),
+        (made(__call__=staticmethod(lambda: [])), CLASS),
+        (made(__call__=lambda self: [])(), FUNCTION),
+        (
+            made(__call__=lambda self, rows, words: []),
+            "__call__ asks for 'words', which nothing gives; options belong to the constructor",
+        ),
+    ],
+)
+def test_what_takes_no_completions_is_refused(score, words):
+    with pytest.raises(InputError) as refused:
+        check_call(score, "rewards.mine.py:f")
+    assert str(refused.value) == f"rewards.mine.py:f: {words}"
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda rows: [],
+        lambda rows, words=3: [],
+        lambda *rows: [],
+        lambda prompts, completions, **columns: [],
+        lambda *, completions, **columns: [],
+        made(__call__=lambda self, rows: []),
+        made(__call__=lambda *everything: []),
+        made(__call__=lambda self, prompts, completions, **columns: []),
+        made(__call__=staticmethod(lambda rows: [])),
+        made(__call__=lambda self, rows: [])(),
+        max,
+    ],
+)
+def test_what_takes_completions_passes(score):
+    check_call(score, "here")
+    assert filled(made(__call__=lambda self, rows: [])()) == ()
 
 
 # ---- what is awaited ----

@@ -10,7 +10,7 @@ from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.build import RewardSettings, build_reward
-from limner.rewards.hybrid import HybridReward
+from limner.rewards.hybrid import HybridReward, PartRule
 from limner.rewards.rules.format import FormatReward
 from limner.worlds.picture_stories.scenes import draw_scene, parse_scene, story, story_prompt
 
@@ -228,7 +228,8 @@ def test_a_missing_score_is_never_a_zero():
             (Fixed("a", [0.5, None], [[1.0, None], [None]]), 1.0),
             (Fixed("b", [None, None], [[None, None], [None]]), 3.0),
             (Fixed("c", [1.0, None], [[0.0, 0.5], [None]]), 2.0),
-        ]
+        ],
+        dict.fromkeys("abc", PartRule(absent="leave-out")),
     )
     output = hybrid(TWO)
     assert output.outcome == [pytest.approx(2.5 / 3), None]
