@@ -1,8 +1,9 @@
 """Do the pictures of an answer belong together? Cosines of image embeddings: DINOv2, and CLIP-I of DreamBooth.
 
 A picture's segment score is its likeness to the picture before it, the first one's to the last picture of the prompt.
-The outcome is the mean over all pairs of the answer's pictures and that one, so that slow drift shows. An answer with
-nothing to compare has no score: fewer pictures are `format`'s and `structure`'s to punish.
+The outcome is the mean over all pairs of the answer's pictures and that one, so that slow drift shows. Each picture
+that the prompt says it wants (`meta["structure"]`, an outline) and the answer lacks has all its pairs at 0. Where the
+prompt says nothing, an answer with nothing to compare has no score, and the hybrid's rule holds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
+from math import comb
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from transformers import AutoImageProcessor
 from ...configs.registry import register
 from ...models.documents.document import ImageSegment, Segment
 from ..base import FAILED, Completion, RewardOutput
+from .pictures import asked_pictures
 from .pretrained import Encoder, batches, load_pretrained, preset_of
 
 
@@ -91,8 +94,10 @@ class ConsistencyReward:
                 if place is not None:
                     scores[place] = FAILED
             pairs = [likeness[one][other] for one, other in combinations(range(len(row)), 2)]
+            missing = max(0, asked_pictures(completion.prompt) - len(completion.answer.images))
+            due = comb(len(row) + missing, 2)
             segments.append(scores)
-            outcome.append(sum(pairs) / len(pairs) if pairs else FAILED if unreadable else None)
+            outcome.append(FAILED if unreadable and not pairs else sum(pairs) / due if due else None)
         count = sum(map(len, failed))
         return RewardOutput(outcome, segments, failed={"image": count} if count else {})
 

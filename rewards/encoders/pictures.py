@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ...models.documents.document import ImageSegment, Segment, TextSegment
+from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ..base import FAILED, Completion, RewardOutput
-from ..rules.structure import planned_pictures, words
+from ..rules.structure import asked_structures, planned_pictures, words
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,11 @@ def mean_of_pictures(
         applies = known or (missing and not shown)
         outcome.append(sum(known) / (len(known) + missing) if applies else FAILED if lost else None)
     return RewardOutput(outcome, segments, failed={"image": len(failed)} if failed else {})
+
+
+def asked_pictures(prompt: InterleavedDocument) -> int:
+    """How many pictures a prompt says that it wants; 0 where it says nothing, for then none is missing."""
+    return planned_pictures(prompt) if asked_structures(prompt) else 0
 
 
 def known_scores(scores: Iterable[float | None]) -> tuple[list[float], int]:

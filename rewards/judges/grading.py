@@ -30,7 +30,7 @@ from ...configs.registry import register
 from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Reply, Request, fill
 from ...models.documents.document import ImageSegment, Segment, TextSegment
 from ..base import FAILED, Completion, RewardOutput
-from ..encoders.pictures import known_scores, own_text
+from ..encoders.pictures import asked_pictures, known_scores, own_text
 from ..rules.structure import words
 
 PLACES = {
@@ -167,6 +167,14 @@ def _units(
             previous = [picture]
 
 
+def missing(unit: str, completion: Completion) -> int:
+    """Questions that could not be asked because the answer lacks pictures that its prompt says it wants."""
+    prompt, shown = completion.prompt, len(completion.answer.images)
+    first = 0 if unit == "image" or prompt.images else 1  # of pairs, a first picture has none before it
+    wanted = asked_pictures(prompt) if unit in ("image", "image_pair") else 0
+    return max(0, max(wanted - first, 0) - max(shown - first, 0))
+
+
 # ---- scores ----
 
 
@@ -224,8 +232,9 @@ class JudgeFailed(Exception):
 class JudgeReward:
     """A model's scores by a prompt template, each mapped from its scale to 0..1.
 
-    Units below the document give process scores, and their mean, without those that failed, as the outcome. Failures
-    are counted by kind in the output's `failed`; where every question of a call fails, the call raises JudgeFailed.
+    Units below the document give process scores, and their mean, without those that failed, as the outcome; a picture,
+    or a pair of them, that the prompt says it wants and the answer lacks counts as 0 in it (`missing`). Failures are
+    counted by kind in the output's `failed`; where every question of a call fails, the call raises JudgeFailed.
     """
 
     template: Template
@@ -255,7 +264,9 @@ class JudgeReward:
         for completion, row_asked, row in zip(completions, asked, verdicts, strict=True):
             scores = [self._normalised(verdict.score) for verdict in row]
             known, _ = known_scores(scores)
-            outcome.append(sum(known) / len(known) if known else FAILED if row else self.template.absent)
+            due = len(known) + missing(self.template.unit, completion)
+            lost = FAILED if row else 0.0 if due else self.template.absent
+            outcome.append(sum(known) / due if known else lost)
             by_segment = {question.segment: score for question, score in zip(row_asked, scores, strict=True)}
             segments.append([by_segment.get(index) for index in range(len(completion.answer.segments))])
         return RewardOutput(outcome, segments, failed=dict(kinds))

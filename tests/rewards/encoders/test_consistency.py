@@ -45,6 +45,25 @@ def test_known_vectors_give_known_scores():
     assert output.segments[3:] == [[None, None], [None]] and output.outcome[3:] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "shown", "given", "expected"),
+    [
+        (3, (RED, YELLOW, GREEN), (), 2 * HALFWAY / 3),
+        (3, (RED, RED), (), 1 / 3),  # one pair of three
+        (3, (RED,), (), 0.0),
+        (3, (), (), 0.0),
+        (1, (RED,), (), None),
+        (2, (RED,), (RED,), 1 / 3),
+        (1, (RED,), (RED,), 1.0),
+        (1, (RED, RED, RED), (), 1.0),
+    ],
+)
+def test_fewer_pictures_than_the_prompt_wants_are_no_way_out(wanted, shown, given, expected):
+    prompt = InterleavedDocument((*given, TextSegment("Illustrate.")), meta={"structure": "TI" * wanted})
+    (outcome,) = ConsistencyReward("colour", colours)([Completion(prompt, InterleavedDocument(shown))]).outcome
+    assert outcome == (None if expected is None else pytest.approx(expected))
+
+
 def test_a_picture_that_does_not_decode_is_counted():
     broken = ImageSegment(None, True, codes_N=torch.zeros(4, dtype=torch.long).numpy())
     output = ConsistencyReward("colour", colours)([answer(RED, broken, RED), answer(broken, RED)])

@@ -29,6 +29,7 @@ from ...scripted_server import BROKEN, Fault, ScriptedServer, completion, images
 
 PLAN = SCENES[5], SCENES[100]
 PROMPT = InterleavedDocument((TextSegment("Illustrate."),), meta={"outline": [scene.words for scene in PLAN]})
+NO_WISH = InterleavedDocument((TextSegment("Illustrate."),))
 SHOWN = ImageSegment(draw_scene(PLAN[0]), True, "generated")
 OTHER = ImageSegment(draw_scene(PLAN[1]), True, "generated")
 
@@ -147,14 +148,29 @@ def test_the_verifier_as_judge_scores_as_the_exact_reward():
     assert manifest["judge"]["model"] == "scripted" and reward.verdicts == {"scored": 4}
 
 
+@pytest.mark.parametrize(("wanted", "before", "expected"), [(3, 0, 0.25), (2, 0, 0.5), (1, 0, 0.5), (3, 1, 1 / 3)])
+def test_pictures_that_the_prompt_wants_and_the_answer_lacks_count_as_zero(wanted, before, expected):
+    """Two pictures at 5 of 10: their one pair, or two with a picture before them, of those that were due."""
+    given = (*[SHOWN] * before, TextSegment("Illustrate."))
+    prompt = InterleavedDocument(given, meta={"structure": "TI" * wanted})
+    with ScriptedServer(lambda body: "<score>5</score>") as server, endpoint(server) as model:
+        row = answer("One.", SHOWN, "Two.", OTHER, prompt=prompt)
+        assert JudgeReward(load_template("image_consistency"), model)([row]).outcome == [pytest.approx(expected)]
+        outcome = JudgeReward(load_template("image_text_alignment"), model)([row]).outcome
+    assert outcome == [pytest.approx(0.5 * min(1, 2 / wanted))]
+
+
 def test_what_has_nothing_to_judge_is_not_asked_about():
     with ScriptedServer(lambda body: "<score>5</score>") as server, endpoint(server) as model:
         pictures = JudgeReward(load_template("image_text_alignment"), model)([TEXT_ONLY, answer()])
-        pairs = JudgeReward(load_template("image_consistency"), model)([TEXT_ONLY, answer("One.", SHOWN)])
+        pairs = JudgeReward(load_template("image_consistency"), model)(
+            [TEXT_ONLY, answer("One.", SHOWN), answer("One.", SHOWN, prompt=NO_WISH)]
+        )
         assert not server.bodies
         whole = JudgeReward(load_template("helpfulness"), model)([TEXT_ONLY])
     assert pictures.outcome == [0.0, 0.0] and pictures.segments == [[None], []]
-    assert pairs.outcome == [None, None] and pairs.segments == [[None], [None, None]]
+    assert pairs.outcome == [0.0, 0.0, None]  # the prompt wants two pictures, or does not say
+    assert pairs.segments == [[None], [None, None], [None, None]]
     assert whole.outcome == [0.5] and whole.segments == [[None]]
 
 
