@@ -17,14 +17,16 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
 from ..configs.errors import InputError, run_or_exit
+from ..configs.schema import Range
 from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
@@ -35,7 +37,7 @@ from .inserter.grpo import InserterTrainer, InsertionConfig, train_inserter
 from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
-from .preflight import Preflight, PreflightDone
+from .preflight import MOST_DEAD, Preflight, PreflightDone
 from .scale.lora import LoraConfig
 from .scale.run_folder import check_plugins, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
@@ -62,6 +64,9 @@ class RunConfig(RewardSettings):
     """Submodules that stay as they are, by name, such as `model.vision_model`; an adapter leaves them alone, too."""
     preflight: bool = True
     """Check before step 0 that the run can learn, and stop with the cause where it cannot."""
+    preflight_dead_groups: Annotated[float, Range(0, 1)] = MOST_DEAD
+    """Share of groups (of segments, for process rewards) without a difference from which it stops; 1: only where all
+    are."""
     heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
     trajectories_every: int = 0
@@ -85,7 +90,7 @@ def run(
     trainer = make_trainer(config, args, policy, prompts, rewards)
     check_plugins(resume, config)
     if config.preflight:
-        trainer.add_callback(Preflight(trainer))
+        trainer.add_callback(Preflight(trainer, most_dead=config.preflight_dead_groups))
     for callback in callbacks:
         trainer.add_callback(callback)
     show_progress(trainer, "GRPO")
@@ -117,6 +122,7 @@ def make_trainer(
         least = args.generation_batch_size // args.num_generations  # type: ignore[operator]
         prompts = read_prompts(Path(config.prompts), least, config.prompt_form)
     reward = build_reward(config, rewards)
+    reward.over_ranks = gather_object
     policy = policy or load(find_checkpoint(config.model))
     policy.freeze(config.freeze)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
@@ -167,7 +173,7 @@ def preflight(argv: Sequence[str] | None = None) -> None:
     args.report_to, args.save_strategy = [], IntervalStrategy.NO
     with _no_new_folder(Path(args.output_dir or ".")):
         trainer = make_trainer(config, args)
-        trainer.callback_handler.callbacks = [Preflight(trainer, only=True)]
+        trainer.callback_handler.callbacks = [Preflight(trainer, True, config.preflight_dead_groups)]
         with contextlib.suppress(PreflightDone):
             trainer.train()
         trainer.accelerator.wait_for_everyone()

@@ -32,6 +32,8 @@ GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.01, 0.5), torch.fl
 Those of float16 are a guess: nothing was measured with it."""
 MOST_CUT = 0.1
 """Share of answers that may be cut by the length limit."""
+MOST_DEAD = 0.75
+"""Share of groups, and of segments, without a difference from which a run wastes most of its time."""
 MOST_PROMPTS = 2000
 """Prompts that each process encodes; of more, so many are spread evenly."""
 NO_KL = 1e-3
@@ -53,12 +55,12 @@ class Check:
 class Preflight(TrainerCallback):
     """Runs the checks once the model is prepared, before step 0. Raises InputError that names the failed ones."""
 
-    def __init__(self, trainer: InterleavedGRPOTrainer, only: bool = False):
-        self.trainer, self.only = trainer, only
+    def __init__(self, trainer: InterleavedGRPOTrainer, only: bool = False, most_dead: float = MOST_DEAD):
+        self.trainer, self.only, self.most_dead = trainer, only, most_dead
 
     def on_train_begin(self, args, state, control, model=None, **_):
         if state.global_step == 0:
-            checks = run_checks(self.trainer)
+            checks = run_checks(self.trainer, self.most_dead)
             if self.trainer.accelerator.is_main_process:
                 print("preflight\n" + "\n".join(map(str, checks)), flush=True)
             failed = [check for check in checks if not check.passed]
@@ -73,7 +75,7 @@ class PreflightDone(Exception):
     """Ends a run that was only to be checked."""
 
 
-def run_checks(trainer: InterleavedGRPOTrainer) -> list[Check]:
+def run_checks(trainer: InterleavedGRPOTrainer, most_dead: float = MOST_DEAD) -> list[Check]:
     """All checks, of what all ranks saw together. Neither model, nor metrics, nor generators are changed."""
     model: Any = trainer.model_wrapped
     was_training = model.training
@@ -84,7 +86,7 @@ def run_checks(trainer: InterleavedGRPOTrainer) -> list[Check]:
         checks = [
             *_prompts(trainer),
             *_documents(trainer, batch),
-            *_rewards(trainer, batch),
+            *_rewards(trainer, batch, most_dead),
             *_replay(trainer, model, tensors),
             *_gradients(trainer, tensors),
             *_replayed_rows(trainer, model),
@@ -127,8 +129,8 @@ def _documents(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Che
     return checks
 
 
-def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check]:
-    """Every component varies inside some group, or is at its best everywhere; what is learned from varies."""
+def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: float) -> list[Check]:
+    """Every component varies inside some group, or is at its best everywhere; what is learned from varies in many."""
     algorithm, components = trainer.algorithm, dict(batch.output.breakdown)
     if algorithm.outcome_weight or algorithm.objective == "rejection":
         components["all together"] = batch.output.outcome
@@ -140,16 +142,27 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check
         dead = dead_groups(values, trainer.num_generations).item()
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
-        passed = dead < 1 or (best and name != "all together")
-        checks.append(Check(f"reward {name}", passed, text + ("" if passed else NOTHING_LEARNED)))
+        whole = name == "all together"
+        passed = dead < (most_dead if whole else 1) or (best and not whole)
+        checks.append(Check(f"reward {name}", passed, text + ("" if passed else _wasted(dead))))
     if algorithm.process_weight and algorithm.objective == "grpo":
         _, own_RK = trainer.normalised(batch.outcome_R, batch.segments_RK)
         best, scored = (batch.segments_RK > 0.999).sum(), (~own_RK.isnan()).sum()
         best, scored, different = _over_ranks([best.item(), scored.item(), own_RK.nan_to_num().count_nonzero().item()])
         text = f"{different:.0f} of {scored:.0f} scored segments differ from those they are compared with"
-        passed = different > 0 or (0 < scored == best)
-        checks.append(Check("process rewards", passed, text + ("" if passed else NOTHING_LEARNED)))
+        same = 1 - different / scored if scored else 1.0
+        passed = same < most_dead or (0 < scored == best)
+        checks.append(Check("process rewards", passed, text + ("" if passed else _wasted(same))))
     return checks
+
+
+def _wasted(share: float) -> str:
+    if share == 1:
+        return NOTHING_LEARNED
+    return (
+        "; most rollouts would be wasted: give prompts that are neither solved nor hopeless, raise num_generations or "
+        f"temperature, use a finer reward, or allow it (preflight_dead_groups above {share:.2g})"
+    )
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from ..rewards.base import Reward
 from .objective.advantages import best_of_group, outcome_advantages, process_advantages, segment_advantages
 from .objective.algorithm import AlgorithmConfig
 from .objective.losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
-from .rollout import Rollout, RolloutBatch, replay_batches, rollout, score
+from .rollout import Rollout, RolloutBatch, learned, parts_to_compare, replay_batches, rollout, score, summed
 from .scale.checkpointing import WholeCheckpoints
 from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
 from .watch.diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums
@@ -186,9 +186,11 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         seed = self.args.seed * 1_000_003 + self.state.global_step
         rollouts = self.sample([unpacked[row["prompt"]] for row in inputs], seed, first_row)
         output, outcome_R, segments_RK = score(rollouts, self.reward)
-        batch = collate([[item.sequence] for item in rollouts], self.policy.vocabulary)
+        batch = learned(collate([[r.sequence] for r in rollouts], self.policy.vocabulary), rollouts, self.algorithm)
         segment_BT = pad_sequence([r.sequence.segment_T for r in rollouts], batch_first=True, padding_value=-1)
-        outcome, segments, algorithm = *self.normalised(outcome_R, segments_RK), self.algorithm
+        algorithm, longest = self.algorithm, self.args.max_completion_length or 0
+        parts = parts_to_compare(rollouts, output, algorithm, longest)
+        outcome, segments = summed(parts, [self.normalised(p.outcome_R, p.segments_RK, p.floor) for p in parts])
         process = process_advantages(segments, segment_BT, algorithm.process_discount, algorithm.process_mean)
         advantages_RT = algorithm.outcome_weight * outcome[:, None] + algorithm.process_weight * process
         return RolloutBatch(
@@ -212,7 +214,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         """Puts a figure into the next line of the log."""
         self._metrics["train"][name].append(value)
 
-    def normalised(self, outcome_R: Tensor, segments_RK: Tensor) -> tuple[Tensor, Tensor]:
+    def normalised(self, outcome_R: Tensor, segments_RK: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
         """Outcome [R] and segment rewards [R, K] of this rank's rows, normalised; groups may straddle ranks."""
         accelerator, algorithm, size = self.accelerator, self.algorithm, self.num_generations
         local = slice(accelerator.process_index * len(outcome_R), (accelerator.process_index + 1) * len(outcome_R))
@@ -223,7 +225,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         segments_RK = accelerator.gather(segments_RK).cpu()
         if algorithm.objective == "rejection":
             return best_of_group(outcome_R, size)[local], torch.zeros_like(segments_RK)[local]
-        compared = {"baseline": algorithm.advantage_baseline, "scale": algorithm.advantage_std}
+        compared = {"baseline": algorithm.advantage_baseline, "scale": algorithm.advantage_std, "floor": floor}
         segments_RK = segment_advantages(segments_RK, size, algorithm.process_pooled, **compared)
         return outcome_advantages(outcome_R, size, **compared)[local], segments_RK[local]
 

@@ -85,6 +85,27 @@ def test_a_reward_that_never_varies(policy, tmp_path):
     assert failed(trainer_of(policy, tmp_path, Flat())) >= {"reward all together"}
 
 
+class Mostly(Illustrated):
+    """Varies among the answers to one of four prompts."""
+
+    def __call__(self, completions):
+        output, flat = super().__call__(completions), Flat()(completions)
+        varies = [completion.prompt.id == PROMPTS[0].id for completion in completions]
+        pick = [one if own else other for own, one, other in zip(varies, output.outcome, flat.outcome, strict=True)]
+        rows = [one if own else other for own, one, other in zip(varies, output.segments, flat.segments, strict=True)]
+        return RewardOutput(pick, rows)
+
+
+def test_a_reward_that_varies_in_few_groups(policy, tmp_path):
+    trainer = trainer_of(policy, tmp_path, Mostly(), {"per_device_train_batch_size": 16})
+    checks = {check.name: check for check in run_checks(trainer)}
+    assert {"reward all together", "process rewards"} <= {name for name, check in checks.items() if not check.passed}
+    assert "75% of groups without a difference; most rollouts would be wasted" in checks["reward all together"].text
+    assert "preflight_dead_groups" in checks["reward all together"].text
+    allowed = {check.name for check in run_checks(trainer, most_dead=1.0) if not check.passed}
+    assert not {"reward all together", "process rewards"} & allowed
+
+
 def test_a_part_of_the_reward_that_never_varies_or_applies(policy, tmp_path):
     class Half(Illustrated):
         def __call__(self, completions):

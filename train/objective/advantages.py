@@ -22,29 +22,36 @@ SMALLEST_STD = 1e-6
 """Below this a group is dead: its rewards agree up to rounding, and nothing can be learned from it."""
 
 
-def outcome_advantages(rewards_R: Tensor, group_size: int, baseline: Baseline = "mean", scale: bool = True) -> Tensor:
+def outcome_advantages(
+    rewards_R: Tensor, group_size: int, baseline: Baseline = "mean", scale: bool = True, floor: float = SMALLEST_STD
+) -> Tensor:
     """(r - mean of the group) / std of the group, [R] (DeepSeekMath, arXiv 2402.03300; U-GRPO, arXiv 2603.09538).
 
     The std is the population's: with it the two rollouts of a pair get exactly 1 and -1, as the paper's Figure 1 shows.
     `leave-one-out`: the baseline is the mean of the others (RLOO, arXiv 2402.14740). Without `scale` there is no
-    division (Dr. GRPO, arXiv 2503.20783).
+    division (Dr. GRPO, arXiv 2503.20783). What is divided by is at least `floor`, so that noise stays small.
     """
-    return _normalise(rewards_R.view(-1, group_size), baseline, scale).nan_to_num(0.0).reshape(-1)
+    return _normalise(rewards_R.view(-1, group_size), baseline, scale, floor).nan_to_num(0.0).reshape(-1)
 
 
 def segment_advantages(
-    rewards_RK: Tensor, group_size: int, pooled: bool = False, baseline: Baseline = "mean", scale: bool = True
+    rewards_RK: Tensor,
+    group_size: int,
+    pooled: bool = False,
+    baseline: Baseline = "mean",
+    scale: bool = True,
+    floor: float = SMALLEST_STD,
 ) -> Tensor:
     """Segment rewards normalised in their group, [R, K]; NaN where a segment is missing.
 
     By default column k is compared with column k of the other rollouts; `pooled` normalises over all segment rewards of
-    the group (DeepSeekMath's process supervision, section 4.1.3). `baseline` and `scale` as in `outcome_advantages`.
+    the group (DeepSeekMath's process supervision, section 4.1.3). The rest as in `outcome_advantages`.
     """
     segments = rewards_RK.shape[1]
     groups = rewards_RK.view(-1, group_size, segments)
     if pooled and group_size > 1:
-        return _normalise(groups.flatten(1), baseline, scale).view(-1, segments)
-    by_index = _normalise(groups.transpose(1, 2).flatten(0, 1), baseline, scale)
+        return _normalise(groups.flatten(1), baseline, scale, floor).view(-1, segments)
+    by_index = _normalise(groups.transpose(1, 2).flatten(0, 1), baseline, scale, floor)
     return by_index.view(-1, segments, group_size).transpose(1, 2).reshape(-1, segments)
 
 
@@ -80,14 +87,14 @@ def _std(values: Tensor) -> Tensor:
     return ((values - mean) ** 2).nanmean(1).sqrt().nan_to_num(0.0)
 
 
-def _normalise(values: Tensor, baseline: Baseline, scale: bool) -> Tensor:
+def _normalise(values: Tensor, baseline: Baseline, scale: bool, floor: float) -> Tensor:
     """Rows less their baseline and over their std, NaN left alone; rows without variance to zero."""
     std = _std(values)[:, None]
     centred = values - values.nanmean(1, keepdim=True)
     if baseline == "leave-one-out":  # r_i - mean of the others = n / (n - 1) (r_i - mean of all)
         present = (~values.isnan()).sum(1, keepdim=True)
         centred = centred * present / (present - 1).clamp(min=1)
-    centred = centred / std.clamp(min=SMALLEST_STD) if scale else centred
+    centred = centred / std.clamp(min=max(floor, SMALLEST_STD)) if scale else centred
     return torch.where(std >= SMALLEST_STD, centred, 0 * values)
 
 

@@ -10,12 +10,16 @@ from transformers import TrainingArguments
 from ...configs.errors import InputError
 from ...data.mixture import SourceConfig
 from .advantages import Baseline
+from .cut import CutAnswers
 from .losses import Importance, Normalisation
+from .parts import Aggregation
 
 Objective = Literal["grpo", "rejection"]
 CHOICES = {
     "objective": Objective,
     "advantage_baseline": Baseline,
+    "reward_aggregation": Aggregation,
+    "cut_answers": CutAnswers,
     "importance": Importance,
     "normalisation": Normalisation,
 }
@@ -69,6 +73,16 @@ class AlgorithmConfig:
     """What a reward is compared with: the mean of its group, or that of the others in it (RLOO)."""
     advantage_std: bool = True
     """Divide by the group's standard deviation; false as in Dr. GRPO."""
+    reward_aggregation: Aggregation = "sum-then-normalise"
+    """Of the parts of the reward: normalise their weighted mean in the group, or each part by itself and then sum
+    (GDPO): no part is then drowned by another that varies more, and each has a `floor` of its spread (`rewards:`)."""
+    cut_answers: CutAnswers = "train"
+    """Answers that the length limit cuts: `train` on them as on others; `mask` them out of the loss, though not out of
+    their group (DAPO's overlong filtering); or `punish` length in the outcome, cut or not, from `overlong_from` on."""
+    overlong_from: float = 0.8
+    """Share of `max_completion_length` from where `punish` takes up to 1 off the outcome (DAPO's soft punishment)."""
+    train_cut_pictures: bool = False
+    """Train on the tokens of a picture that the length limit cut, too: it was never painted, so no reward saw it."""
     importance: Importance = "token"
     """Level of the importance ratio: token (GRPO), sequence (GSPO), or segment: a sentence or a picture at a time."""
     epsilon: PerModality = field(default_factory=lambda: PerModality(0.2, 0.2))
@@ -120,6 +134,8 @@ class AlgorithmConfig:
         for name in ("epsilon", "epsilon_high", "beta", "entropy_bonus", "modality_weight"):
             if min(getattr(self, name).pair) < 0:
                 raise InputError(f"algorithm.{name}: negative")
+        if not 0 <= self.overlong_from < 1:
+            raise InputError(f"algorithm.overlong_from: {self.overlong_from}; a share of max_completion_length below 1")
         if not any(self.modality_weight.pair):
             raise InputError("algorithm.modality_weight: 0 for text and image leaves nothing to train")
         if args.top_p != 1.0 or args.top_k or args.min_p:

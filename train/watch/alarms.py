@@ -26,7 +26,7 @@ BEYOND_NOISE = 4.0
 BOTH_BEYOND_NOISE = 3.0
 """... and from this many where two curves must move at once."""
 SERIES = (
-    *("reward", "dead_groups", "completions/cut", "pictures/near_duplicates/document"),
+    *("reward", "dead_groups", "completions/cut", "completions/images", "pictures/near_duplicates/document"),
     *(f"{name}/{modality}" for name in ("entropy", "kl", "signal", "replay_gap") for modality in MODALITIES),
 )
 """Metrics that are remembered, beside the held-out score."""
@@ -62,6 +62,8 @@ class AlarmsConfig:
     """Share of groups."""
     cut_rise: float = 0.1
     """Rise of the share of completions that the length limit cuts."""
+    pictures_fall: float = 0.25
+    """Share of the pictures of an answer, as at the start, by which their number falls."""
     replay_gap_growth: float = 5.0
     """Growth of the largest gap between sampled and scored log-prob over that of the first points; ..."""
     replay_gap_floor: float = 1e-4
@@ -170,6 +172,7 @@ class Alarms:
             "reward_hacking": reward_hacking(history, config),
             "dead_groups": dead_groups(history, config),
             "completions_cut": completions_cut(history, config),
+            "fewer_pictures": fewer_pictures(history, config),
             "near_duplicates": near_duplicates(history, config),
         }
         for modality in MODALITIES:
@@ -289,6 +292,18 @@ def completions_cut(history: History, config: AlarmsConfig) -> Finding | None:
         min((now - before) / config.cut_rise, errors / BEYOND_NOISE),
         f"the length limit cuts {now:.0%} of the completions, {before:.0%} at the start, so answers grow or no longer "
         "end: raise max_completion_length, lower algorithm.max_images, or raise the weight of rewards.format.",
+    )
+
+
+def fewer_pictures(history: History, config: AlarmsConfig) -> Finding | None:
+    if (rise := history.rise("completions/images")) is None:
+        return None
+    before, now, errors = rise
+    return Finding(
+        min(_ratio(before - now, config.pictures_fall * before), -errors / BEYOND_NOISE),
+        f"an answer has {now:.2f} pictures, {before:.2f} at the start, so the policy may be dropping what it is marked "
+        "down for: look at the rollouts, give weight to structure with the number of steps that prompts want (or say "
+        "it in their meta), and leave no reward at absent: leave-out; where fewer pictures are right, ignore this.",
     )
 
 
