@@ -133,6 +133,22 @@ def test_two_parts_of_one_name(mine):
     assert "two parts are called format" in refused({"format": 1, f"{third}:format": 1})
 
 
+def test_a_class_that_takes_no_completions_is_refused_before_anything_is_made(mine):
+    deaf = mine.with_name("deaf.py")
+    deaf.write_text(
+        "class Deaf:\n"
+        "    def __init__(self): raise RuntimeError('made')\n"
+        "    def __call__(self): return []\n"
+        "class Asks(Deaf):\n"
+        "    def __call__(self, completions, words): return []\n"
+    )
+    for name, words in (
+        ("Deaf", "takes no completions; a reward is __call__(self, completions)"),
+        ("Asks", "__call__ asks for 'words', which nothing gives; options belong to the constructor"),
+    ):
+        assert refused({"deaf.py:" + name: 1}) == f"rewards.deaf.py:{name}: {words}"
+
+
 # ---- options ----
 
 

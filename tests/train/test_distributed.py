@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
@@ -21,6 +22,7 @@ from limner.models.checkpoints.folder import load, save
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.pictures.contract import VQImageTokenizer
 from limner.rewards.base import RewardOutput
+from limner.rewards.hybrid import HybridReward
 from limner.train import warmup
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
 from limner.train.objective.losses import NORMALISATIONS
@@ -85,12 +87,30 @@ def grpo(
 ) -> InterleavedGRPOTrainer:
     values = {"max_completion_length": 48, "num_generations": 8, "learning_rate": 1e-2, **changes}
     args = GRPOConfig(**common(directory, **values))
-    algorithm = AlgorithmConfig(normalisation=normalisation, process_weight=0.5, beta=PerModality(0.1, 0.1))
+    algorithm = AlgorithmConfig(
+        normalisation=normalisation,
+        process_weight=0.5,
+        beta=PerModality(0.1, 0.1),
+        reward_aggregation="normalise-then-sum",
+    )
+    reward = HybridReward([(Illustrated(), 1.0), (Several(), 1.0)])
+    reward.over_ranks = gather_object
     prompts = [pack_prompt(story_prompt(SCENES[i : i + 2])) for i in range(0, 16, 2)]
     dataset = Dataset.from_dict({"prompt": prompts})
-    trainer = InterleavedGRPOTrainer(load(root / "start"), Illustrated(), algorithm, args, dataset)
+    trainer = InterleavedGRPOTrainer(load(root / "start"), reward, algorithm, args, dataset)
     trainer.train(resume_from_checkpoint=resume_point(directory, resume))
     return trainer
+
+
+class Several(Illustrated):
+    """Applies to answers with two segments or more, so that the worst of a group may be on the other process."""
+
+    name = "several"
+
+    def __call__(self, completions):
+        output = super().__call__(completions)
+        outcome = [1 / n if (n := len(row)) > 1 else None for row in output.segments]
+        return RewardOutput(outcome, output.segments)
 
 
 class Uneven(Illustrated):
