@@ -103,13 +103,13 @@ def grpo(
 
 
 class Several(Illustrated):
-    """Applies to answers with two segments or more, so that the worst of a group may be on the other process."""
+    """Applies to answers with an odd number of segments; the worst of a group may be on the other process."""
 
     name = "several"
 
     def __call__(self, completions):
         output = super().__call__(completions)
-        outcome = [1 / n if (n := len(row)) > 1 else None for row in output.segments]
+        outcome = [1 / (1 + len(c.answer.text)) if len(c.answer.segments) % 2 else None for c in completions]
         return RewardOutput(outcome, output.segments)
 
 
