@@ -122,7 +122,8 @@ def make_trainer(
         least = args.generation_batch_size // args.num_generations  # type: ignore[operator]
         prompts = read_prompts(Path(config.prompts), least, config.prompt_form)
     reward = build_reward(config, rewards)
-    reward.over_ranks = gather_object
+    if args.per_device_train_batch_size * args.steps_per_generation % args.num_generations:  # type: ignore[operator]
+        reward.over_ranks = gather_object  # groups straddle processes
     policy = policy or load(find_checkpoint(config.model))
     policy.freeze(config.freeze)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
