@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...configs.errors import InputError
@@ -69,6 +71,32 @@ def adapted(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
 
     torch.manual_seed(seed)  # the adapter starts at random
     return get_peft_model(model, peft_config)
+
+
+def adapter_layers(model: nn.Module) -> dict[nn.Module, Any]:
+    """The layers of an adapter (peft) by the linear layer under each; none where nothing is adapted."""
+    return {layer.get_base_layer(): layer for layer in model.modules() if hasattr(layer, "lora_A")}  # type: ignore[operator]
+
+
+def merged_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """Weight + scale * B A (Hu et al., section 4.1), added up in fp32 and rounded once."""
+    weight = layer.get_base_layer().weight.float()
+    for name in layer.active_adapters:
+        weight = weight + layer.get_delta_weight(name).float()
+    return weight.to(dtype)
+
+
+@contextmanager
+def taken_as_merged(layers: Iterable[Any]) -> Iterator[None]:
+    """The layers add nothing to the weights under them, which have it in already."""
+    layers = list(layers)
+    for layer in layers:
+        layer.merged_adapters.extend(layer.active_adapters)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
 
 
 def _frozen(model: nn.Module) -> str:
