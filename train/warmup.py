@@ -32,7 +32,7 @@ from ..models.tokens.sequence import TokenBatch, collate
 from .from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .scale.checkpointing import WholeCheckpoints
-from .scale.lora import LoraConfig, adapted
+from .scale.lora import LoraConfig, adapted, check_rows
 from .scale.precision import save_whole, stored_dtypes, train_in_fp32
 from .scale.run_folder import resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded
@@ -185,6 +185,7 @@ def run(
         start = find_checkpoint(config.model) if config.model else resume
         policy = load(start) if start else _new_policy(sources, config.new_model, Path(args.output_dir))
     policy.freeze(config.freeze)
+    check_rows(policy, adapted=config.lora is not None)
     rows = PackedRows(
         sources,
         policy.processor,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...configs.errors import InputError
+from ...models.policy import UnifiedPolicy
 
 
 @dataclass
@@ -71,6 +72,22 @@ def adapted(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
 
     torch.manual_seed(seed)  # the adapter starts at random
     return get_peft_model(model, peft_config)
+
+
+def check_rows(policy: UnifiedPolicy, adapted: bool) -> None:
+    """Raises InputError where rows that no training has reached yet would stay so; else this run trains them."""
+    if not policy.new_rows:
+        return
+    frozen = [name for name, (weight, _) in policy.parts().items() if not weight.requires_grad]
+    if adapted or frozen:
+        modules: Any = policy.model.named_modules()
+        decoder = next(name for name, module in modules if module is policy.model.get_decoder())  # type: ignore[operator]
+        setting, left = ("lora", "an adapter leaves them") if adapted else ("freeze", f"{', '.join(frozen)} stay")
+        raise InputError(
+            f"{setting}: limner convert gave this model rows for pictures that were never trained, and {left} as they "
+            f"are; first warm it up in full, or without its layers: limner warmup --freeze {decoder}.layers"
+        )
+    policy.new_rows = False
 
 
 def adapter_layers(model: nn.Module) -> dict[nn.Module, Any]:
