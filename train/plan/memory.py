@@ -337,7 +337,7 @@ ITEMS: tuple[tuple[str, Rule, tuple[Phase, ...]], ...] = (
     ("fp32 master weights", master_weights, PHASES),
     ("optimizer state", optimizer_state, PHASES),
     ("KL reference", reference, PHASES),
-    ("weights cast or merged, rollout", rollout_weights, ("rollout",)),
+    ("cast or merged, rollout", rollout_weights, ("rollout",)),
     ("gathered weights, rollout", gathered_rollout, ("rollout",)),
     ("gathered weights, update", gathered_update, ("log-probs", "backward")),
     ("weights cast by autocast", cast_weights, ("log-probs", "backward")),
