@@ -38,6 +38,8 @@ class UnifiedPolicy(ABC):
     """Image codes have an embedding and a head of their own, beside those of text."""
     never_trained: tuple[str, ...] = ()
     """Submodules that stay as they are: an image tokenizer inside, beside the processor's, which is the one used."""
+    new_rows = False
+    """Embedding and head have rows that no training has reached yet: the model was extended by them."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
         _without_dropout(model)

@@ -38,7 +38,7 @@ from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
 from .preflight import MOST_DEAD, Preflight, PreflightDone
-from .scale.lora import LoraConfig
+from .scale.lora import LoraConfig, check_rows
 from .scale.run_folder import check_plugins, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
@@ -126,6 +126,7 @@ def make_trainer(
         reward.over_ranks = gather_object  # groups straddle processes
     policy = policy or load(find_checkpoint(config.model))
     policy.freeze(config.freeze)
+    check_rows(policy, adapted=config.lora is not None)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
     adapter = config.lora.adapter(policy.model) if config.lora else None
     trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset, peft_config=adapter)

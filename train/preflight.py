@@ -23,6 +23,7 @@ from ..data.prompts import unpack_prompt
 from .objective.advantages import dead_groups
 from .objective.losses import Counts
 from .rollout import RolloutBatch
+from .scale.precision import has_own_masters, lost_updates, some_numbers
 from .trainer import InterleavedGRPOTrainer
 from .watch.diagnostics import MODALITIES, largest
 
@@ -36,6 +37,8 @@ MOST_DEAD = 0.75
 """Share of groups, and of segments, without a difference from which a run wastes most of its time."""
 MOST_PROMPTS = 2000
 """Prompts that each process encodes; of more, so many are spread evenly."""
+MOST_LOST = 0.5
+"""Share of the trained weights that an update of the size of the learning rate may leave as they are."""
 NO_KL = 1e-3
 """Mean k3 KL to a reference that equals the policy, whatever the dtype."""
 NOTHING_LEARNED = "; nothing can be learned from it: see the reward and its inputs, or raise num_generations"
@@ -89,6 +92,7 @@ def run_checks(trainer: InterleavedGRPOTrainer, most_dead: float = MOST_DEAD) ->
             *_rewards(trainer, batch, most_dead),
             *_replay(trainer, model, tensors),
             *_gradients(trainer, tensors),
+            *_learning_rate(trainer),
             *_replayed_rows(trainer, model),
         ]
     model.train(was_training)
@@ -246,6 +250,34 @@ def _gradients(trainer: InterleavedGRPOTrainer, tensors: dict[str, Tensor]) -> l
             good, text = True, f"not looked at: no {modality} token of these rollouts has an advantage"
         checks.append(Check(f"gradient of the {name}", good, text))
     return checks
+
+
+def _learning_rate(trainer: InterleavedGRPOTrainer) -> list[Check]:
+    """An update, which Adam makes about as large as the learning rate, is not lost in the rounding of what it changes.
+
+    The model that is written is rounded to the dtype that it came in; that all steps together show in it is no matter
+    of passing: the checkpoints of the run have every digit.
+    """
+    args, rate = trainer.args, trainer.args.learning_rate
+    if "adam" not in str(args.optim).lower():
+        return []
+    steps = max(trainer.state.max_steps, args.max_steps)
+    written_in = min(trainer.stored.values(), key=lambda dtype: dtype.itemsize)
+    trained = [weight for weight in trainer.policy.model.parameters() if weight.requires_grad]
+    sums = torch.zeros(3)
+    for numbers in map(some_numbers, trained):
+        kept_in = torch.float32 if has_own_masters(trainer.accelerator) else numbers.dtype
+        lost, unseen = lost_updates(numbers, kept_in, rate), lost_updates(numbers, written_in, rate * steps)
+        sums += torch.tensor([len(numbers), lost.item(), unseen.item()])
+    looked, lost, unseen = _over_ranks(sums.tolist())
+    passed = lost <= MOST_LOST * looked
+    text = f"{rate:g} is less than half the rounding step of {lost / max(1, looked):.1%} of the trained weights"
+    if not passed:
+        text += "; they would stand still: raise learning_rate, or train them in float32"
+    elif not trainer.is_adapted and unseen > MOST_LOST * looked:
+        text += f", and {steps} times that of {unseen / looked:.0%} of them as they will be written, in "
+        text += f"{str(written_in).removeprefix('torch.')}: what is learned will hardly show there, but in checkpoints"
+    return [Check("learning rate", passed, text)]
 
 
 def _gradient_sizes(

@@ -26,7 +26,6 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from ..configs.errors import InputError, reading
 from ..data.prompts import unpack_prompt
-from ..models.checkpoints.folder import save
 from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling
@@ -37,7 +36,8 @@ from .objective.algorithm import AlgorithmConfig
 from .objective.losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
 from .rollout import Rollout, RolloutBatch, learned, parts_to_compare, replay_batches, rollout, score, summed
 from .scale.checkpointing import WholeCheckpoints
-from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded, merged_copy
+from .scale.precision import sampling_weights, save_whole, stored_dtypes, train_in_fp32
+from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded
 from .watch.diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums
 
 BATCH_FIELDS = TokenBatch.__slots__
@@ -82,6 +82,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if adapted:
             torch.manual_seed(args.seed)  # the adapter starts at random
         self.reference = policy.frozen_copy() if algorithm.has_reference and not adapted else None
+        self.stored = stored_dtypes(policy.model)
         super().__init__(
             model=policy.model,
             reward_funcs=[_scored_by_us],
@@ -91,6 +92,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             **kwargs,
         )
         check_setup(self.accelerator)
+        train_in_fp32(policy.model, self.accelerator, adapted)
         policy.processor.image_tokenizer.to(self.accelerator.device)
         self.add_callback(_LogAtSave())
         self._replay = self.replay_batches() if algorithm.replay.sources else None
@@ -154,14 +156,16 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def whole_policy(self) -> UnifiedPolicy:
         """The policy, or a copy of it where it is sharded. Every rank must call it."""
-        adapter = self.model.peft_config["default"] if self.is_adapted else None
-        return gathered_copy(self.policy, self.accelerator, adapter) if self.is_sharded else self.policy
+        return gathered_copy(self.policy, self.accelerator, self.adapter) if self.is_sharded else self.policy
+
+    @property
+    def adapter(self) -> Any:
+        """The configuration of the adapter (peft), or None."""
+        return self.model.peft_config["default"] if self.is_adapted else None
 
     def save_policy(self, directory: Path) -> None:
-        """One ordinary checkpoint, the adapter merged, written by the main process. Every rank must call it."""
-        policy = self.whole_policy()
-        if self.accelerator.is_main_process:
-            save(merged_copy(policy, self.model.peft_config["default"]) if self.is_adapted else policy, directory)
+        """One ordinary checkpoint, the adapter merged, in the dtypes of the start. Every rank must call it."""
+        save_whole(self.policy, self.accelerator, self.adapter, self.stored, directory)
 
     # ---- rollout ----
 
@@ -207,7 +211,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             seed=seed,
         )
         policy = self.whole_policy()
-        with self.accelerator.autocast():  # as the training forward, which accelerate wraps
+        with self.accelerator.autocast(), sampling_weights(policy):  # as the training forward, which accelerate wraps
             return rollout(policy, prompts, sampling, first_row)
 
     def note(self, name: str, value: float) -> None:
@@ -262,7 +266,8 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             return
         assert self.reference is not None
         model: Any = self.reference.model
-        yield model.to(self.accelerator.device, self.policy.model.dtype), self.reference
+        autocast = self.accelerator.native_amp  # then it stays as stored, else it is computed as the policy is
+        yield model.to(self.accelerator.device, None if autocast else self.policy.model.dtype), self.reference
         if self.is_sharded:  # then a whole model is there for rollouts or for this, one at a time
             model.to("cpu")
 

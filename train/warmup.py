@@ -32,9 +32,10 @@ from ..models.tokens.sequence import TokenBatch, collate
 from .from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .scale.checkpointing import WholeCheckpoints
-from .scale.lora import LoraConfig, adapted
+from .scale.lora import LoraConfig, adapted, check_rows
+from .scale.precision import save_whole, stored_dtypes, train_in_fp32
 from .scale.run_folder import resume_point, save_settings
-from .scale.sharding import check_setup, gathered_copy, is_sharded, merged_copy
+from .scale.sharding import check_setup, gathered_copy, is_sharded
 from .watch.progress import check_trackers, show_progress
 
 TOKENIZER_DOCUMENTS = 2000
@@ -72,6 +73,7 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         self.policy, self.config = policy, config
         self._counts: Counts | None = None
         self._sums: dict[str, torch.Tensor] = {}
+        self.stored = stored_dtypes(policy.model)
         model: Any = adapted(policy.model, config.lora, args.seed) if config.lora else policy.model
         self.adapter: Any = model.peft_config["default"] if config.lora else None
         super().__init__(
@@ -82,6 +84,7 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
             **kwargs,
         )
         check_setup(self.accelerator)
+        train_in_fp32(policy.model, self.accelerator, config.lora is not None)
 
     def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
         return {"token_batch": collate(rows, self.policy.vocabulary)}
@@ -182,6 +185,7 @@ def run(
         start = find_checkpoint(config.model) if config.model else resume
         policy = load(start) if start else _new_policy(sources, config.new_model, Path(args.output_dir))
     policy.freeze(config.freeze)
+    check_rows(policy, adapted=config.lora is not None)
     rows = PackedRows(
         sources,
         policy.processor,
@@ -197,15 +201,16 @@ def run(
     report = main and config.heldout_batches > 0
     if main:
         save_settings(Path(args.output_dir), resume, config, args)
-    before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
+    with trainer.accelerator.autocast():
+        before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
     trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
+    save_whole(policy, trainer.accelerator, trainer.adapter, trainer.stored, Path(args.output_dir) / "model")
     if is_sharded(trainer.accelerator):
         policy = gathered_copy(policy, trainer.accelerator, trainer.adapter)
-    if main:
-        save(merged_copy(policy, trainer.adapter) if trainer.adapter else policy, Path(args.output_dir) / "model")
     if report:
-        after = heldout_loss(policy, folders, config.pack_length, config.heldout_batches)
+        with trainer.accelerator.autocast():
+            after = heldout_loss(policy, folders, config.pack_length, config.heldout_batches)
         for name in before:
             say(f"held-out loss, {name}: {before[name]:.3f} -> {after[name]:.3f} nats a token")
     return trainer

@@ -116,6 +116,7 @@ def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
         policy.processor.vision.save_pretrained(directory)
     template = asdict(policy.processor.template)
     settings = {"format": FORMAT, "family": policy.family, "template": template, "versions": versions}
+    settings |= {"new_rows": True} if policy.new_rows else {}
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
@@ -178,5 +179,6 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         vision, code_ids = policy_class.vision(directory, config), policy_class.code_ids(config)
     image_tokenizer = load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
     policy = policy_class(model.to(device), Processor(tokenizer, image_tokenizer, template, vision, code_ids))
+    policy.new_rows = settings.get("new_rows") is True
     policy.model.eval()
     return policy

@@ -122,6 +122,7 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         mean = embedding[kept].clone()
         policy.start_from_codebook()
         embedding[policy.codes] += mean
+        policy.new_rows = True
         return policy
 
     @torch.no_grad()

@@ -88,6 +88,7 @@ class _GrowingLayer(DynamicLayer):
         return buffer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        key_states, value_states = _as_in_products(key_states), _as_in_products(value_states)
         if self.length == 0:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = self._reserve(key_states), self._reserve(value_states)
@@ -110,6 +111,12 @@ class _GrowingLayer(DynamicLayer):
         buffer = source.new_empty(len(rows_R), *source.shape[1:])
         torch.index_select(source.narrow(2, 0, self.length), 0, rows_R, out=buffer.narrow(2, 0, self.length))
         return buffer
+
+
+def _as_in_products(states: Tensor) -> Tensor:
+    """As attention takes them under autocast, which else would cast the whole cache for every token."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 @torch.inference_mode()

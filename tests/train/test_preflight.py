@@ -282,3 +282,33 @@ def test_the_command_checks_in_the_runs_own_folder_and_leaves_none_behind(tmp_pa
         with pytest.raises(InputError, match="stopped"):
             grpo.preflight(["--output_dir", str(folder), "--use_cpu", "true", "--bf16", "false"])
     assert seen == [tmp_path / "new" / "run", kept] and [*tmp_path.iterdir()] == [kept]
+
+
+def learning_rate(trainer):
+    checks = {check.name: check for check in run_checks(trainer)}
+    assert "learning rate" in checks
+    return checks["learning rate"]
+
+
+def test_a_learning_rate_below_the_rounding_of_the_weights_is_caught(policy, tmp_path, monkeypatch):
+    """Weights around 0.3 have steps of 2e-3 in bf16 and of 3e-8 in fp32; the model is written in what it came in."""
+    adam = {"optim": "adamw_torch", "max_steps": 10_000}
+
+    def check(rate, dtype=torch.float32):
+        trainer = trainer_of(policy, tmp_path, arguments={**adam, "learning_rate": rate})
+        trainer.policy.model.to(dtype)  # as no set-up of ours leaves it
+        return learning_rate(trainer)
+
+    said = "1e-06 is less than half the rounding step of 0.0% of the trained weights"
+    assert check(1e-6).passed and check(1e-6).text == said
+    assert not check(1e-10).passed and "raise learning_rate" in check(1e-10).text
+    assert not check(1e-6, torch.bfloat16).passed and check(1e-2, torch.bfloat16).passed
+
+
+def test_steps_that_hardly_show_in_the_written_model_are_said(policy, tmp_path):
+    policy.model.to(torch.bfloat16)
+    arguments = {"optim": "adamw_torch", "bf16": True, "learning_rate": 1e-6}
+    for steps, seen in ((10, False), (100_000, True)):
+        trainer = trainer_of(policy, tmp_path, arguments={**arguments, "max_steps": steps})
+        check = learning_rate(trainer)
+        assert check.passed and ("hardly show" not in check.text) == seen

@@ -14,9 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from accelerate import PartialState
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
@@ -32,11 +30,12 @@ from limner.train.objective.algorithm import AlgorithmConfig, PerModality
 from limner.train.preflight import Preflight
 from limner.train.scale import checkpointing
 from limner.train.scale.checkpointing import STAGING
-from limner.train.scale.lora import LoraConfig
 from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig
 from limner.worlds.picture_stories.scenes import SCENES, story, story_prompt
+
+from .launched import DOCUMENTS, LORA, common, make_do_without_gpus, moved
 
 pytestmark = pytest.mark.slow
 
@@ -52,14 +51,12 @@ VARIANTS = {
 """Normalisation -> further settings of the algorithm; one process does without them."""
 UNTIED = ("segment", "modality-balanced")
 """Normalisations that are tried on a model whose head is a weight of its own, with guidance."""
-LORA = LoraConfig(rank=4, alpha=8)
 STALLS = {
     "zero3": (0, checkpointing, "put_in_place", set()),
     "fsdp2": (1, InterleavedGRPOTrainer, "_save_rng_state", {"rng_state_1.pth", "rollouts_1.pth"}),
 }
 """Set-up -> where a save never ends (rank, function), and what is unwritten then: nothing, and the first process would
 rename; or a part of the other one, which the first waits for."""
-DOCUMENTS = [story(SCENES[i : i + 2]) for i in range(0, 16, 2)]
 
 
 class Illustrated:
@@ -90,22 +87,6 @@ class Gathers(TorchDispatchMode):
 
 
 # ---- what the processes do ----
-
-
-def common(directory: Path, processes: int) -> dict:
-    return {
-        "output_dir": str(directory),
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ and "ACCELERATE_USE_FSDP" not in os.environ,
-        "ddp_backend": "gloo" if processes > 1 else None,
-        "bf16": False,
-    }
 
 
 def warmed_up(root: Path, directory: str) -> list[str]:
@@ -219,6 +200,8 @@ def play(root: Path, setup: str) -> None:
         results[f"{name}-resumed"] = trained(root, name, adapted=adapted, resume="last", **ADAM)
     results["bf16"] = trained(root, "bf16", bf16=True)
     results["warmup"] = warmed_up(root, "warmup")
+    for name, adapted in (("moved", False), ("moved-lora", True)):
+        results[name] = moved(root, name, "in-16-bits", adapted, bf16=True)
     if setup in STALLS:
         results["left"] = files_in(root / "killed")
         results["killed"] = trained(root, "killed", resume="last", **ADAM)
@@ -242,18 +225,6 @@ def drop_last_checkpoint(directory: Path) -> None:
     state.wait_for_everyone()
 
 
-def make_do_without_gpus() -> None:
-    """What the libraries ask of a GPU machine, on this one."""
-    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
-    if "ACCELERATE_USE_DEEPSPEED" in os.environ:
-        import deepspeed
-
-        assert deepspeed.__version__
-        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # minutes of compiling
-    if "ACCELERATE_USE_FSDP" in os.environ:  # accelerate leaves FSDP out on a CPU
-        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-
-
 # ---- tests ----
 
 
@@ -264,6 +235,10 @@ def root(make_policy, tmp_path_factory) -> Path:
         policy.model.get_input_embeddings().weight[policy.vocabulary.controls.eos, 0] -= 0.25
     root = tmp_path_factory.mktemp("setups")
     save(policy, root / "start")
+    in_16_bits = load(root / "start", dtype=torch.bfloat16)
+    save(in_16_bits, root / "in-16-bits")
+    in_16_bits.model.float()
+    save(in_16_bits, root / "in-32-bits")
     config = deepcopy(policy.model.config)
     config.tie_word_embeddings = False
     untied = type(policy).create(config, policy.processor)
@@ -282,6 +257,8 @@ def alone(root) -> dict:
     results = {name: trained(root, "alone", name) for name in VARIANTS}
     for name, adapted in (("whole", False), ("lora", True)):
         results[name] = trained(root, f"alone-{name}", adapted=adapted, **ADAM)
+    for name, adapted in (("moved", False), ("moved-lora", True)):
+        results[name] = moved(root, f"alone-{name}", "in-32-bits", adapted)
     return {**results, "warmup": warmed_up(root, "alone-warmup")}
 
 
@@ -292,7 +269,8 @@ def start(part: str, name: str, directory: Path) -> subprocess.Popen:
         *launcher,
         "--num_processes=2",
         "--main_process_port=0",
-        __file__,
+        "--module",
+        "tests.train.test_setups",
         part,
         name,
         str(directory),
@@ -300,7 +278,8 @@ def start(part: str, name: str, directory: Path) -> subprocess.Popen:
     settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     settings |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     log = (directory / f"{part}.log").open("w")
-    return subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT)
+    env = {**os.environ, **settings}
+    return subprocess.Popen(command, env=env, cwd=CONFIGS.parents[1], stdout=log, stderr=subprocess.STDOUT)
 
 
 def kill_both_in_the_second_save(name: str, directory: Path) -> None:
@@ -327,7 +306,7 @@ def setup(request, root, tmp_path_factory):
     if name.startswith("zero") and not importlib.util.find_spec("deepspeed"):
         pytest.skip("deepspeed is not installed: pip install 'limner[deepspeed]'")
     directory = tmp_path_factory.mktemp(name)
-    for shared in ("start", "untied", "data"):
+    for shared in ("start", "untied", "in-16-bits", "data"):
         (directory / shared).symlink_to(root / shared)
     if name in STALLS:
         kill_both_in_the_second_save(name, directory)
@@ -434,6 +413,18 @@ def test_in_bfloat16_the_sampled_policy_is_the_scored_one(setup):
     for name in ("text", "image"):
         assert in_16_bits[f"replay_gap/{name}"] < 0.5
         assert in_16_bits[f"entropy/{name}"] != in_32_bits[f"entropy/{name}"]  # it was in bfloat16
+
+
+@pytest.mark.parametrize("kind", ["moved", "moved-lora"])
+def test_a_checkpoint_in_bfloat16_trains_as_in_float32(setup, alone, kind):
+    """Six steps of 1e-6 change what they would change, and in the same direction; the model keeps its dtype."""
+    name, results, directory = setup
+    share = (results[kind] != 0).double().mean().item()
+    cosine = torch.cosine_similarity(results[kind], alone[kind], 0).item()
+    print(f"{name}, {kind}: share of weights changed {share:.4f}, cosine against fp32 {cosine:.3f}")
+    assert share > 0.99 and cosine > 0.9
+    written = load(directory / kind / "model").model
+    assert {weight.dtype for weight in written.parameters()} == {torch.bfloat16}
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def model_shape(
         freeze(network, (*chosen.never_trained, *frozen))
         text, head = config.get_text_config(), network.get_output_embeddings()
         embedding = network.get_input_embeddings().weight
-        linear = linear_layers(network, targets).values()
+        linear = [module.weight for module in linear_layers(network, targets).values()]
         shape = ModelShape(
             parameters=sum(parameter.numel() for parameter in network.parameters()),  # a tied one comes up once
             trainable=sum(weight.numel() for weight in network.parameters() if weight.requires_grad),
@@ -135,7 +135,8 @@ def model_shape(
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocabulary=head.weight.shape[0] + (image_codes or 0) * chosen.own_image_head,
             image_codes=image_codes or 0,
-            linear_sides=sum(module.in_features + module.out_features for module in linear),
+            linear=sum(weight.numel() for weight in linear),
+            linear_sides=sum(sum(weight.shape) for weight in linear),
             stored=embedding.element_size(),
         )
     if shape.image_codes >= shape.vocabulary:

@@ -55,8 +55,10 @@ class ModelShape:
     """Rows of the head: text and image ids."""
     image_codes: int
     """Of them image codes; 0 where unknown."""
+    linear: int
+    """Of them in the linear layers that an adapter goes on."""
     linear_sides: int
-    """Inputs plus outputs of the linear layers that an adapter goes on: its parameters at rank 1."""
+    """Inputs plus outputs of those layers: the adapter's parameters at rank 1."""
     stored: int
     """Bytes of a parameter as the checkpoint has it."""
 
@@ -131,21 +133,19 @@ class Run:
 
 def compute(model: ModelShape, run: Run) -> int:
     """Bytes of a number in matrix products."""
-    return 2 if run.half else model.stored
+    return 2 if run.half else untrained_bytes(model, run)
 
 
-def weight(model: ModelShape, run: Run) -> int:
-    """Bytes of a parameter: DeepSpeed casts the model to bf16, FSDP (accelerate) to fp32, DDP leaves it as it is."""
+def untrained_bytes(model: ModelShape, run: Run) -> int:
+    """Of a parameter that stays as it is: as stored, but DeepSpeed casts it to 16 bits, full training in fp32 to 4."""
     if run.half and run.strategy in ("zero2", "zero3"):
         return 2
-    if run.half and run.strategy == "fsdp" and run.lora_rank is None:
-        return 4
-    return model.stored
+    return model.stored if run.half or run.lora_rank is not None else 4
 
 
 def autocast(model: ModelShape, run: Run) -> bool:
     """fp32 parameters whose products run in bf16, cast as they go."""
-    return run.strategy == "ddp" and run.half and model.stored == 4
+    return run.strategy == "ddp" and run.half and (run.lora_rank is None or model.stored == 4)
 
 
 def sampled(model: ModelShape, run: Run) -> int:
@@ -159,9 +159,8 @@ def trained(model: ModelShape, run: Run) -> int:
 
 
 def trained_bytes(model: ModelShape, run: Run) -> int:
-    """Bytes of a trained parameter; peft keeps its adapters in fp32, but not under DeepSpeed's bf16."""
-    adapters_in_fp32 = run.lora_rank is not None and run.strategy in ("ddp", "fsdp")
-    return 4 if adapters_in_fp32 else weight(model, run)
+    """Bytes of a trained parameter: fp32 (`train.scale.precision`), but DeepSpeed keeps its fp32 copies apart."""
+    return 2 if run.half and run.strategy in ("zero2", "zero3") else 4
 
 
 def _shards(run: Run, *strategies: Strategy) -> int:
@@ -172,9 +171,13 @@ def _shards(run: Run, *strategies: Strategy) -> int:
 
 
 def weights(model: ModelShape, run: Run) -> int:
-    """Psi x dtype; ZeRO-3 and FSDP: / N (Rajbhandari et al. 2020, section 5). LoRA adds its adapters."""
-    adapters = 0 if run.lora_rank is None else trained(model, run) * trained_bytes(model, run)
-    return (model.parameters * weight(model, run) + adapters) // _shards(run, "zero3", "fsdp")
+    """Trained x 4 and the others x their dtype; ZeRO-3 and FSDP: / N (Rajbhandari et al. 2020, section 5).
+
+    With LoRA all of the model is among the others, and its adapters are trained.
+    """
+    others = model.parameters - (model.trainable if run.lora_rank is None else 0)
+    size = trained(model, run) * trained_bytes(model, run) + others * untrained_bytes(model, run)
+    return size // _shards(run, "zero3", "fsdp")
 
 
 def master_weights(model: ModelShape, run: Run) -> int:
@@ -183,14 +186,20 @@ def master_weights(model: ModelShape, run: Run) -> int:
 
 
 def optimizer_state(model: ModelShape, run: Run) -> int:
-    """Two moments x trained (AdamW): 8 bytes of fp32, less in DDP over a bf16 checkpoint; ZeRO, FSDP: / N."""
-    size = 4 if run.strategy in ("zero2", "zero3") else trained_bytes(model, run)
-    return 2 * size * trained(model, run) // _shards(run, "zero2", "zero3", "fsdp")
+    """Two moments x trained (AdamW): 8 bytes of fp32; ZeRO, FSDP: / N."""
+    return 8 * trained(model, run) // _shards(run, "zero2", "zero3", "fsdp")
 
 
 def reference(model: ModelShape, run: Run) -> int:
-    """Psi x the checkpoint's dtype where there is a KL term: `UnifiedPolicy.frozen_copy`, whole on every GPU."""
-    return model.parameters * model.stored if run.reference and run.lora_rank is None else 0
+    """Psi x the dtype of what is not trained where there is a KL term: `frozen_copy`, whole on every GPU."""
+    return model.parameters * untrained_bytes(model, run) if run.reference and run.lora_rank is None else 0
+
+
+def rollout_weights(model: ModelShape, run: Run) -> int:
+    """dtype x linear layers: what autocast would cast for every token, or adapters merged: `sampling_weights`."""
+    merged = model.linear if run.lora_rank is not None else 0
+    cast = model.layers * model.layer if autocast(model, run) else 0
+    return max(merged, cast) * sampled(model, run) if run.rollouts else 0
 
 
 def gathered_rollout(model: ModelShape, run: Run) -> int:
@@ -328,6 +337,7 @@ ITEMS: tuple[tuple[str, Rule, tuple[Phase, ...]], ...] = (
     ("fp32 master weights", master_weights, PHASES),
     ("optimizer state", optimizer_state, PHASES),
     ("KL reference", reference, PHASES),
+    ("cast or merged, rollout", rollout_weights, ("rollout",)),
     ("gathered weights, rollout", gathered_rollout, ("rollout",)),
     ("gathered weights, update", gathered_update, ("log-probs", "backward")),
     ("weights cast by autocast", cast_weights, ("log-probs", "backward")),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...configs.errors import InputError
+from ...models.policy import UnifiedPolicy
 
 
 @dataclass
@@ -69,6 +72,48 @@ def adapted(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
 
     torch.manual_seed(seed)  # the adapter starts at random
     return get_peft_model(model, peft_config)
+
+
+def check_rows(policy: UnifiedPolicy, adapted: bool) -> None:
+    """Raises InputError where rows that no training has reached yet would stay so; else this run trains them."""
+    if not policy.new_rows:
+        return
+    frozen = [name for name, (weight, _) in policy.parts().items() if not weight.requires_grad]
+    if adapted or frozen:
+        modules: Any = policy.model.named_modules()
+        decoder = next(name for name, module in modules if module is policy.model.get_decoder())  # type: ignore[operator]
+        setting, left = ("lora", "an adapter leaves them") if adapted else ("freeze", f"{', '.join(frozen)} stay")
+        raise InputError(
+            f"{setting}: limner convert gave this model rows for pictures that were never trained, and {left} as they "
+            f"are; first warm it up in full, or without its layers: limner warmup --freeze {decoder}.layers"
+        )
+    policy.new_rows = False
+
+
+def adapter_layers(model: nn.Module) -> dict[nn.Module, Any]:
+    """The layers of an adapter (peft) by the linear layer under each; none where nothing is adapted."""
+    return {layer.get_base_layer(): layer for layer in model.modules() if hasattr(layer, "lora_A")}  # type: ignore[operator]
+
+
+def merged_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """Weight + scale * B A (Hu et al., section 4.1), added up in fp32 and rounded once."""
+    weight = layer.get_base_layer().weight.float()
+    for name in layer.active_adapters:
+        weight = weight + layer.get_delta_weight(name).float()
+    return weight.to(dtype)
+
+
+@contextmanager
+def taken_as_merged(layers: Iterable[Any]) -> Iterator[None]:
+    """The layers add nothing to the weights under them, which have it in already."""
+    layers = list(layers)
+    for layer in layers:
+        layer.merged_adapters.extend(layer.active_adapters)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
 
 
 def _frozen(model: nn.Module) -> str:

@@ -80,15 +80,18 @@ def add_gradient(accelerator: Accelerator, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def gathered_copy(policy: UnifiedPolicy, accelerator: Accelerator, adapter: Any = None) -> UnifiedPolicy:
+def gathered_copy(
+    policy: UnifiedPolicy, accelerator: Accelerator, adapter: Any = None, as_trained: bool = False
+) -> UnifiedPolicy:
     """A copy of a sharded policy with whole parameters. Every rank must call it.
 
-    `adapter` is the configuration of the adapter (peft) in the policy's model.
+    `adapter` is the configuration of the adapter (peft) in the policy's model. The copy is in the dtype of the forward,
+    or `as_trained`: in that of the shards, which is fp32 for what FSDP2 trains.
     """
     for module in policy.model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # some stay whole after a forward that no backward followed
-    weights = {name: _whole(parameter, accelerator) for name, parameter in policy.model.named_parameters()}
+    weights = {name: _whole(parameter, accelerator, as_trained) for name, parameter in policy.model.named_parameters()}
     return type(policy)(_module_with(weights, policy.model, adapter)[0], policy.processor)
 
 
@@ -100,10 +103,11 @@ def merged_copy(policy: UnifiedPolicy, adapter: Any) -> UnifiedPolicy:
     return type(policy)(adapted.merge_and_unload(), policy.processor)
 
 
-def _whole(parameter: Tensor, accelerator: Accelerator) -> Tensor:
+def _whole(parameter: Tensor, accelerator: Accelerator, as_trained: bool) -> Tensor:
     if isinstance(parameter, DTensor):
         mixed: Any = accelerator.state.fsdp_plugin.mixed_precision_policy  # type: ignore[union-attr]
-        return parameter.full_tensor().to(accelerator.device, mixed.param_dtype if mixed else parameter.dtype)
+        dtype = mixed.param_dtype if mixed and not as_trained else parameter.dtype
+        return parameter.full_tensor().to(accelerator.device, dtype)
     if _is_zero3(accelerator):
         import deepspeed
 

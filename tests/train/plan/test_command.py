@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from limner.models.tokens.sequence import TokenBatch, TokenSequence
 from limner.train.plan import memory
 from limner.train.plan.command import GB, advise, main, model_shape, report
 from limner.train.plan.memory import ModelShape, Run, predict
-from limner.train.scale.lora import LoraConfig, adapted
+from limner.train.scale import precision
+from limner.train.scale.lora import LoraConfig, adapted, linear_layers
+from limner.train.scale.precision import sampling_weights, train_in_fp32
 
 from ...models.families.tiny import FAMILIES
 
@@ -56,6 +59,7 @@ LARGE = ModelShape(
     head_dim=128,
     vocabulary=264_000,
     image_codes=8192,
+    linear=32 * 218_103_808,
     linear_sides=32 * 98_304,
     stored=2,
 )
@@ -187,22 +191,52 @@ def test_a_warm_up_by_lora_is_planned(policy, tmp_path, capsys):
     assert memory.weights(shape, run) == sum(weight.nbytes for weight in model.parameters())
 
 
+@pytest.mark.parametrize("adapted_too", [False, True])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_what_training_holds_of_a_checkpoint_is_exact(policy, stored, adapted_too, tmp_path, monkeypatch):
+    """Under autocast: master weights, what is frozen, the reference, and what rollouts have beside them."""
+    policy.model.to(stored)
+    policy.freeze(["model.embed_tokens"])
+    shape = replace(shape_of(policy, tmp_path), stored=stored.itemsize)
+    frozen = sum(weight.numel() for weight in policy.model.parameters() if not weight.requires_grad)
+    linear = linear_layers(policy.model).values()
+    shape = replace(shape, trainable=shape.parameters - frozen, linear=sum(m.weight.numel() for m in linear))
+    shape = replace(shape, linear_sides=sum(m.in_features + m.out_features for m in linear))
+    run = replace(RUN, half=True, reference=True, lora_rank=4 if adapted_too else None)
+    reference = policy.frozen_copy()
+    model = adapted(policy.model, LoraConfig(rank=4), seed=0) if adapted_too else policy.model
+    train_in_fp32(model, SimpleNamespace(mixed_precision="bf16", distributed_type="NO"), adapted_too)
+    held = []
+    monkeypatch.setattr(precision, "exchanged", lambda exchanges: held.extend(exchanges) or nullcontext())
+    with torch.autocast("cpu", torch.bfloat16), sampling_weights(policy):
+        pass
+    assert memory.weights(shape, run) == sum(weight.nbytes for weight in model.parameters())
+    assert adapted_too or memory.reference(shape, run) == sum(w.nbytes for w in reference.model.parameters())
+    found = sum(numbers.nbytes for _, _, numbers in held)
+    assert memory.rollout_weights(shape, run) == pytest.approx(
+        found, rel=0.01
+    )  # the norms are none of the linear layers
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_kv_cache_is_exact(policy, guidance, tmp_path):
     ids_T = torch.tensor([*policy.vocabulary.start, *range(100, 100 + PROMPT - 2), *policy.vocabulary.answer])
     prompt = TokenSequence(ids_T, torch.zeros(PROMPT), torch.zeros(PROMPT, dtype=torch.bool), PROMPT)
     run = replace(RUN, steps_per_generation=3, guided=guidance != 1)
-    with torch.no_grad():
-        sampler = _Run(policy, [prompt] * 3, Sampling(run.completion, guidance=guidance), [2, 2, 2], range(6))
-    real = sum(tensor.nbytes for layer in sampler.cache.layers for tensor in (layer.keys, layer.values))
-    assert memory.kv_cache(shape_of(policy, tmp_path), run) == real
+    shape = shape_of(policy, tmp_path)
+    for half, under in ((False, nullcontext()), (True, torch.autocast("cpu", torch.bfloat16))):
+        with torch.no_grad(), under:
+            sampler = _Run(policy, [prompt] * 3, Sampling(run.completion, guidance=guidance), [2, 2, 2], range(6))
+        real = sum(tensor.nbytes for layer in sampler.cache.layers for tensor in (layer.keys, layer.values))
+        assert memory.kv_cache(shape, replace(run, half=half)) == real
 
 
 @pytest.mark.parametrize("completion", [48, 240])
 @pytest.mark.parametrize("numbers", ["fp32", "autocast", "bf16"])
 def test_saved_activations_are_within_5_percent(policy, make_policy, numbers, completion, tmp_path):
     for real in (policy, make_policy()):
-        run = replace(RUN, completion=completion, half=numbers != "fp32")
+        strategy = "zero2" if numbers == "bf16" else "ddp"  # DeepSpeed's model is in bf16 itself
+        run = replace(RUN, completion=completion, half=numbers != "fp32", strategy=strategy)
         real.model.to(torch.bfloat16 if numbers == "bf16" else torch.float32)
         shape = replace(shape_of(real, tmp_path), stored=2 if numbers == "bf16" else 4)
         under = torch.autocast("cpu", torch.bfloat16) if numbers == "autocast" else nullcontext()

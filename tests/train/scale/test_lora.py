@@ -4,15 +4,22 @@ import builtins
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from limner.configs import parse
 from limner.configs.errors import InputError
+from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
-from limner.train.grpo import RunConfig, run
+from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
+from limner.train import warmup
+from limner.train.grpo import RunConfig, make_trainer, run
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
 from limner.train.scale.lora import LoraConfig
 from limner.train.trainer import BATCH_FIELDS, GRPOConfig, InterleavedGRPOTrainer
+from limner.worlds.picture_stories.scenes import SCENES, story
 
+from ...models.families.test_shared_vocabulary import llama, pictures
+from ...models.families.tiny_vq import published_tokenizer
 from ..runs import PROMPTS, Illustrated, dataset, logs, settings
 
 pytest.importorskip("peft", reason="pip install 'limner[peft]'")
@@ -56,6 +63,40 @@ def test_a_run_writes_the_merged_model(make_policy, tmp_path):
     assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, before, atol=1e-2)
     checkpoint = {path.name for path in (tmp_path / "run" / "checkpoint-1").iterdir()}
     assert "adapter_model.safetensors" in checkpoint and not checkpoint & {"model.safetensors", "limner.json"}
+
+
+@pytest.mark.parametrize("frozen", [[], ["model.embed_tokens"]])
+def test_rows_that_were_never_trained_are_trained_first(frozen, tmp_path):
+    """A language model extended by rows for pictures: refused with the remedy, and the remedy is one."""
+    tokenizer = published_tokenizer(("<pad>", "<s>", "</s>"), (), code_is_special=False)
+    extended = SharedVocabularyPolicy.extend(llama(tokenizer, tied=False), tokenizer, pictures())
+    save(extended, tmp_path / "extended")
+    with ShardWriter(tmp_path / "data") as writer:
+        for number in range(4):
+            writer.write(story(SCENES[number : number + 2]), "train")
+    args = warmup_settings(tmp_path / "run")
+    config = {"data": str(tmp_path / "data"), "pack_length": 400, "heldout_batches": 0}
+    lora = {} if frozen else {"lora": LoraConfig(rank=4)}
+    setting = "freeze: .*, and text embedding, image embedding stay" if frozen else "lora: .*, and an adapter leaves"
+    remedy = f"{setting}.*: limner warmup --freeze model.layers$"
+    with pytest.raises(InputError, match=remedy):
+        warmup.run(warmup.WarmupConfig(str(tmp_path / "extended"), freeze=frozen, **config, **lora), args)
+    grpo = RunConfig(model=str(tmp_path / "extended"), freeze=frozen, rewards={"format": 1}, **lora)
+    with pytest.raises(InputError, match=remedy):
+        make_trainer(grpo, settings(tmp_path), prompts=PROMPTS)
+
+    warmup.run(warmup.WarmupConfig(str(tmp_path / "extended"), freeze=["model.layers"], **config), args)
+    trained = load(tmp_path / "run" / "model")
+    for name, weight in trained.model.named_parameters():
+        assert torch.equal(weight, extended.model.get_parameter(name)) == ("layers" in name), name
+    then = warmup.WarmupConfig(str(tmp_path / "run" / "model"), lora=LoraConfig(rank=4), **config)
+    warmup.run(then, warmup_settings(tmp_path / "then"))
+
+
+def warmup_settings(directory):
+    return TrainingArguments(
+        str(directory), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no"
+    )
 
 
 def test_the_section_is_read_from_flags():
