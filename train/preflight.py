@@ -130,6 +130,7 @@ def _documents(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Che
 def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check]:
     """Every component varies inside some group, or is at its best everywhere; what is learned from varies."""
     algorithm, components = trainer.algorithm, dict(batch.output.breakdown)
+    by_segment = algorithm.objective == "segment-rejection"
     if algorithm.outcome_weight or algorithm.objective == "rejection":
         components["all together"] = batch.output.outcome
     checks = []
@@ -137,14 +138,15 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check
         values = torch.tensor([float("nan") if s is None else s for s in scores], device=trainer.accelerator.device)
         values = trainer.accelerator.gather(values).float().cpu()
         known = values[~values.isnan()]
-        dead = dead_groups(values, trainer.num_generations).item()
+        dead = dead_groups(values, trainer.num_generations, algorithm.spread_floor).item()
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
         passed = dead < 1 or (best and name != "all together")
         checks.append(Check(f"reward {name}", passed, text + ("" if passed else NOTHING_LEARNED)))
-    if algorithm.process_weight and algorithm.objective == "grpo":
-        _, own_RK = trainer.normalised(batch.outcome_R, batch.segments_RK)
-        best, scored = (batch.segments_RK > 0.999).sum(), (~own_RK.isnan()).sum()
+    if by_segment or (algorithm.process_weight and algorithm.objective == "grpo"):
+        own_RK = trainer.compared(batch.scores).segments_RK
+        segments_RK = batch.scores.segments_RK
+        best, scored = (segments_RK > 0.999).sum(), (~segments_RK.isnan()).sum()
         best, scored, different = _over_ranks([best.item(), scored.item(), own_RK.nan_to_num().count_nonzero().item()])
         text = f"{different:.0f} of {scored:.0f} scored segments differ from those they are compared with"
         passed = different > 0 or (0 < scored == best)
