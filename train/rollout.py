@@ -152,9 +152,12 @@ def score(rollouts: Sequence[Rollout], output: RewardOutput) -> Scores:
     )
 
 
-def compare(scores: Scores, algorithm: AlgorithmConfig, group_size: int) -> Compared:
-    """Whole groups of rollouts, normalised as the algorithm says."""
-    outcome_R, kind_RK, floor = scores.outcome_R, scores.kind_RK, algorithm.spread_floor
+def compare(scores: Scores, algorithm: AlgorithmConfig, group_size: int, floor: float = 0.0) -> Compared:
+    """Whole groups of rollouts, normalised as the algorithm says.
+
+    `floor` of the spread is that of a part of the reward that is normalised by itself, where it has a larger one.
+    """
+    outcome_R, kind_RK, floor = scores.outcome_R, scores.kind_RK, max(floor, algorithm.spread_floor)
     missing_R, surplus_RK = maths.miscounts(kind_RK, outcome_R, group_size, floor)
     if algorithm.objective != "grpo":
         return Compared(
@@ -253,16 +256,16 @@ class RolloutBatches:
         batch = collate([[item.sequence] for item in rollouts], self.policy.vocabulary)
         return RolloutBatch(step, first_row, rollouts, output, scores, advantages_RT, batch)
 
-    def compared(self, scores: Scores) -> Compared:
+    def compared(self, scores: Scores, floor: float = 0.0) -> Compared:
         """This process's rows beside the others of their groups, which may straddle processes."""
         accelerator, rows = self.accelerator, len(scores.outcome_R)
         if rows % self.num_generations == 0:
-            return compare(scores, self.algorithm, self.num_generations)
+            return compare(scores, self.algorithm, self.num_generations, floor)
         whole, by_segment = (table.to(accelerator.device) for table in scores.to_tables())
         by_segment = accelerator.pad_across_processes(by_segment, dim=1, pad_index=float("nan"))
         scores = Scores.from_tables(*(accelerator.gather(table).cpu() for table in (whole, by_segment)))
         start = accelerator.process_index * rows
-        return compare(scores, self.algorithm, self.num_generations)[start : start + rows]
+        return compare(scores, self.algorithm, self.num_generations, floor)[start : start + rows]
 
     def refilled(self, batch: RolloutBatch) -> RolloutBatch:
         """The batch with groups of further prompts in place of dead ones: dynamic sampling (DAPO, arXiv 2503.14476).

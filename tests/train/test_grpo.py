@@ -274,17 +274,7 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
         ({}, {"kl": "k1"}, "algorithm.kl: 'k1' is none of k3, k2, full"),
         ({}, {"surrogate": "ppo"}, "algorithm.surrogate: 'ppo' is none of clip, cispo"),
         ({}, {"reference_sync": 8}, "algorithm.reference_sync: there is no reference"),
-        (
-            {
-                "per_device_train_batch_size": 2,
-                "steps_per_generation": 1,
-                "generation_batch_size": None,
-                "num_generations": 2,
-                "gradient_accumulation_steps": 1,
-            },
-            {"refill_rounds": -1},
-            "refill_rounds: negative",
-        ),
+        ({}, {"refill_rounds": -1}, "algorithm.refill_rounds: negative"),
         ({}, {"normalisation": "tokens"}, "algorithm.normalisation: 'tokens' is none of token, sequence"),
     ],
 )
