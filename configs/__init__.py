@@ -214,7 +214,7 @@ def _explain(parser: argparse.ArgumentParser, group: Any, cls: type, base: Any =
         if not field.init or _is_foreign(field):
             continue
         name, doc = f"{prefix}{field.name}", docs.get(field.name, "")
-        default = default_of(field) if base is None else getattr(base, field.name)
+        default = getattr(base, field.name) if isinstance(base, cls) else default_of(field)
         section = section_of(kinds[field.name])
         if section and docs_of(section):
             _explain(parser, parser.add_argument_group(name, doc), section, default, f"{name}.")

@@ -109,7 +109,8 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
     if isinstance(value, str) and hasattr(origin, "named"):  # a thing that can be had by its name
         return _named(origin, value, place)
     if dataclasses.is_dataclass(origin):
-        return value if isinstance(value, origin) else build(origin, value, place, default)  # type: ignore[arg-type]
+        at = default if isinstance(default, origin) else None  # type: ignore[arg-type]  # `float | Section`: a number
+        return value if isinstance(value, origin) else build(origin, value, place, at)  # type: ignore[arg-type]
     if issubclass(origin, Enum):
         choices = {member.value: member for member in origin}
         if isinstance(value, origin) or value in choices:

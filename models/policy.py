@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,21 @@ class UnifiedPolicy(ABC):
             guidance=guidance,
             chunk=chunk,
             entropy_gradient=entropy_gradient,
-        )
+        )[:2]
+
+    def log_probs_and_kl(
+        self, model: Any, batch: TokenBatch, reference: tuple[Tensor, Tensor], **settings: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `log_probs`, and the KL of each token's whole distribution to the reference's `distributions`, [B, T]."""
+        return model(token_batch=batch, reference=reference, **settings)
+
+    @torch.no_grad()
+    def distributions(self, model: Any, batch: TokenBatch, **settings: Any) -> tuple[Tensor, Tensor]:
+        """Log-probs of all choices at the n text and m image tokens that are trained: float32 [n, V] and [m, codes].
+
+        They are those that `log_probs` with the same settings takes its tokens' from; -inf where the grammar forbids.
+        """
+        return model(token_batch=batch, whole=True, **settings)
 
     def _forward(
         self,
@@ -169,6 +184,8 @@ class UnifiedPolicy(ABC):
         guidance: float = 1.0,
         chunk: int | None = None,
         entropy_gradient: bool = False,
+        reference: tuple[Tensor, Tensor] | None = None,
+        whole: bool = False,
         **kwargs,
     ):
         """The model's forward, which now also scores a TokenBatch.
@@ -177,7 +194,9 @@ class UnifiedPolicy(ABC):
         """
         if token_batch is None:
             return self._stock_forward(*args, **kwargs)
-        return self._score_batch(token_batch, temperature, max_images, guidance, chunk, entropy_gradient)
+        return self._score_batch(
+            token_batch, temperature, max_images, guidance, chunk, entropy_gradient, reference, whole
+        )
 
     def _score_batch(
         self,
@@ -187,7 +206,10 @@ class UnifiedPolicy(ABC):
         guidance: float,
         chunk: int | None,
         entropy_gradient: bool,
-    ) -> tuple[Tensor, Tensor]:
+        reference: tuple[Tensor, Tensor] | None,
+        whole: bool,
+    ) -> tuple[Tensor, ...]:
+        """`log_probs_and_kl`, the KL 0 without a reference; or, where `whole`, `distributions`."""
         size = self.vocabulary.text_size
         features = self.features_of(batch)
         hidden = self.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None, features)[:, :-1]
@@ -210,16 +232,20 @@ class UnifiedPolicy(ABC):
             )
             image_states.append(unconditional[:, :-1][image_at])
         images_before = batch.images_before_BT[:, 1:][text_at]
+        if whole:
+            scores = text_scores(hidden[text_at], images_before), image_scores(*image_states)
+            return tuple(part.log_softmax(-1) for part in scores)
         logp = torch.zeros(target.shape, dtype=torch.float32, device=target.device)
-        entropy = torch.zeros_like(logp)
-        for at, scores, first_id, inputs in (
-            (text_at, text_scores, 0, [hidden[text_at], images_before]),
-            (image_at, image_scores, size, image_states),
+        entropy, kl = torch.zeros_like(logp), torch.zeros_like(logp)
+        for at, scores, first_id, inputs, log_q in (
+            (text_at, text_scores, 0, [hidden[text_at], images_before], reference and reference[0]),
+            (image_at, image_scores, size, image_states, reference and reference[1]),
         ):
-            p, h = _in_chunks(scores, target[at] - first_id, inputs, chunk, entropy_gradient)
+            p, h, d = _in_chunks(scores, target[at] - first_id, inputs, log_q, chunk, entropy_gradient)
             logp = logp.masked_scatter(at, p)
             entropy = entropy.masked_scatter(at, h)
-        return pad(logp, (1, 0)), pad(entropy, (1, 0))
+            kl = kl if d is None else kl.masked_scatter(at, d)
+        return pad(logp, (1, 0)), pad(entropy, (1, 0)), pad(kl, (1, 0))
 
     def guided_image_logits(self, hidden: Tensor, without: Tensor | None = None, guidance: float = 1.0) -> Tensor:
         """Image scores in float32; with the hidden states of the same tokens without their prompt, guided ones:
@@ -307,33 +333,53 @@ def tempered(scores: Tensor, temperature: float) -> Tensor:
 
 
 def _in_chunks(
-    scores: Callable[..., Tensor], target: Tensor, inputs: list[Tensor], chunk: int | None, entropy_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of n targets, [n] each; with `chunk` the [n, choices] scores never exist as a whole."""
+    scores: Callable[..., Tensor],
+    target: Tensor,
+    inputs: list[Tensor],
+    log_q: Tensor | None,
+    chunk: int | None,
+    entropy_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probs, entropies and, to a given `log_q`, KLs of n targets, [n] each.
 
-    def part(target: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return _score(scores(*inputs), target, entropy_gradient)
+    With `chunk` the [n, choices] scores never exist as a whole.
+    """
+
+    def part(target: Tensor, log_q: Tensor | None, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return _score(scores(*inputs), target, log_q, entropy_gradient)
 
     if chunk is None or len(target) <= chunk:
-        return part(target, *inputs)
+        return part(target, log_q, *inputs)
     parts = [
         checkpoint(part, *tensors, use_reentrant=False)
-        for tensors in zip(*(tensor.split(chunk) for tensor in (target, *inputs)), strict=True)
+        for tensors in zip(
+            target.split(chunk),
+            repeat(None) if log_q is None else log_q.split(chunk),
+            *(tensor.split(chunk) for tensor in inputs),
+            strict=log_q is not None,
+        )
     ]
-    return torch.cat([p for p, _ in parts]), torch.cat([h for _, h in parts])
+    logps, entropies, kls = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies), None if log_q is None else torch.cat(kls)
 
 
-def _score(scores: Tensor, target: Tensor, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
-    """Log-prob of `target` and entropy of the softmax, each [n], for scores [n, choices]; -inf masks a choice.
+def _score(
+    scores: Tensor, target: Tensor, log_q: Tensor | None = None, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-prob of `target`, entropy of the softmax and its KL to `log_q`, each [n], for scores [n, choices].
 
-    A position of D residual codes, scores [n, D, choices] and targets [n, D], is one token: both sum over depth.
+    -inf masks a choice. A position of D residual codes, scores [n, D, choices] and targets [n, D], is one token: all
+    sum over depth.
     """
     log_p = scores.log_softmax(-1)
     del scores  # one of the largest tensors of a step
-    logp = log_p.gather(-1, target[..., None])[..., 0]
+    found = [log_p.gather(-1, target[..., None])[..., 0], None, None]
+    if log_q is not None:  # 0 times a finite number where a choice is masked
+        found[2] = (log_p.exp() * (log_p.clamp(min=-1e4) - log_q.clamp(min=-1e4))).sum(-1)
     log_p = log_p if entropy_gradient else log_p.detach()
-    entropy = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)  # 0 times a finite number where a choice is masked
-    return (logp.sum(1), entropy.sum(1)) if target.dim() > 1 else (logp, entropy)
+    found[1] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
+    logp, entropy, kl = (part.sum(1) if part is not None and target.dim() > 1 else part for part in found)
+    return logp, entropy, kl  # type: ignore[return-value]
 
 
 def family(name: str, place: str = "") -> type[UnifiedPolicy]:

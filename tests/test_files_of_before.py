@@ -94,7 +94,7 @@ def test_the_model_of_a_run_is_published(capsys):
     run(["publish", "grpo/model", "--repo", "me/before", "--dry-run", "release", "--samples", "1"])
     assert sorted(path.name for path in Path("release/training").iterdir()) == ["1-warmup.yaml", "2-grpo.yaml"]
     assert "text_plan" in Path("release/training/2-grpo.yaml").read_text()
-    assert same_weights("grpo/model", "release")
+    assert torch.allclose(weights("grpo/model"), weights("release"), atol=1e-5)
 
 
 def test_results_of_an_evaluation_make_their_page(capsys):
@@ -176,15 +176,16 @@ def test_a_reward_key_of_before_is_refused_with_the_form_of_now(before, now):
     assert said.startswith(f"rewards.{before.partition(':')[0]}: ") and now in said and "\n" not in said
 
 
-def test_a_run_of_before_goes_on_to_the_same_weights_once_its_rewards_are_named():
+def test_a_run_of_before_goes_on_once_its_rewards_are_named():
+    """By the rules of now, a corrected KL among them, and so not to the bit: its step is nearly the one of before."""
     settings = yaml.safe_load(Path("grpo/config.yaml").read_text())
     Path("named.yaml").write_text(yaml.safe_dump({**settings, "rewards": NAMED}))
     shutil.move("grpo/model", "old")
-    assert not same_weights("old", "grpo/checkpoint-2")
     run(["grpo", "--config", "named.yaml", "--resume_from_checkpoint", "last"])
-    assert same_weights("old", "grpo/model")
+    start, before, now = map(weights, ("grpo/checkpoint-2", "old", "grpo/model"))
+    alike = torch.cosine_similarity(before - start, now - start, dim=0)
+    assert (before - start).norm() > 0.1 and alike > 0.9, f"cosine {alike:.3f}"
 
 
-def same_weights(one: str, other: str) -> bool:
-    a, b = (load(folder).model.state_dict() for folder in (one, other))
-    return a.keys() == b.keys() and all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+def weights(folder: str) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in load(folder).model.parameters()])

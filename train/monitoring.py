@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from ..configs.errors import InputError
 from ..models.documents.document import InterleavedDocument
 from ..rewards.hybrid import HybridReward
-from .rollout import RolloutBatch, score
+from .rollout import RolloutBatch
 from .trainer import InterleavedGRPOTrainer
 from .watch.alarms import Alarms
 from .watch.diagnostics import HYBRID, component_scores, group_sums, means, merged
@@ -59,8 +59,9 @@ class HeldOut(TrainerCallback):
         start = accelerator.process_index * share
         # Every rank samples, for where the parameters are sharded all of them must; what is over is not counted.
         own = self.prompts[start : start + share]
-        rollouts = self.trainer.sample(own or self.prompts[:1], seed=self.trainer.args.seed, first_row=start)
-        output, _, _ = score(rollouts, self.trainer.reward)
+        prompts = own or self.prompts[:1]
+        rollouts = self.trainer.sample(prompts, self.trainer.args.seed, range(start, start + len(prompts)))
+        output = self.trainer.reward([item.completion for item in rollouts])
         sums = group_sums(*component_scores(output), group_size=1) if own else {}
         scores = {name: value for name, value in sums.items() if name == HYBRID or name.count("/") == 1}
         for name, value in means(merged(gather_object([scores]))).items():

@@ -136,6 +136,7 @@ def _documents(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Che
 def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: float) -> list[Check]:
     """Every component varies inside some group, or is at its best everywhere; what is learned from varies in many."""
     algorithm, components = trainer.algorithm, dict(batch.output.breakdown)
+    by_segment = algorithm.objective == "segment-rejection"
     if algorithm.outcome_weight or algorithm.objective == "rejection":
         components["all together"] = batch.output.outcome
     checks = []
@@ -143,15 +144,16 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
         values = torch.tensor([float("nan") if s is None else s for s in scores], device=trainer.accelerator.device)
         values = trainer.accelerator.gather(values).float().cpu()
         known = values[~values.isnan()]
-        dead = dead_groups(values, trainer.num_generations).item()
+        dead = dead_groups(values, trainer.num_generations, algorithm.spread_floor).item()
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
         whole = name == "all together"
         passed = dead < (most_dead if whole else 1) or (best and not whole)
         checks.append(Check(f"reward {name}", passed, text + ("" if passed else _wasted(dead))))
-    if algorithm.process_weight and algorithm.objective == "grpo":
-        _, own_RK = trainer.normalised(batch.outcome_R, batch.segments_RK)
-        best, scored = (batch.segments_RK > 0.999).sum(), (~own_RK.isnan()).sum()
+    if by_segment or (algorithm.process_weight and algorithm.objective == "grpo"):
+        own_RK = trainer.compared(batch.scores).segments_RK
+        segments_RK = batch.scores.segments_RK
+        best, scored = (segments_RK > 0.999).sum(), (~segments_RK.isnan()).sum()
         best, scored, different = _over_ranks([best.item(), scored.item(), own_RK.nan_to_num().count_nonzero().item()])
         text = f"{different:.0f} of {scored:.0f} scored segments differ from those they are compared with"
         same = 1 - different / scored if scored else 1.0

@@ -29,21 +29,22 @@ from ..data.prompts import unpack_prompt
 from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling
-from ..models.tokens.sequence import TokenBatch, collate
+from ..models.tokens.sequence import TokenBatch
 from ..rewards.base import Reward
-from .objective.advantages import best_of_group, outcome_advantages, process_advantages, segment_advantages
 from .objective.algorithm import AlgorithmConfig
 from .objective.losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
-from .rollout import Rollout, RolloutBatch, learned, parts_to_compare, replay_batches, rollout, score, summed
+from .rollout import OrderOfEpoch, Rollout, RolloutBatch, RolloutBatches, replay_batches, rollout
 from .scale.checkpointing import WholeCheckpoints
 from .scale.precision import sampling_weights, save_whole, stored_dtypes, train_in_fp32
+from .scale.reference import load_reference, save_reference, sync
 from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded
-from .watch.diagnostics import Sums, component_scores, group_sums, largest, means, merged, rollout_sums
+from .watch.diagnostics import MODALITIES, Sums, component_scores, group_sums, largest, means, merged, rollout_sums
 
 BATCH_FIELDS = TokenBatch.__slots__
+SAMPLED_WITH = ("temperature", "max_images", "guidance")
 
 
-class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
+class InterleavedGRPOTrainer(RolloutBatches, WholeCheckpoints, GRPOTrainer):
     loss_is_scaled_for_ga = True
     model: Any
     num_generations: int
@@ -76,9 +77,14 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self._sums: Sums = {}
         self._gaps: dict[str, float] = {}
         self._summed_since = 0
-        self.stateful: dict[str, Any] = {}
+        self.entropy = algorithm.entropy_control()
+        self.stateful: dict[str, Any] = {"entropy": self.entropy} if algorithm.entropy_target else {}
         """What else a resumed run goes on from, by name: anything with `state_dict` and `load_state_dict`."""
         adapted = kwargs.get("peft_config") is not None
+        if adapted and algorithm.reference_sync:
+            raise InputError(
+                "algorithm.reference_sync: the reference of an adapter is the model without it; leave it out"
+            )
         if adapted:
             torch.manual_seed(args.seed)  # the adapter starts at random
         self.reference = policy.frozen_copy() if algorithm.has_reference and not adapted else None
@@ -108,7 +114,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         sampler = super()._get_train_sampler(dataset)
-        return _OrderOfEpoch(sampler, lambda: int(self.state.epoch or 0)) if self.shuffle_dataset else sampler
+        return OrderOfEpoch(sampler, lambda: int(self.state.epoch or 0)) if self.shuffle_dataset else sampler
 
     def first_inputs(self) -> list[dict[str, Any]]:
         """This rank's rows of the dataset for the first rollout batch of a run."""
@@ -121,11 +127,15 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         extras = {name: item.state_dict() for name, item in self.stateful.items()}
         state = {"step": self._step, "rollouts": self._buffered_inputs, "ranks": self.args.world_size, "extras": extras}
         torch.save(state, Path(output_dir) / f"rollouts_{self.args.process_index}.pth")
+        if self.reference and self.algorithm.reference_sync and self.accelerator.is_main_process:
+            save_reference(self.reference, Path(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if not checkpoint:
             return
+        if self.reference and self.algorithm.reference_sync:
+            load_reference(self.reference, Path(checkpoint))
         path = Path(checkpoint) / f"rollouts_{self.args.process_index}.pth"
         if not any(path.parent.glob("rollouts_*.pth")):
             raise InputError(
@@ -171,6 +181,8 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.roll_out(inputs)
+        if self.algorithm.refill_rounds:
+            batch = self.refilled(batch)
         self._record(batch)
         for watcher in self.watchers:
             watcher(batch)
@@ -181,27 +193,18 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         names, scores_RN = component_scores(batch.output)
         scores_RN = self.accelerator.gather(scores_RN.to(self.accelerator.device)).cpu()
         of_rank = rollout_sums(batch.rollouts, batch.output, text_size, size, batch.first_row, batch.advantages_RT)
-        self._sums = merged([self._sums, group_sums(names, scores_RN, size), of_rank])
+        floor = self.algorithm.spread_floor
+        self._sums = merged([self._sums, group_sums(names, scores_RN, size, floor), of_rank])
 
     def roll_out(self, inputs: list[dict[str, Any]]) -> RolloutBatch:
         """Samples and scores one completion a row of the dataset, and their advantages over all ranks."""
         unpacked = {row["prompt"]: unpack_prompt(row["prompt"]) for row in inputs}
-        first_row = self.accelerator.process_index * len(inputs)
-        seed = self.args.seed * 1_000_003 + self.state.global_step
-        rollouts = self.sample([unpacked[row["prompt"]] for row in inputs], seed, first_row)
-        output, outcome_R, segments_RK = score(rollouts, self.reward)
-        batch = learned(collate([[r.sequence] for r in rollouts], self.policy.vocabulary), rollouts, self.algorithm)
-        segment_BT = pad_sequence([r.sequence.segment_T for r in rollouts], batch_first=True, padding_value=-1)
-        algorithm, longest = self.algorithm, self.args.max_completion_length or 0
-        parts = parts_to_compare(rollouts, output, algorithm, longest)
-        outcome, segments = summed(parts, [self.normalised(p.outcome_R, p.segments_RK, p.floor) for p in parts])
-        process = process_advantages(segments, segment_BT, algorithm.process_discount, algorithm.process_mean)
-        advantages_RT = algorithm.outcome_weight * outcome[:, None] + algorithm.process_weight * process
-        return RolloutBatch(
-            self.state.global_step, first_row, rollouts, output, outcome_R, segments_RK, advantages_RT, batch
-        )
+        start = self.accelerator.process_index * len(inputs)
+        prompts, rows = [unpacked[row["prompt"]] for row in inputs], range(start, start + len(inputs))
+        rollouts = self.sample(prompts, self.rollout_seed, rows)
+        return self.batch_of(rollouts, self.reward([item.completion for item in rollouts]), start)
 
-    def sample(self, prompts: Sequence[InterleavedDocument], seed: int, first_row: int) -> list[Rollout]:
+    def sample(self, prompts: Sequence[InterleavedDocument], seed: int, numbers: Sequence[int]) -> list[Rollout]:
         """One completion a prompt, as RL samples them; neighbours that are the same object share their prefill."""
         sampling = Sampling(
             max_new_tokens=self.args.max_completion_length,
@@ -212,41 +215,24 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         )
         policy = self.whole_policy()
         with self.accelerator.autocast(), sampling_weights(policy):  # as the training forward, which accelerate wraps
-            return rollout(policy, prompts, sampling, first_row)
+            return rollout(policy, prompts, sampling, numbers)
 
     def note(self, name: str, value: float) -> None:
         """Puts a figure into the next line of the log."""
         self._metrics["train"][name].append(value)
-
-    def normalised(self, outcome_R: Tensor, segments_RK: Tensor, floor: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Outcome [R] and segment rewards [R, K] of this rank's rows, normalised; groups may straddle ranks."""
-        accelerator, algorithm, size = self.accelerator, self.algorithm, self.num_generations
-        local = slice(accelerator.process_index * len(outcome_R), (accelerator.process_index + 1) * len(outcome_R))
-        outcome_R = accelerator.gather(outcome_R.to(accelerator.device)).cpu()
-        segments_RK = accelerator.pad_across_processes(
-            segments_RK.to(accelerator.device), dim=1, pad_index=float("nan")
-        )
-        segments_RK = accelerator.gather(segments_RK).cpu()
-        if algorithm.objective == "rejection":
-            return best_of_group(outcome_R, size)[local], torch.zeros_like(segments_RK)[local]
-        compared = {"baseline": algorithm.advantage_baseline, "scale": algorithm.advantage_std, "floor": floor}
-        segments_RK = segment_advantages(segments_RK, size, algorithm.process_pooled, **compared)
-        return outcome_advantages(outcome_R, size, **compared)[local], segments_RK[local]
 
     def rows_of(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """What the loss needs of a rollout batch, on the device, a row a rollout."""
         old_logp_BT = pad_sequence([item.logp_T for item in batch.rollouts], batch_first=True)
         tensors = {name: getattr(batch.batch, name) for name in BATCH_FIELDS}
         tensors |= {"old_logp_BT": old_logp_BT, "advantages_BT": batch.advantages_RT}
-        if self.algorithm.objective == "rejection":
-            tensors["best_B"] = batch.advantages_RT[:, 0] > 0
         tensors = {name: tensor.to(self.accelerator.device) for name, tensor in tensors.items()}
         return tensors | self._reference_scores(tensors)
 
     @torch.no_grad()
     def _reference_scores(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Log-probs of the reference, in micro-batches."""
-        if not self.algorithm.has_reference:
+        if not self.algorithm.has_reference or self.algorithm.kl == "full":
             return {}
         size, width = self.args.per_device_train_batch_size, tensors["ids_BT"].shape[1]
         scores = []
@@ -276,14 +262,23 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     ) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies [B, T] of a batch under the settings that it was sampled with."""
         return (policy or self.policy).log_probs(
-            model,
-            _token_batch(tensors),
-            self.args.temperature,
-            self.algorithm.max_images,
-            self.algorithm.guidance,
-            self.algorithm.score_chunk,
-            any(self.algorithm.entropy_bonus.pair),
+            model, _token_batch(tensors), *self._sampled_with, self.algorithm.score_chunk, self.algorithm.pays_entropy
         )
+
+    @property
+    def _sampled_with(self) -> tuple[float, int | None, float]:
+        return self.args.temperature, self.algorithm.max_images, self.algorithm.guidance
+
+    def log_probs_and_kl(self, model: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same, and for a KL over all choices that of each token, [B, T]."""
+        algorithm = self.algorithm
+        if algorithm.kl != "full" or not algorithm.has_reference:
+            return *self.log_probs(model, tensors), None
+        batch, settings = _token_batch(tensors), dict(zip(SAMPLED_WITH, self._sampled_with, strict=True))
+        with self._reference() as (reference, policy), self.accelerator.autocast():
+            log_q = policy.distributions(reference, batch, **settings)
+        settings |= {"chunk": algorithm.score_chunk, "entropy_gradient": algorithm.pays_entropy}
+        return self.policy.log_probs_and_kl(model, batch, log_q, **settings)
 
     def token_parts(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """The rows in parts of at most `micro_batch_tokens` tokens, padding included; every rank has as many parts."""
@@ -312,6 +307,8 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     # ---- loss ----
 
     def _prepare_inputs(self, generation_batch):
+        if self.model.training and self._step % self.args.gradient_accumulation_steps == 0 and self.state.global_step:
+            self._between_steps()
         inputs = super()._prepare_inputs(generation_batch)
         every = self.args.steps_per_generation
         if self.model.training and self._step % every == 0:
@@ -319,6 +316,20 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if self.model.training:
             inputs = {**inputs, "counts": self._counts[self._step % every]}
         return inputs
+
+    def _between_steps(self) -> None:
+        """What an optimizer step changes beside the weights, before the next one."""
+        if self.algorithm.entropy_target:
+            totals = self.accelerator.reduce(torch.tensor(self.entropy.sums, device=self.accelerator.device), "sum")
+            self.entropy.update(totals.tolist())
+            for name, bonus in zip(MODALITIES, self.entropy.pair, strict=True):
+                self.note(f"entropy_bonus/{name}", bonus)
+        if (
+            self.reference
+            and self.algorithm.reference_sync
+            and self.state.global_step % self.algorithm.reference_sync == 0
+        ):
+            sync(self.reference, self.whole_policy())
 
     def _count(self, micro_batches: list[dict[str, Tensor]]) -> list[Counts]:
         """Denominators for each micro-batch: those of the whole optimizer step it is part of, over all ranks."""
@@ -330,8 +341,8 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def tokens_of(self, inputs: dict[str, Tensor]) -> Tokens:
         tokens = tokens_of(_token_batch(inputs), self.policy.vocabulary.text_size)
-        if "best_B" in inputs:  # rejection sampling learns the best completions only
-            tokens = replace(tokens, trained_BT=tokens.trained_BT & inputs["best_B"][:, None])
+        if self.algorithm.objective != "grpo":  # rejection learns from the best completions or segments only
+            tokens = replace(tokens, trained_BT=tokens.trained_BT & (inputs["advantages_BT"] > 0))
         return tokens
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -356,6 +367,7 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if not self._loss_sums:
             self._summed_since = self.state.global_step
         self._loss_sums = {name: self._loss_sums.get(name, 0) + value for name, value in sums.items()}
+        self.entropy.add(sums)
         if self._step % (self.args.steps_per_generation * self.num_iterations) < self.args.gradient_accumulation_steps:
             # Before the first update on a rollout batch the two must agree: the sampled policy is the scored one.
             self._gaps = largest([self._gaps, {f"replay_gap/{name}": gap.item() for name, gap in gaps.items()}])
@@ -365,27 +377,27 @@ class InterleavedGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self, model: Any, inputs: dict[str, Tensor], counts: Counts
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Loss of these rows, its metrics, and by modality the largest |training - sampler log-prob|."""
-        algorithm, tokens = self.algorithm, self.tokens_of(inputs)
-        logp_BT, entropy_BT = self.log_probs(model, inputs)
+        algorithm, tokens, old_logp_BT = self.algorithm, self.tokens_of(inputs), inputs["old_logp_BT"]
+        logp_BT, entropy_BT, full_kl_BT = self.log_probs_and_kl(model, inputs)
         weights_BT = token_weights(tokens, counts, algorithm.normalisation)
         text_weight, image_weight = algorithm.modality_weight.pair
         weights_BT = weights_BT * torch.where(tokens.image_BT, image_weight, text_weight)
         loss, sums = policy_loss(
             logp_BT,
-            importance_ratio(logp_BT, inputs["old_logp_BT"], tokens, algorithm.importance),
+            importance_ratio(logp_BT, old_logp_BT, tokens, algorithm.importance),
             inputs["advantages_BT"],
             tokens,
             weights_BT,
             inputs.get("ref_logp_BT"),
             entropy_BT,
-            algorithm.epsilon.pair,
-            algorithm.epsilon_high.pair,
-            algorithm.beta.pair,
-            algorithm.entropy_bonus.pair,
+            entropy_bonus=self.entropy.pair,
+            token_ratio_BT=importance_ratio(logp_BT, old_logp_BT, tokens),
+            full_kl_BT=full_kl_BT,
+            **algorithm.of_loss,
         )
-        if algorithm.objective == "rejection":
+        if algorithm.objective != "grpo":
             loss = imitation_loss(logp_BT, weights_BT)
-        gap_BT = (logp_BT.detach() - inputs["old_logp_BT"]).abs()
+        gap_BT = (logp_BT.detach() - old_logp_BT).abs()
         masks = {"text": tokens.trained_BT & ~tokens.image_BT, "image": tokens.trained_BT & tokens.image_BT}
         return loss, sums, {name: gap_BT[at].max() for name, at in masks.items() if at.any()}
 
@@ -415,23 +427,6 @@ class _LogAtSave(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_: Any):
         control.should_log |= control.should_save
-
-
-class _OrderOfEpoch(Sampler):
-    """TRL's prompt sampler, its order a function of seed and epoch.
-
-    Alone it goes on from the generator of the epoch before, which a resumed run has not used.
-    """
-
-    def __init__(self, sampler: Any, epoch: Callable[[], int]):
-        self.sampler, self.epoch = sampler, epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.sampler.generator.manual_seed(self.sampler.seed + self.epoch())
-        return iter(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 def _token_batch(tensors: dict[str, Tensor]) -> TokenBatch:

@@ -144,6 +144,27 @@ def unlike_ranks(root: Path, rank: int) -> tuple[list[tuple[str, bool]], float]:
     return checks, next(entry["replay_gap/text"] for entry in trainer.state.log_history if "loss" in entry)
 
 
+class Solved(Illustrated):
+    """Every second prompt is solved: its group is dead."""
+
+    def __call__(self, completions):
+        output = super().__call__(completions)
+        solved = [len(completion.prompt.meta["outline"][0]) % 2 for completion in completions]
+        return RewardOutput([1.0 if s else r for s, r in zip(solved, output.outcome, strict=True)], output.segments)
+
+
+def refilled(root: Path, batch: int) -> tuple[torch.Tensor, list[str]]:
+    """A step on groups of four, dead ones replaced: the weights, and the outlines of this process's rollouts."""
+    values = {"max_steps": 1, "max_completion_length": 48, "num_generations": 4, "per_device_train_batch_size": batch}
+    args = GRPOConfig(**common(root / "run", **values, optim="sgd", learning_rate=0.5))
+    prompts = Dataset.from_dict({"prompt": [pack_prompt(story_prompt(SCENES[i : i + 2])) for i in range(0, 32, 2)]})
+    seen: list = []
+    algorithm = AlgorithmConfig(refill_rounds=3)
+    trainer = InterleavedGRPOTrainer(load(root / "start"), Solved(), algorithm, args, prompts, [seen.append])
+    trainer.train()
+    return parameters(trainer), [item.completion.prompt.meta["outline"][0] for item in seen[0].rollouts]
+
+
 def parameters(trainer) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trainer.policy.model.parameters()])
 
@@ -198,6 +219,8 @@ def play(part: str, root: Path) -> None:
                 torch.save((parameters(trainer), losses(trainer)), root / f"{normalisation}-{layout}-{rank}.pt")
     elif part == "unlike":
         (root / f"unlike-{rank}.json").write_text(json.dumps(unlike_ranks(root, rank)))
+    elif part == "refilled":
+        torch.save(refilled(root, 8), root / f"refilled-{rank}.pt")
     elif part == "warmup-killed":
         stall_in_second_save(root / "marker")
         warm(root, root / "killed", max_steps=3, **SAVING)
@@ -348,6 +371,15 @@ def test_what_one_process_sees_alone_counts_for_all(root):
     assert checks == others and gap == pytest.approx(0.5, abs=1e-4)
     assert {name for name, passed in checks if not passed} <= {"documents close"}
     assert {"gradient of the image head", "replayed log-probs, image", "reward all together"} <= {n for n, _ in checks}
+
+
+def test_dead_groups_are_replaced_by_the_same_prompts_on_two_ranks_as_on_one(root):
+    finish("refilled", root, processes=2)
+    alone, prompts = refilled(root, 16)
+    found = [torch.load(root / f"refilled-{rank}.pt") for rank in (0, 1)]
+    assert found[0][1] + found[1][1] == prompts and len({*prompts}) > 1
+    assert (alone - parameters_of(root / "start")).abs().max() > 1e-3
+    assert all(torch.allclose(weights, alone, atol=1e-6) for weights, _ in found)
 
 
 def parameters_of(directory: Path) -> torch.Tensor:

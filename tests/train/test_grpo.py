@@ -11,13 +11,13 @@ from limner.configs.errors import InputError
 from limner.data.mixture import SourceConfig
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
-from limner.models.documents.document import InterleavedDocument
+from limner.models.documents.document import ImageSegment, InterleavedDocument
 from limner.models.tokens.sequence import TokenBatch
 from limner.rewards.base import Completion
 from limner.rewards.build import RewardSettings, build_reward
 from limner.train.grpo import RunConfig, run
 from limner.train.objective.advantages import process_advantages, segment_advantages
-from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig
+from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig, Schedule
 from limner.train.objective.losses import NORMALISATIONS, Counts, Tokens, token_weights
 from limner.train.scale.checkpointing import STAGING
 from limner.train.scale.run_folder import checkpoints, resume_point
@@ -38,7 +38,7 @@ def test_two_steps_with_exact_rewards_change_the_model(make_policy, tmp_path):
     history = logs(trainer)
     assert len(history) == 2
     for entry in history:
-        assert entry["reward_std"] > 0 and entry["dead_groups"] == 0
+        assert entry["reward_std"] > 0 and entry["dead_groups"] < 1
         assert entry["rewards/pictures"] == pytest.approx(entry["reward"])
         assert entry["completions/tokens"] > 10 and entry["completions/images"] > 0
         for name in ("text", "image"):
@@ -83,8 +83,8 @@ def test_a_step_is_the_gradient_of_the_weighted_log_probs(objective, normalisati
     rows = rows_of(trainer)
     mask, advantages = rows["trainable_BT"], rows["advantages_BT"]
     if objective == "rejection":
-        assert rows["best_B"].sum() == 2  # one of each group
-        mask, advantages = mask & rows["best_B"][:, None], torch.ones_like(advantages)
+        assert (advantages > 0).all(1).sum() == 2 and advantages.any(1).sum() == 2  # one of each group
+        mask = mask & (advantages > 0)
 
     start = make_policy(0)
     image = rows["ids_BT"] >= start.vocabulary.text_size
@@ -102,7 +102,7 @@ def test_a_step_is_the_gradient_of_the_weighted_log_probs(objective, normalisati
 
 def test_process_rewards_reach_the_tokens_of_their_segments(make_policy, tmp_path):
     policy = make_policy(0)
-    algorithm = {"outcome_weight": 0.0, "process_weight": 1.0, "process_discount": 0.5}
+    algorithm = {"outcome_weight": 0.0, "process_weight": 1.0, "process_discount": 0.5, "process_miscount": 0.0}
     rows = rows_of(trained(policy, settings(tmp_path, max_steps=1), **algorithm))
     (answer,), groups = policy.vocabulary.answer, defaultdict(list)
     for row, ids_T in enumerate(rows["ids_BT"].tolist()):
@@ -117,7 +117,10 @@ def test_process_rewards_reach_the_tokens_of_their_segments(make_policy, tmp_pat
         scores = [[Illustrated.of(segment) for segment in reading.document.segments] for reading in readings]
         width = max(map(len, scores))
         rewards = torch.tensor([row + [float("nan")] * (width - len(row)) for row in scores])
-        for (row, start), reading, normalised in zip(members, readings, segment_advantages(rewards, 4), strict=True):
+        kinds = [[isinstance(segment, ImageSegment) for segment in reading.document.segments] for reading in readings]
+        kind = torch.tensor([[int(k) for k in row] + [-1] * (width - len(row)) for row in kinds])
+        compared = segment_advantages(rewards, kind, 4)
+        for (row, start), reading, normalised in zip(members, readings, compared, strict=True):
             expected = process_advantages(normalised[None], reading.segment_C[None], discount=0.5)[0]
             found = rows["advantages_BT"][row]
             assert torch.allclose(found[start : start + len(expected)], expected, atol=1e-5)
@@ -165,6 +168,7 @@ def test_parts_and_chunks_are_the_whole(setting, make_policy, tmp_path):
         policy = make_policy(0)
         args = settings(tmp_path / name, optim="sgd", learning_rate=0.5)
         algorithm = {"beta": PerModality(0.1, 0.2), "importance": "segment", "normalisation": "segment", **changes}
+        algorithm |= {"epsilon": PerModality(0.1, 0.1), "epsilon_high": PerModality(0.1, 0.1)}
         return policy, logs(trained(policy, args, process_weight=0.5, guidance=1.5, **algorithm))[0]
 
     (whole, one), (parts, many) = after_one_step("whole"), after_one_step("parts", **setting)
@@ -261,6 +265,16 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
         ({}, {"score_chunk": 0}, "algorithm.score_chunk: 0 is no number of tokens"),
         ({}, {"beta": PerModality(0.1, -0.1)}, "algorithm.beta: negative"),
         ({}, {"importance": "word"}, "algorithm.importance: 'word' is none of token, segment, sequence"),
+        ({}, {"importance": "sequence"}, "algorithm.epsilon.text: 0.2 never clips with importance sequence"),
+        ({}, {"importance": "segment", "epsilon": PerModality(0.1, 0.1)}, "algorithm.epsilon_high.text: 0.2 never"),
+        ({}, {"delta": PerModality(1.2, 3.0)}, "algorithm.delta.text: 1.2 must be above 1 . epsilon_high"),
+        ({}, {"negative_weight": -0.5}, "algorithm.negative_weight: negative"),
+        ({}, {"negative_weight": Schedule(1.0, 0.0, 2.0)}, "algorithm.negative_weight.over: 2.0 is no share"),
+        ({}, {"spread_floor": 0.0}, "algorithm.spread_floor: 0.0 is not positive"),
+        ({}, {"kl": "k1"}, "algorithm.kl: 'k1' is none of k3, k2, full"),
+        ({}, {"surrogate": "ppo"}, "algorithm.surrogate: 'ppo' is none of clip, cispo"),
+        ({}, {"reference_sync": 8}, "algorithm.reference_sync: there is no reference"),
+        ({}, {"refill_rounds": -1}, "algorithm.refill_rounds: negative"),
         ({}, {"normalisation": "tokens"}, "algorithm.normalisation: 'tokens' is none of token, sequence"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ...models.tokens.sequence import TokenBatch
+from .kl import KL, kl_estimate
 
 Normalisation = Literal["token", "sequence", "segment", "modality-balanced"]
 NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
 Importance = Literal["token", "segment", "sequence"]
+Surrogate = Literal["clip", "cispo"]
 Pair = tuple[float, float]
 """A setting of (text, image)."""
 
@@ -106,47 +109,86 @@ def policy_loss(
     epsilon_high: Pair = (0.2, 0.2),
     beta: Pair = (0.0, 0.0),
     entropy_bonus: Pair = (0.0, 0.0),
+    *,
+    surrogate: Surrogate = "clip",
+    delta: Pair = (math.inf, math.inf),
+    positive_nll: Pair = (0.0, 0.0),
+    kl: KL = "k3",
+    kl_clamp: float = math.inf,
+    token_ratio_BT: Tensor | None = None,
+    full_kl_BT: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clipped surrogate, k3 KL to a reference, entropy bonus; pairs are (text, image).
+    """Surrogate of the policy gradient, KL to a reference, entropy bonus, positive NLL; pairs are (text, image).
 
-    loss = - sum_t w_t [ min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) - beta * (exp(d) - d - 1) + bonus * H ],
-    rho from `importance_ratio`, d = ref_logp - logp (k3: Schulman, "Approximating KL divergence"), H the entropy.
+    loss = - sum_t w_t [ S_t - beta KL_t + bonus H_t + nu [A_t > 0] log pi_t ], S from `surrogate_objective`, H the
+    entropy, nu the weight of the cross-entropy of tokens with a positive advantage (`positive_nll`; VAPO, arXiv
+    2504.05118). KL_t is `kl_estimate` of `ref_logp_BT` with the ratio of the single token (`token_ratio_BT` where
+    `ratio_BT` is that of units), or for `full` the `full_kl_BT` over all choices.
     Metrics are sums over this call's tokens, by modality: divide them by `tokens/...`; all but `signal/...`, the L1
     norm of the surrogate's gradient with respect to the log-ratios, which adds up over an optimizer step.
     """
     mask_BT, image_BT = tokens.trained_BT, tokens.image_BT
-    low = 1 - torch.where(image_BT, epsilon[1], epsilon[0])
-    high = 1 + torch.where(image_BT, epsilon_high[1], epsilon_high[0])
-    clipped_BT = ratio_BT.clamp(low, high)
-    objective_BT = torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
-    kl_BT = torch.zeros_like(logp_BT)
-    if ref_logp_BT is not None:
-        gap_BT = ref_logp_BT - logp_BT
-        kl_BT = gap_BT.exp() - gap_BT - 1
-        objective_BT = objective_BT - torch.where(image_BT, beta[1], beta[0]) * kl_BT
-    if entropy_BT is not None and any(entropy_bonus):
-        objective_BT = objective_BT + torch.where(image_BT, entropy_bonus[1], entropy_bonus[0]) * entropy_BT
+    objective_BT, slope_BT, is_clipped_BT = surrogate_objective(
+        logp_BT, ratio_BT, advantages_BT, image_BT, epsilon, epsilon_high, delta, surrogate
+    )
+    figures = {"ratio": ratio_BT, "clip_fraction": is_clipped_BT, "advantage": advantages_BT.abs()}
+    if any(positive_nll):
+        objective_BT = objective_BT + _of(image_BT, positive_nll) * (advantages_BT > 0) * logp_BT
+    kl_BT = full_kl_BT
+    if kl != "full" and ref_logp_BT is not None:
+        token_ratio_BT = ratio_BT if token_ratio_BT is None else token_ratio_BT
+        kl_BT, figures["kl_clamped"] = kl_estimate(logp_BT, ref_logp_BT, token_ratio_BT, kl, kl_clamp)
+    if kl_BT is not None:
+        figures["kl"] = kl_BT
+        objective_BT = objective_BT - _of(image_BT, beta) * kl_BT
+    if entropy_BT is not None:
+        figures["entropy"] = entropy_BT
+        if any(entropy_bonus):
+            objective_BT = objective_BT + _of(image_BT, entropy_bonus) * entropy_BT
     loss = -(objective_BT * weights_BT)[mask_BT].sum()
 
-    is_clipped_BT = objective_is_clipped(ratio_BT, clipped_BT, advantages_BT)
-    signal_BT = (weights_BT * ratio_BT * advantages_BT).abs().masked_fill(is_clipped_BT, 0)
     metrics = {}
+    figures["signal"] = (weights_BT * slope_BT).abs()
     for name, at in (("text", mask_BT & ~image_BT), ("image", mask_BT & image_BT)):
         metrics[f"tokens/{name}"] = at.sum()
-        metrics[f"ratio/{name}"] = ratio_BT[at].sum()
-        metrics[f"clip_fraction/{name}"] = (is_clipped_BT & at).sum()
-        metrics[f"advantage/{name}"] = advantages_BT[at].abs().sum()
-        metrics[f"signal/{name}"] = signal_BT[at].sum()
-        if ref_logp_BT is not None:
-            metrics[f"kl/{name}"] = kl_BT[at].sum()
-        if entropy_BT is not None:
-            metrics[f"entropy/{name}"] = entropy_BT[at].sum()
+        metrics |= {f"{figure}/{name}": value_BT[at].sum() for figure, value_BT in figures.items()}
     return loss, {name: value.detach().float() for name, value in metrics.items()}
 
 
-def objective_is_clipped(ratio: Tensor, clipped: Tensor, advantages: Tensor) -> Tensor:
-    """True where clipping is active: the token gets no policy gradient."""
-    return (ratio * advantages > clipped * advantages) & (ratio != clipped)
+def surrogate_objective(
+    logp_BT: Tensor,
+    ratio_BT: Tensor,
+    advantages_BT: Tensor,
+    image_BT: Tensor,
+    epsilon: Pair,
+    epsilon_high: Pair,
+    delta: Pair,
+    kind: Surrogate,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is maximised at each token, its slope in the token's log-ratio, and where clipping is active; each [B, T].
+
+    clip: min(rho A, clip(rho, 1 - eps, 1 + eps_high) A) (PPO, arXiv 1707.06347). For a negative advantage that is
+    unbounded in rho; with `delta` it is at least delta A (dual clip, arXiv 1912.09729; TRL's `delta`), and the token
+    gets no gradient beyond.
+    cispo: stopgrad(min(rho, 1 + eps_high)) A log pi (MiniMax-M1, arXiv 2506.13585): the weight is clipped, no token
+    loses its gradient, and neither `epsilon` nor `delta` is read.
+    """
+    high_BT = 1 + _of(image_BT, epsilon_high)
+    if kind == "cispo":
+        weight_BT = ratio_BT.detach().clamp(max=high_BT)
+        slope_BT = weight_BT * advantages_BT
+        return slope_BT * logp_BT, slope_BT, ratio_BT > high_BT
+    clipped_BT = ratio_BT.clamp(1 - _of(image_BT, epsilon), high_BT)
+    limit_BT = _of(image_BT, delta)
+    objective_BT = torch.minimum(ratio_BT.clamp(max=limit_BT) * advantages_BT, clipped_BT * advantages_BT)
+    is_clipped_BT = (ratio_BT * advantages_BT > clipped_BT * advantages_BT) & (ratio_BT != clipped_BT)
+    is_clipped_BT = is_clipped_BT | ((advantages_BT < 0) & (ratio_BT > limit_BT))
+    return objective_BT, (ratio_BT * advantages_BT).masked_fill(is_clipped_BT, 0), is_clipped_BT
+
+
+def _of(image_BT: Tensor, pair: Pair) -> Tensor:
+    """Each token's part of a setting of (text, image)."""
+    return torch.where(image_BT, pair[1], pair[0])
 
 
 def imitation_loss(logp_BT: Tensor, weights_BT: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class AlarmsConfig:
     solved: float = 0.9
     """... unless the reward is above this: entropy may fall because the task is learned."""
     kl: float = 0.5
-    """Nats a token (k3, to the reference)."""
+    """Nats a token, to the reference."""
     kl_growth: float = 1.25
     """KL of the last window over where a line through the two windows before it leads; linear growth is 1."""
     signal_share: float = 0.01

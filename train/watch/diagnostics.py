@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.documents.document import ImageSegment, InterleavedDocument
 from ...rewards.base import RewardOutput
-from ..objective.advantages import SMALLEST_STD
+from ..objective.advantages import SPREAD_FLOOR
 from ..rollout import Rollout
 
 Sums = dict[str, tuple[float, float]]
@@ -94,11 +94,12 @@ def component_scores(output: RewardOutput) -> tuple[list[str], Tensor]:
     return list(columns), torch.tensor(scores, dtype=torch.float32).T
 
 
-def group_sums(names: Sequence[str], scores_RN: Tensor, group_size: int) -> Sums:
+def group_sums(names: Sequence[str], scores_RN: Tensor, group_size: int, floor: float = SPREAD_FLOOR) -> Sums:
     """Mean, spread inside groups and share of dead groups of each component, from the scores of *all* ranks.
 
-    The spread is the population's standard deviation, the one that advantages divide by. A group in which a component
-    scores nothing takes no part in its figures; for the hybrid reward such a group is dead.
+    The spread is the population's standard deviation, the one that advantages divide by; a group whose spread is below
+    `floor` is dead. A group in which a component scores nothing takes no part in its figures; for the hybrid reward
+    such a group is dead.
     """
     groups_GSN = scores_RN.double().view(-1, group_size, len(names))
     scored_GN = (~groups_GSN.isnan()).any(1)
@@ -107,7 +108,7 @@ def group_sums(names: Sequence[str], scores_RN: Tensor, group_size: int) -> Sums
     for column, name in enumerate(names):
         scores, scored = scores_RN[:, column].double(), scored_GN[:, column]
         std = std_GN[scored, column]
-        dead = int((std < SMALLEST_STD).sum())
+        dead = int((std < floor).sum())
         mean, spread, deaths = (
             ("reward", "reward_std", "dead_groups")
             if name == HYBRID

@@ -71,9 +71,13 @@ def test_nothing_to_train_weighs_nothing(normalisation):
     assert token_weights(tokens, Counts.of(tokens), normalisation).tolist() == [[0.0] * 3] * 2
 
 
+OTHERS = [{}, {"delta": (1.3, 1.5), "kl": "k2", "kl_clamp": 1.0}, {"surrogate": "cispo", "positive_nll": (0.1, 0.3)}]
+
+
+@pytest.mark.parametrize("others", OTHERS, ids=["default", "dual-clip-k2", "cispo"])
 @pytest.mark.parametrize("importance", ["token", "segment", "sequence"])
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_micro_batches_with_global_counts_add_up_to_the_whole(normalisation, importance):
+def test_micro_batches_with_global_counts_add_up_to_the_whole(normalisation, importance, others):
     tokens = batch()
     counts = Counts.of(tokens)
     torch.manual_seed(0)
@@ -85,6 +89,7 @@ def test_micro_batches_with_global_counts_add_up_to_the_whole(normalisation, imp
         weights = token_weights(part, counts, normalisation)
         settings = {"epsilon": (0.1, 0.3), "epsilon_high": (0.2, 0.2), "beta": (0.05, 0.5), "entropy_bonus": (0.1, 0.0)}
         ratio = importance_ratio(logp[rows], old[rows], part, importance)
+        settings |= {"token_ratio_BT": importance_ratio(logp[rows], old[rows], part), **others}
         return policy_loss(logp[rows], ratio, advantages[rows], part, weights, ref[rows], entropy[rows], **settings)[0]
 
     whole = loss(slice(None))
@@ -158,6 +163,139 @@ def test_kl_is_k3_per_modality_and_zero_at_the_reference():
     assert loss.item() == pytest.approx((0.1 + 10) * k3)
     loss, sums = policy_loss(logp, one, zero, tokens, one, logp, beta=(0.1, 10.0))
     assert loss == sums["kl/text"] == sums["kl/image"] == 0
+
+
+PI = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+REF = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+
+
+def expected_kl(logits: Tensor, behaviour: Tensor, **settings) -> tuple[Tensor, dict[str, Tensor]]:
+    """The KL term of the loss in expectation over all tokens, as the behaviour policy draws them."""
+    logp, count = logits.log_softmax(0)[None], len(behaviour)
+    tokens = plain(torch.ones(1, count, dtype=torch.bool), torch.zeros(1, count, dtype=torch.bool))
+    zero, ratio = torch.zeros(1, count), importance_ratio(logp, behaviour.log()[None], tokens)
+    return policy_loss(logp, ratio, zero, tokens, behaviour[None], REF.log()[None], None, beta=(1.0, 0.0), **settings)
+
+
+def exact_kl(logits: Tensor) -> Tensor:
+    return (logits.softmax(0) * (logits.log_softmax(0) - REF.log())).sum()
+
+
+@pytest.mark.parametrize("behaviour", [PI, torch.full_like(PI, 0.25)], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize("settings", [{}, {"kl": "k2"}], ids=["k3", "k2"])
+def test_in_expectation_the_kl_loss_has_the_gradient_of_the_kl(settings, behaviour):
+    logits = PI.log().requires_grad_()
+    (exact,) = torch.autograd.grad(exact_kl(logits), logits)
+    loss, _ = expected_kl(logits, behaviour, **settings)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.allclose(gradient, exact, atol=1e-9), f"{gradient.tolist()} against {exact.tolist()}"
+    if not settings:
+        assert loss.item() == pytest.approx(exact_kl(logits).item())  # k3 has its value, too
+
+
+def test_all_estimates_agree_where_policy_and_reference_do():
+    logits = REF.log().requires_grad_()
+    for kl in ("k3", "k2"):
+        loss, sums = expected_kl(logits, REF, kl=kl)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert loss.abs() < 1e-12 and gradient.abs().max() < 1e-12 and sums["kl_clamped/text"] == 0
+
+
+def test_a_token_that_the_policy_hardly_knows_is_clamped_and_counted():
+    old = torch.log(torch.tensor([[1e-4, 0.5, 0.5]]))
+    logp, ref = old.clone().requires_grad_(), torch.log(torch.tensor([[0.5, 1e-4, 0.4]]))
+    tokens = plain(torch.ones(1, 3, dtype=torch.bool), torch.tensor([[False, True, False]]))
+    zero, one = torch.zeros(1, 3), torch.ones(1, 3)
+
+    def of(clamp, kl="k3"):
+        ratio = importance_ratio(logp, old, tokens)
+        loss, sums = policy_loss(logp, ratio, zero, tokens, one, ref, beta=(1.0, 1.0), kl=kl, kl_clamp=clamp)
+        return loss.item(), torch.autograd.grad(loss, logp)[0][0].tolist(), sums
+
+    loss, gradient, sums = of(math.inf)
+    assert loss > 4900 and sums["kl_clamped/text"] == sums["kl_clamped/image"] == 0
+    loss, gradient, sums = of(5.0)
+    assert loss < math.exp(5) and (sums["kl_clamped/text"], sums["kl_clamped/image"]) == (1, 1)
+    # log pi - log ref, within the clamp: descending, the unknown token becomes likelier, the other one less likely.
+    assert gradient == pytest.approx([-5, 5, math.log(0.5 / 0.4)], rel=1e-4)
+    assert of(5.0, "k2")[1] == pytest.approx(gradient, rel=1e-4)
+
+
+def test_the_kl_is_corrected_by_the_ratio_of_its_own_token():
+    tokens = plain(torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
+    old, logp, ref = torch.log(torch.tensor([[[0.2, 0.8]], [[0.4, 0.4]], [[0.1, 0.3]]]))
+    own = importance_ratio(logp, old, tokens)
+    _, sums = policy_loss(
+        logp,
+        importance_ratio(logp, old, tokens, "sequence"),
+        torch.zeros(1, 2),
+        tokens,
+        torch.ones(1, 2),
+        ref,
+        token_ratio_BT=own,
+    )
+    k3 = (ref - logp).exp() - (ref - logp) - 1
+    assert sums["kl/text"].item() == pytest.approx((torch.tensor([[2.0, 0.5]]) * k3).sum().item(), rel=1e-5)
+
+
+def test_a_kl_over_all_choices_takes_the_place_of_estimates():
+    tokens = plain(torch.ones(1, 2, dtype=torch.bool), torch.tensor([[False, True]]))
+    one, zero, full = torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([[0.3, 0.5]])
+    loss, sums = policy_loss(zero, one, zero, tokens, one, beta=(1.0, 2.0), kl="full", full_kl_BT=full)
+    assert loss.item() == pytest.approx(0.3 + 2 * 0.5) and sums["kl/image"] == 0.5 and "kl_clamped/text" not in sums
+
+
+# ---- dual clip, cispo, positive NLL ----
+
+
+def surrogate(ratio: float, advantage: float, **settings) -> tuple[float, float, dict[str, Tensor]]:
+    """Loss, its gradient in log pi and metrics of one text token; the clip is 0.2 on both sides."""
+    old = torch.tensor([[-1.5]])
+    logp = (old + math.log(ratio)).requires_grad_()
+    tokens = plain(torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool))
+    loss, sums = policy_loss(
+        logp, importance_ratio(logp, old, tokens), torch.tensor([[advantage]]), tokens, torch.ones(1, 1), **settings
+    )
+    return loss.item(), torch.autograd.grad(loss, logp)[0].item(), sums
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (10.0, -2.0, 6.0, 0.0),  # without it 20 and 20
+        (2.5, -2.0, 5.0, 5.0),
+        (0.5, -2.0, 1.6, 0.0),
+        (10.0, 2.0, -2.4, 0.0),
+        (1.1, 2.0, -2.2, -2.2),
+    ],
+)
+def test_dual_clip_bounds_what_a_negative_advantage_can_do(ratio, advantage, loss, gradient):
+    found, slope, sums = surrogate(ratio, advantage, delta=(3.0, 3.0))
+    assert found == pytest.approx(loss, rel=1e-5) and slope == pytest.approx(gradient, rel=1e-5)
+    assert sums["clip_fraction/text"] == (gradient == 0)
+    assert sums["signal/text"].item() == pytest.approx(abs(gradient), rel=1e-5)
+    assert surrogate(10.0, -2.0)[:2] == pytest.approx((20.0, 20.0), rel=1e-5)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), [(0.1, 0.1), (1.1, 1.1), (10.0, 1.2)])
+@pytest.mark.parametrize("advantage", [2.0, -2.0])
+def test_cispo_truncates_the_weight_and_drops_no_gradient(ratio, weight, advantage):
+    loss, gradient, sums = surrogate(ratio, advantage, surrogate="cispo", epsilon_high=(0.2, 0.0))
+    assert gradient == pytest.approx(-weight * advantage, rel=1e-5)
+    assert loss == pytest.approx(-weight * advantage * (-1.5 + math.log(ratio)), rel=1e-5)
+    assert sums["clip_fraction/text"] == (ratio > 1.2)
+    assert sums["signal/text"].item() == pytest.approx(abs(gradient), rel=1e-5)
+
+
+def test_positive_nll_is_the_cross_entropy_of_tokens_with_a_positive_advantage():
+    logp = torch.tensor([[-1.0, -2.0, -3.0, -4.0]], requires_grad=True)
+    tokens = plain(torch.ones(1, 4, dtype=torch.bool), torch.tensor([[False, False, False, True]]))
+    advantages, one = torch.tensor([[1.0, -1.0, 0.0, 2.0]]), torch.full((1, 4), 0.25)
+    losses = [
+        policy_loss(logp, one * 4, advantages, tokens, one, positive_nll=weights)[0]
+        for weights in ((0.0, 0.0), (0.1, 0.5))
+    ]
+    assert (losses[1] - losses[0]).item() == pytest.approx(0.25 * (0.1 * 1 + 0.5 * 4))
 
 
 def test_masked_tokens_do_not_reach_the_loss():

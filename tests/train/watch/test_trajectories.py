@@ -11,7 +11,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.models.sampler.generation import Sampling
 from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
-from limner.train.rollout import RolloutBatch, rollout
+from limner.train.rollout import RolloutBatch, rollout, score
 from limner.train.watch.trajectories import (
     MAX_SIDE,
     UNFINISHED,
@@ -40,7 +40,7 @@ def batch(make_policy) -> RolloutBatch:
     for row, item in enumerate(rollouts):
         advantages_RT[row, : len(item.sequence)] = row + item.sequence.segment_T / 8
     output = RewardOutput(outcome, segments, {"format": outcome})
-    return RolloutBatch(7, 2, rollouts, output, torch.zeros(12), torch.zeros(12, 1), advantages_RT, tokens)
+    return RolloutBatch(7, 2, rollouts, output, score(rollouts, output), advantages_RT, tokens)
 
 
 def test_a_record_says_what_was_sampled(batch, processor):
@@ -58,15 +58,15 @@ def test_a_record_says_what_was_sampled(batch, processor):
         assert record.ids == tuple(item.sequence.ids_T[start:].tolist())
         assert np.allclose(record.logp, item.logp_T[start:], atol=1e-4)
         assert record.prompt.segments == item.completion.prompt.prompt.segments, "the gold answer is no part of it"
-        for k, (segment, score) in enumerate(zip(record.answer.segments, record.segments, strict=True)):
-            assert score.reward == batch.output.segments[row][k] and score.advantage == row + k / 8
+        for k, (segment, scored) in enumerate(zip(record.answer.segments, record.segments, strict=True)):
+            assert scored.reward == batch.output.segments[row][k] and scored.advantage == row + k / 8
             own = [at for at, owner in enumerate(record.token_segments) if owner == k]
             pieces = [record.pieces[at] for at in own]
             if isinstance(segment, TextSegment):
-                assert score.kind == "text" and "".join(pieces) == segment.text
+                assert scored.kind == "text" and "".join(pieces) == segment.text
             else:
                 codes = [record.ids[at] - size for at in own[1:-1]]
-                assert pieces == ["<boi>", *[""] * length, "<eoi>"] and score.kind == "image"
+                assert pieces == ["<boi>", *[""] * length, "<eoi>"] and scored.kind == "image"
                 assert codes == list(item.completion.answer.segments[k].codes_N)
         past = [
             piece
