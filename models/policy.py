@@ -6,7 +6,6 @@ A family is passed the module to call (`model`) where gradients flow, because un
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from transformers.cache_utils import Cache
 
 from ..configs.errors import InputError
 from ..configs.registry import find
+from .attention import check_layers, rope_switch
 from .pictures.vision import Vision
 from .tokens.processing import Processor
 from .tokens.sequence import TokenBatch
@@ -40,11 +40,14 @@ class UnifiedPolicy(ABC):
     """Submodules that stay as they are: an image tokenizer inside, beside the processor's, which is the one used."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
+        check_layers(model)
         _without_dropout(model)
         freeze(model, self.never_trained)
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
+        self.rope_switch = rope_switch(model.config.get_text_config())
+        """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""
         self._never_sampled = torch.tensor(self.vocabulary.never_sampled)
         self._stock_forward = model.forward
         # Not the bound method: accelerate takes a forward's function and binds it to the model.
@@ -90,7 +93,8 @@ class UnifiedPolicy(ABC):
     ) -> Tensor:
         """Last hidden states [B, T, H] of joint ids; `cache`, if given, takes their keys and values.
 
-        `mask` is boolean [B, 1, T, cached + T], True where a token may attend. `features` [n, H] stand at the n
+        `mask` is boolean [B, 1, T, cached + T], True where a token may attend; windows and chunks of single layers come
+        on top (`attention_mask`). `features` [n, H] stand at the n
         placeholders of the ids, in the order of rows and tokens.
         """
 
@@ -158,6 +162,21 @@ class UnifiedPolicy(ABC):
             entropy_gradient=entropy_gradient,
         )
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model is made for."""
+        most = self.model.config.get_text_config().max_position_embeddings
+        return most if self.rope_switch is None else min(most, self.rope_switch)
+
+    def check_length(self, tokens: int) -> None:
+        """Raises InputError for a sequence that the model would see by other rotations than a shorter one."""
+        if self.rope_switch is not None and tokens > self.rope_switch:
+            raise InputError(
+                f"a sequence of {tokens} tokens: beyond {self.rope_switch} the rope of {type(self.model).__name__} "
+                "rotates all of them otherwise, so that none would be scored as it was sampled; "
+                "prompt and answer must fit: shorten them, or lower the length limit"
+            )
+
     def _forward(
         self,
         *args,
@@ -187,6 +206,8 @@ class UnifiedPolicy(ABC):
         entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         size = self.vocabulary.text_size
+        if self.rope_switch is not None:
+            self.check_length(int(batch.positions_BT.max()) + 1)
         features = self.features_of(batch)
         hidden = self.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None, features)[:, :-1]
         target = batch.ids_BT[:, 1:]
@@ -285,19 +306,6 @@ def _without_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(vars(module).get(name), float):
                 setattr(module, name, 0.0)
-
-
-def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor:
-    """A boolean mask as the attention of this module takes it: sdpa as it is, the others added to the scores.
-
-    For one query sdpa gets numbers, too: of a boolean mask it would make them anew in every layer. For many queries
-    they would be large.
-    """
-    takes_boolean = module.config._attn_implementation == "sdpa"
-    if takes_boolean and mask.shape[2] > 1:
-        return mask
-    forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
-    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, forbidden)
 
 
 def tempered(scores: Tensor, temperature: float) -> Tensor:

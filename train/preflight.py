@@ -102,7 +102,7 @@ def _prompts(trainer: InterleavedGRPOTrainer) -> list[Check]:
     lengths = [len(trainer.policy.processor.encode(prompt)) for prompt in own]
     (read,) = _over_ranks([len(lengths)])
     longest = int(largest(gather_object([{"tokens": max(lengths, default=0)}]))["tokens"])
-    most = trainer.policy.model.config.get_text_config().max_position_embeddings
+    most = trainer.policy.longest
     needed = longest + (trainer.args.max_completion_length or 0)
     text = f"{read:.0f} of {len(rows)} encoded, the longest has {longest} tokens"
     if needed > most:

@@ -17,9 +17,10 @@ from transformers.cache_utils import Cache
 
 from ...configs.errors import InputError
 from ...configs.registry import register
+from ..attention import attention_mask
 from ..pictures.contract import ImageTokenizer
 from ..pictures.vqgan import open_image_tokenizer
-from ..policy import UnifiedPolicy, attention_mask
+from ..policy import UnifiedPolicy
 from ..tokens.processing import Processor
 from ..tokens.template import Template
 from .upstream import read_model, read_tokenizer

@@ -193,6 +193,7 @@ class _Run:
             starts.append(torch.tensor(self.vocabulary.unconditional))
             repeat = torch.cat([repeat, torch.full_like(repeat, len(prompts))])
         width = max(map(len, starts))
+        policy.check_length(width + sampling.max_new_tokens)
         ids = torch.full((len(starts), width), self.vocabulary.controls.pad)
         attend = torch.zeros(len(starts), width, dtype=torch.bool)
         for row, start in enumerate(starts):
