@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 from ..configs.errors import InputError
 from ..configs.registry import find
 from .attention import check_layers, rope_switch
+from .heads import Float32Heads
 from .pictures.vision import Vision
 from .tokens.processing import Processor
 from .tokens.sequence import TokenBatch
@@ -46,6 +47,7 @@ class UnifiedPolicy(ABC):
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
+        self.float32_heads = Float32Heads()
         self.rope_switch = rope_switch(model.config.get_text_config())
         """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""
         self._never_sampled = torch.tensor(self.vocabulary.never_sampled)
@@ -100,11 +102,14 @@ class UnifiedPolicy(ABC):
 
     @abstractmethod
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the V text ids, [..., V]."""
+        """Scores of the V text ids, [..., V], by linear layers or `torch.nn.functional.linear`.
+
+        Sampler and trainer call it inside `float32_heads`, where these are products in float32.
+        """
 
     @abstractmethod
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the image codes, [..., codes]."""
+        """Scores of the image codes, [..., codes], in the same way."""
 
     @abstractmethod
     def parts(self) -> dict[str, tuple[Tensor, slice]]:
@@ -245,10 +250,11 @@ class UnifiedPolicy(ABC):
 
         without + guidance * (with - without) (Ho and Salimans, arXiv 2207.12598, as VILA-U and Janus use it on logits).
         """
-        scores = self.image_logits(hidden).float()
-        if without is None:
-            return scores
-        base = self.image_logits(without).float()
+        with self.float32_heads.on(hidden.device):
+            scores = self.image_logits(hidden).float()
+            if without is None:
+                return scores
+            base = self.image_logits(without).float()
         return base + guidance * (scores - base)
 
     def freeze(self, names: Sequence[str]) -> None:
@@ -273,7 +279,8 @@ class UnifiedPolicy(ABC):
 
     def allowed_text_logits(self, hidden: Tensor, images_before: Tensor, max_images: int | None) -> Tensor:
         """Scores of the text ids in float32 [n, V], -inf for what the grammar forbids after so many images, [n]."""
-        scores = self.text_logits(hidden).float()
+        with self.float32_heads.on(hidden.device):
+            scores = self.text_logits(hidden).float()
         # In place, and few columns: a mask of all choices costs as much as the softmax.
         if self._never_sampled.device != scores.device:
             self._never_sampled = self._never_sampled.to(scores.device)

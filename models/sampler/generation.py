@@ -149,7 +149,7 @@ def _evaluating(policy: UnifiedPolicy, sampling: Sampling) -> Iterator[None]:
     was_training = policy.model.training
     policy.model.eval()
     try:
-        with policy.standing_still(images=sampling.max_images != 0):
+        with policy.standing_still(images=sampling.max_images != 0), policy.float32_heads.kept():
             yield
     finally:
         policy.model.train(was_training)
