@@ -30,7 +30,7 @@ setup(
     },
     install_requires=[
         "torch>=2.6,<2.14",
-        "transformers>=5.23,<5.24",
+        "transformers>=5.23,<5.25",
         "diffusers>=0.42,<0.43",
         "trl>=1.16,<1.17",
         "accelerate>=1.10.1,<2",

@@ -6,7 +6,6 @@ A family is passed the module to call (`model`) where gradients flow, because un
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ from transformers.cache_utils import Cache
 
 from ..configs.errors import InputError
 from ..configs.registry import find
+from .attention import check_layers, rope_switch
+from .heads import Float32Heads
 from .pictures.vision import Vision
 from .tokens.processing import Processor
 from .tokens.sequence import TokenBatch
@@ -43,11 +44,15 @@ class UnifiedPolicy(ABC):
     """Embedding and head have rows that no training has reached yet: the model was extended by them."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
+        check_layers(model)
         _without_dropout(model)
         freeze(model, self.never_trained)
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
+        self.float32_heads = Float32Heads()
+        self.rope_switch = rope_switch(model.config.get_text_config())
+        """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""
         self._never_sampled = torch.tensor(self.vocabulary.never_sampled)
         self._stock_forward = model.forward
         # Not the bound method: accelerate takes a forward's function and binds it to the model.
@@ -93,17 +98,21 @@ class UnifiedPolicy(ABC):
     ) -> Tensor:
         """Last hidden states [B, T, H] of joint ids; `cache`, if given, takes their keys and values.
 
-        `mask` is boolean [B, 1, T, cached + T], True where a token may attend. `features` [n, H] stand at the n
+        `mask` is boolean [B, 1, T, cached + T], True where a token may attend; windows and chunks of single layers come
+        on top (`attention_mask`). `features` [n, H] stand at the n
         placeholders of the ids, in the order of rows and tokens.
         """
 
     @abstractmethod
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the V text ids, [..., V]."""
+        """Scores of the V text ids, [..., V], by linear layers or `torch.nn.functional.linear`.
+
+        Sampler and trainer call it inside `float32_heads`, where these are products in float32.
+        """
 
     @abstractmethod
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the image codes, [..., codes]."""
+        """Scores of the image codes, [..., codes], in the same way."""
 
     @abstractmethod
     def parts(self) -> dict[str, tuple[Tensor, slice]]:
@@ -175,6 +184,21 @@ class UnifiedPolicy(ABC):
         """
         return model(token_batch=batch, whole=True, **settings)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that the model is made for."""
+        most = self.model.config.get_text_config().max_position_embeddings
+        return most if self.rope_switch is None else min(most, self.rope_switch)
+
+    def check_length(self, tokens: int) -> None:
+        """Raises InputError for a sequence that the model would see by other rotations than a shorter one."""
+        if self.rope_switch is not None and tokens > self.rope_switch:
+            raise InputError(
+                f"a sequence of {tokens} tokens: beyond {self.rope_switch} the rope of {type(self.model).__name__} "
+                "rotates all of them otherwise, so that none would be scored as it was sampled; "
+                "prompt and answer must fit: shorten them, or lower the length limit"
+            )
+
     def _forward(
         self,
         *args,
@@ -211,6 +235,8 @@ class UnifiedPolicy(ABC):
     ) -> tuple[Tensor, ...]:
         """`log_probs_and_kl`, the KL 0 without a reference; or, where `whole`, `distributions`."""
         size = self.vocabulary.text_size
+        if self.rope_switch is not None:
+            self.check_length(int(batch.positions_BT.max()) + 1)
         features = self.features_of(batch)
         hidden = self.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None, features)[:, :-1]
         target = batch.ids_BT[:, 1:]
@@ -252,10 +278,11 @@ class UnifiedPolicy(ABC):
 
         without + guidance * (with - without) (Ho and Salimans, arXiv 2207.12598, as VILA-U and Janus use it on logits).
         """
-        scores = self.image_logits(hidden).float()
-        if without is None:
-            return scores
-        base = self.image_logits(without).float()
+        with self.float32_heads.on(hidden.device):
+            scores = self.image_logits(hidden).float()
+            if without is None:
+                return scores
+            base = self.image_logits(without).float()
         return base + guidance * (scores - base)
 
     def freeze(self, names: Sequence[str]) -> None:
@@ -280,7 +307,8 @@ class UnifiedPolicy(ABC):
 
     def allowed_text_logits(self, hidden: Tensor, images_before: Tensor, max_images: int | None) -> Tensor:
         """Scores of the text ids in float32 [n, V], -inf for what the grammar forbids after so many images, [n]."""
-        scores = self.text_logits(hidden).float()
+        with self.float32_heads.on(hidden.device):
+            scores = self.text_logits(hidden).float()
         # In place, and few columns: a mask of all choices costs as much as the softmax.
         if self._never_sampled.device != scores.device:
             self._never_sampled = self._never_sampled.to(scores.device)
@@ -313,19 +341,6 @@ def _without_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(vars(module).get(name), float):
                 setattr(module, name, 0.0)
-
-
-def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor:
-    """A boolean mask as the attention of this module takes it: sdpa as it is, the others added to the scores.
-
-    For one query sdpa gets numbers, too: of a boolean mask it would make them anew in every layer. For many queries
-    they would be large.
-    """
-    takes_boolean = module.config._attn_implementation == "sdpa"
-    if takes_boolean and mask.shape[2] > 1:
-        return mask
-    forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
-    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, forbidden)
 
 
 def tempered(scores: Tensor, temperature: float) -> Tensor:

@@ -13,7 +13,7 @@ say() { echo "setup: [${SECONDS}s] $*"; }
 is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 # The place is part of the key: a virtual environment does not survive being moved.
-key=$( (pwd; cat setup.py pyproject.toml scripts/setup.sh) | cksum)
+key=$( (pwd; cat setup.py constraints.txt pyproject.toml scripts/setup.sh) | cksum)
 if [ -x $venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$key" ]; then
     exit 0
 fi
@@ -44,13 +44,13 @@ if [ "$(uname -s)" = Linux ] && ! has_gpu && ! "$python" -c 'import torch' 2>/de
     [ -n "$torch" ] || fail "setup.py names no torch requirement"
     if answers $cpu_index; then
         say "installing the CPU build of $torch"
-        pip install --index-url $cpu_index "$torch"
+        pip install --constraint constraints.txt --index-url $cpu_index "$torch"
     else
         say "$cpu_index does not answer; torch comes from the default index"
     fi
 fi
 
 say "installing limner and its development tools (a few minutes the first time)"
-pip install --editable '.[dev]'
+pip install --constraint constraints.txt --editable '.[dev]'
 echo "$key" > $stamp
 say "done"

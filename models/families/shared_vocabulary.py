@@ -12,14 +12,16 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache
 
 from ...configs.errors import InputError
 from ...configs.registry import register
+from ..attention import attention_mask
 from ..pictures.contract import ImageTokenizer
 from ..pictures.vqgan import open_image_tokenizer
-from ..policy import UnifiedPolicy, attention_mask
+from ..policy import UnifiedPolicy
 from ..tokens.processing import Processor
 from ..tokens.template import Template
 from .upstream import read_model, read_tokenizer
@@ -159,10 +161,10 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         return torch.where(ids_BT < size, ids_BT, self._own_id.to(ids_BT.device)[(ids_BT - size).clamp(min=0)])
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ self._head()[: self.vocabulary.text_size].T
+        return linear(hidden, self._head()[: self.vocabulary.text_size])
 
     def image_logits(self, hidden: Tensor) -> Tensor:
-        scores = hidden @ self._head()[self.codes].T
+        scores = linear(hidden, self._head()[self.codes])
         if self._in_order:
             return scores
         return scores[..., (self._own_id - self.codes.start).to(scores.device)]

@@ -156,7 +156,7 @@ def _evaluating(policy: UnifiedPolicy, sampling: Sampling) -> Iterator[None]:
     was_training = policy.model.training
     policy.model.eval()
     try:
-        with policy.standing_still(images=sampling.max_images != 0):
+        with policy.standing_still(images=sampling.max_images != 0), policy.float32_heads.kept():
             yield
     finally:
         policy.model.train(was_training)
@@ -200,6 +200,7 @@ class _Run:
             starts.append(torch.tensor(self.vocabulary.unconditional))
             repeat = torch.cat([repeat, torch.full_like(repeat, len(prompts))])
         width = max(map(len, starts))
+        policy.check_length(width + sampling.max_new_tokens)
         ids = torch.full((len(starts), width), self.vocabulary.controls.pad)
         attend = torch.zeros(len(starts), width, dtype=torch.bool)
         for row, start in enumerate(starts):

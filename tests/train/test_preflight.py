@@ -10,13 +10,17 @@ from limner.configs.errors import InputError
 from limner.data.mixture import SourceConfig
 from limner.data.shards import ShardWriter
 from limner.models.documents.document import InterleavedDocument, TextSegment
+from limner.models.sampler.generation import Sampling
+from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.train import grpo
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig
-from limner.train.preflight import Preflight, PreflightDone, run_checks
+from limner.train.preflight import GAP_BOUNDS, Preflight, PreflightDone, gap_bounds, run_checks
 from limner.train.trainer import InterleavedGRPOTrainer
 from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
 
+from ..models.families.conformance import ROOM, sampled, scored
+from ..models.families.tiny import FAMILIES
 from .runs import PROMPTS, Flat, Illustrated, dataset, parameters, settings
 
 
@@ -68,6 +72,51 @@ def test_a_temperature_that_is_not_scored(policy, tmp_path, monkeypatch):
     scored = policy.log_probs
     monkeypatch.setattr(policy, "log_probs", lambda model, batch, temperature, *rest: scored(model, batch, 1.3, *rest))
     assert failed(trainer) >= {"replayed log-probs, text", "replayed log-probs, image"}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_in_bfloat16_a_sound_run_is_told_from_another_temperature(guidance, policy, tmp_path, monkeypatch):
+    names = {"replayed log-probs, text", "replayed log-probs, image"}
+    trainer = trainer_of(policy, tmp_path, arguments={"bf16": True}, guidance=guidance)
+    assert not failed(trainer) & names
+    scored = policy.log_probs
+    monkeypatch.setattr(policy, "log_probs", lambda model, batch, temperature, *rest: scored(model, batch, 1.3, *rest))
+    assert failed(trainer) & names  # the codes of this model, nearly all alike under guidance, hardly show it
+
+
+def test_bounds_grow_as_guidance_makes_errors_grow():
+    for dtype, (mean, most) in GAP_BOUNDS.items():
+        assert gap_bounds(dtype) == gap_bounds(dtype, 0.5) == (mean, most)
+        assert gap_bounds(dtype, 5.0) == (3 * mean, 9 * most)
+
+
+@pytest.mark.parametrize(
+    ("weights", "forward"),
+    [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)]
+    + [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)],
+    ids=["fp32", "autocast", "bf16", "fp16"],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiny_models_of_every_family_are_within_the_bounds(family, weights, forward):
+    """`-s` prints the figures of docs/performance.md."""
+    policy = FAMILIES[family]()
+    policy.model.to(weights)
+    for guidance in (1.0, 5.0):
+        with torch.autocast("cpu", torch.bfloat16, enabled=weights != forward):
+            _, samples, sequences = sampled(policy, Sampling(ROOM, guidance=guidance, seed=1), 4)
+            batch = collate([[sequence] for sequence in sequences], policy.vocabulary)
+            logp_BT = scored(policy, batch, guidance=guidance)
+        for modality in ("text", "image"):
+            gaps = []
+            for row, (sample, sequence) in enumerate(zip(samples, sequences, strict=True)):
+                own = slice(sequence.prompt_length, len(sequence))
+                image_C = sample.ids_C >= policy.vocabulary.text_size
+                at = batch.trainable_BT[row, own] & (image_C if modality == "image" else ~image_C)
+                gaps.append((logp_BT[row, own] - sample.logp_C)[at].abs())
+            gap = torch.cat(gaps)
+            print(f"{family}, guidance {guidance}, {modality}: {gap.mean():.1e}, {gap.max():.1e}")
+            mean, most = gap_bounds(forward, guidance if modality == "image" else 1.0)
+            assert gap.mean() < mean and gap.max() < most
 
 
 def test_guidance_that_is_not_scored(policy, tmp_path, monkeypatch):

@@ -32,8 +32,9 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from ....configs.errors import InputError, reading
 from ....configs.registry import register
+from ...attention import attention_mask
 from ...pictures.vision import Vision
-from ...policy import UnifiedPolicy, attention_mask
+from ...policy import UnifiedPolicy
 from ...tokens.processing import Processor
 from ...tokens.template import Template
 from ..upstream import read_model, read_tokenizer

@@ -4,7 +4,16 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Phi3Config,
+)
 
 from limner import cli
 from limner.configs.errors import InputError
@@ -36,7 +45,8 @@ def published_llama(directory, model_class=LlamaForCausalLM, config_class=LlamaC
     tokenizer = published_tokenizer(("<pad>", "<s>", "</s>"), (), code_is_special=False)
     torch.manual_seed(0)
     sizes = {"vocab_size": len(tokenizer), "num_key_value_heads": 2, **TEXT, **ids_of(tokenizer)}
-    model_class(config_class(**sizes, **settings)).save_pretrained(directory)
+    make = getattr(model_class, "from_config", model_class)
+    make(config_class(**sizes, **settings)).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -161,6 +171,28 @@ def test_a_model_that_does_more_than_head_and_decoder_is_refused(tmp_path, pictu
     published_llama(tmp_path / "source", CohereForCausalLM, CohereConfig, logit_scale=0.0625)
     says = "CohereForCausalLM: its scores are not those of its decoder and head"
     refused(says, tmp_path / "source", tmp_path / "out", image_tokenizer=pictures)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "dtype"),
+    [(MistralConfig, torch.bfloat16), (Phi3Config, torch.float32), (Gemma3TextConfig, torch.float32)],
+)
+def test_a_window_is_looked_behind(config_class, dtype, tmp_path, pictures, monkeypatch):
+    """The comparison is on more tokens than the window has: with the mask of another model it does not hold."""
+    settings = {"sliding_window": 40, "head_dim": 16, "initializer_range": 0.2, "dtype": dtype}
+    published_llama(tmp_path / "source", AutoModelForCausalLM, config_class, **settings)
+    convert(tmp_path / "source", tmp_path / "out", image_tokenizer=pictures)
+    monkeypatch.setattr("limner.models.attention._in_window", lambda mask, window: mask)
+    says = r"its attention on 88 tokens is not that of its configuration \(layer types: .*sliding_attention\)"
+    refused(says, tmp_path / "source", tmp_path / "new", image_tokenizer=pictures)
+
+
+def test_a_rope_that_switches_is_said(tmp_path, pictures, capsys):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    published_llama(tmp_path / "source", rope_parameters=rope)
+    words = [str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--image-tokenizer", str(pictures)]
+    cli.run(["convert", *words])
+    assert "prompt and answer together have at most 512 tokens" in capsys.readouterr().out
 
 
 def test_the_family_is_found_by_the_model_type(tmp_path):

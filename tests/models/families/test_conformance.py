@@ -1,12 +1,22 @@
 """Every family passes every check of `conformance.py`; a fault planted in it does not."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
+import torch
 
-from limner.models.tokens.sequence import CODE
+from limner.models.tokens.sequence import CODE, collate
 
-from .conformance import CHECKS, check_adapter, check_checkpoint, check_gradients, check_grammar, check_replay
+from .conformance import (
+    CHECKS,
+    check_adapter,
+    check_checkpoint,
+    check_gradients,
+    check_grammar,
+    check_replay,
+    documents,
+)
 from .tiny import FAMILIES
 
 
@@ -28,6 +38,27 @@ def test_a_checkpoint_gives_the_same_numbers(policy, tmp_path):
 def test_a_merged_adapter_gives_the_same_numbers(family):
     pytest.importorskip("peft", reason="pip install 'limner[peft]'")
     check_adapter(FAMILIES[family]())
+
+
+@pytest.mark.parametrize("half", ["autocast", "weights"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_scores_are_products_in_float32(family, half):
+    """With weights in float32 under autocast, and with weights in bfloat16: nothing is lost of the states."""
+    policy = FAMILIES[family]()
+    if half == "weights":
+        policy.model.to(torch.bfloat16)
+    batch = collate([policy.processor.encode_all(documents())], policy.vocabulary)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half == "autocast"):
+        features = policy.features_of(batch)
+        states = policy.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None, features).flatten(0, 1)
+        text = policy.allowed_text_logits(states, torch.zeros(len(states)), None)
+        image = policy.guided_image_logits(states, states.flip(0), guidance=5.0)
+    exact = type(policy)(deepcopy(policy.model).double(), policy.processor)
+    expected, at = exact.image_logits(states.double()), text.isfinite()
+    assert text.dtype == image.dtype == torch.float32
+    assert (text - exact.text_logits(states.double()))[at].abs().max() < 1e-4
+    assert (image - expected.flip(0) - 5 * (expected - expected.flip(0))).abs().max() < 1e-3
 
 
 # ---- planted faults: a suite that cannot fail says nothing ----

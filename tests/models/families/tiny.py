@@ -6,15 +6,22 @@ A new family adds a function here and its name to `FAMILIES`.
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
+    Gemma3TextConfig,
     GenerationConfig,
     JanusConfig,
     JanusForConditionalGeneration,
     LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
 )
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
@@ -30,6 +37,8 @@ from .tiny_vq import ids_of, lean, published_tokenizer, tiny_chameleon, tiny_emu
 
 WIDTH = 32
 CODES = 64
+WINDOW = 24
+"""Tokens that a layer with a window sees; less than any document of the suite has."""
 SENTENCES = (
     "A red circle is on the left.",
     "Fold the paper in half.\n\n",
@@ -52,9 +61,26 @@ def vq_tokenizer() -> VQImageTokenizer:
 
 def llama() -> UnifiedPolicy:
     """The embedded model: input and output embedding are one."""
+    return _created(LlamaConfig(tie_word_embeddings=True, **_sizes()))
+
+
+def windowed(kind: str) -> UnifiedPolicy:
+    """A model whose layers, or some of them, see `WINDOW` tokens."""
+    both = ["sliding_attention", "full_attention"]
+    window: dict[str, Any] = {"sliding_window": WINDOW, "num_key_value_heads": 2, **_sizes()}
+    configs: dict[str, Callable[[], PreTrainedConfig]] = {
+        "mistral": lambda: MistralConfig(**window),
+        "phi3": lambda: Phi3Config(tie_word_embeddings=True, **window),
+        "gemma3": lambda: Gemma3TextConfig(layer_types=both, head_dim=16, **window),
+        "qwen2": lambda: Qwen2Config(layer_types=both, use_sliding_window=True, **window),
+    }
+    return _created(configs[kind]())
+
+
+def _created(config: PreTrainedConfig) -> UnifiedPolicy:
     torch.manual_seed(1)
     processor = Processor(train_text_tokenizer(SENTENCES * 4, TEXT_SIZE), vq_tokenizer())
-    policy = SharedVocabularyPolicy.create(LlamaConfig(tie_word_embeddings=True, **_sizes()), processor)
+    policy = SharedVocabularyPolicy.create(config, processor)
     lean(policy.model, processor.tokenizer, processor.template.boi)
     policy.model.eval()
     return policy
@@ -177,6 +203,8 @@ def _strengthened(make: Callable[[], UnifiedPolicy]) -> Callable[[], UnifiedPoli
 
 FAMILIES: dict[str, Callable[[], UnifiedPolicy]] = {
     "llama": llama,
+    "mistral": partial(windowed, "mistral"),
+    "gemma3": partial(windowed, "gemma3"),
     "liquid": _strengthened(tiny_liquid),
     "chameleon": _strengthened(tiny_chameleon),
     "emu3": _strengthened(tiny_emu3),

@@ -1,0 +1,101 @@
+"""What a token may attend, layer by layer: the windows of a model upon the mask of a batch.
+
+transformers makes these masks itself from a padding mask alone (`masking_utils`, by the `layer_types` of a
+configuration), and takes any other mask as it is. Rows here are packed, and guidance takes prompts away, so the same
+masks are made here. Layers of other types are refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..configs.errors import InputError
+
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+WINDOWS = ("sliding_window", "window_size")
+"""Names under which configurations have the tokens that a layer sees; GPT-Neo, of the second, masks by itself."""
+
+
+def layer_types(config: Any) -> list[str]:
+    """Of the layers of a text configuration, each once, as transformers' `create_masks_for_generate` reads it."""
+    if types := getattr(config, "layer_types", None):
+        return sorted(set(types))
+    if getattr(config, "sliding_window", None) is not None:
+        return [SLIDING]
+    return [CHUNKED if getattr(config, "attention_chunk_size", None) is not None else FULL]
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Raises InputError for a model whose tokens see others than a causal mask, with a window or without, says."""
+    reason = ""
+    if others := [name for name in layer_types(model.config.get_text_config()) if name not in (FULL, SLIDING)]:
+        reason = f"layers of type {others[0]!r}; it knows {FULL!r} and {SLIDING!r}"
+    else:
+        taken = signature(model.get_decoder().forward).parameters  # type: ignore[operator]
+        if missing := [name for name in ("attention_mask", "position_ids") if name not in taken]:
+            reason = f"a decoder that takes no {missing[0]}: its rows could not be packed"
+    if reason:
+        raise InputError(f"{type(model).__name__}: limner cannot train {reason}")
+
+
+def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor | dict[str, Tensor]:
+    """A boolean mask [B, 1, T, cached + T] as the attention of this module takes it; by layer type where two."""
+    config: Any = module.config.get_text_config()
+    masks = {}
+    for layer_type in layer_types(config):
+        seen = mask if layer_type == FULL else _in_window(mask, config.sliding_window)
+        masks[layer_type] = _as_taken(seen, module)
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def _in_window(mask: Tensor, window: int) -> Tensor:
+    """A token sees so many, itself among them.
+
+    The tokens of a sequence stand in a row without a gap, so how far back one is, is a difference of columns.
+    """
+    queries, keys = mask.shape[-2:]
+    if keys <= window:
+        return mask
+    column = torch.arange(keys, device=mask.device)
+    return mask & (column[keys - queries :, None] - column < window)
+
+
+def _as_taken(mask: Tensor, module: PreTrainedModel) -> Tensor:
+    """sdpa takes it as it is, for others it is added to the scores.
+
+    For one query sdpa gets numbers, too: of a boolean mask it would make them anew in every layer. For many queries
+    they would be large.
+    """
+    takes_boolean = module.config._attn_implementation == "sdpa"
+    if takes_boolean and mask.shape[2] > 1:
+        return mask
+    forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
+    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, forbidden)
+
+
+def widest_window(config: Any) -> int:
+    """The most tokens that a window of a text configuration holds; 0 where each sees all before it."""
+    return max((size for name in WINDOWS if isinstance(size := getattr(config, name, None), int)), default=0)
+
+
+def rope_switch(config: Any) -> int | None:
+    """Tokens up to which the rotations of a text configuration are those of a short sequence; None where of any.
+
+    Longrope (Ding et al., arXiv 2402.13753) and dynamic NTK rotate all tokens of a longer one otherwise: a token that
+    was sampled before the switch is another one behind it.
+    """
+    given: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    nested = [ropes for ropes in given.values() if isinstance(ropes, dict)]
+    switches = []
+    for rope in nested or [given]:
+        if rope.get("rope_type") == "longrope":
+            switches.append(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+        elif "dynamic" in rope.get("rope_type", "default"):
+            switches.append(config.max_position_embeddings)
+    return min(switches, default=None)

@@ -1,0 +1,98 @@
+"""Heads in float32, whatever the rest of a model computes in.
+
+A score in bf16 has eight bits: one of 20 is off by up to 0.06. In the sampler and in the training forward it is off by
+different amounts, so that the ratio of the two is noise. With the product of the head in float32 what is left is the
+rounding of the hidden states (MiniMax-M1, arXiv 2506.13585, found the same and does the same).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+BLOCK_ROWS = 8192
+"""Rows of a head in 16 bits that are cast at a time."""
+
+
+class Float32Heads:
+    """While it is entered, linear layers multiply in float32 and give float32, under autocast too.
+
+    A head of 16 bits is cast some rows at a time, in the backward pass again, and no copy of it is kept; but for a
+    sampler, that asks for the same product every token, within `kept`.
+    """
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, torch.Size], Tensor] | None = None
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        with torch.autocast(device.type, enabled=False), _Linear(self._copies):
+            yield
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """The weights stand still and need no gradient: each head is cast once."""
+        self._copies = {}
+        try:
+            yield
+        finally:
+            self._copies = None
+
+
+class _Linear(TorchFunctionMode):
+    """Catches the products of a module, which may be wrapped (adapters, gathered parameters), where they are made."""
+
+    def __init__(self, copies: dict[tuple[int, torch.Size], Tensor] | None):
+        super().__init__()
+        self.copies = copies
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._product(*args, **(kwargs or {})) if func is linear else func(*args, **(kwargs or {}))
+
+    def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight.dtype != torch.float32 and self.copies is not None:
+            key = (weight.data_ptr(), weight.shape)
+            if key not in self.copies:
+                self.copies[key] = weight.float()
+            weight = self.copies[key]
+        if weight.dtype == torch.float32:
+            return linear(input.float(), weight, None if bias is None else bias.float())
+        scores = _InBlocks.apply(input.flatten(0, -2), weight).unflatten(0, input.shape[:-1])
+        return scores if bias is None else scores + bias
+
+
+class _InBlocks(torch.autograd.Function):
+    """input [n, H] times the transpose of weight [V, H], in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        states, scores = input.float(), input.new_empty(len(input), len(weight), dtype=torch.float32)
+        for rows in _blocks(weight):
+            scores[:, rows] = states @ weight[rows].float().T
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        input, weight = ctx.saved_tensors
+        wants_input, wants_weight = ctx.needs_input_grad
+        states = input.float()
+        of_input = torch.zeros_like(states) if wants_input else None
+        of_weight = torch.empty_like(weight) if wants_weight else None
+        with torch.autocast(input.device.type, enabled=False):
+            for rows in _blocks(weight):
+                if of_input is not None:
+                    of_input.addmm_(gradient[:, rows], weight[rows].float())
+                if of_weight is not None:
+                    of_weight[rows] = gradient[:, rows].T @ states
+        return None if of_input is None else of_input.to(input.dtype), of_weight
+
+
+def _blocks(weight: Tensor) -> list[slice]:
+    return [slice(first, first + BLOCK_ROWS) for first in range(0, len(weight), BLOCK_ROWS)]
