@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import limner
 from limner.data.shards import read_documents
@@ -18,6 +19,10 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "python.md"
 def test_every_example_runs(make_policy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save(make_policy(0), tmp_path / "runs/demo/model")
+    model = limner.load("runs/demo/model")
+    with torch.no_grad():  # pictures of an untrained decoder are all but one grey, and no reward of theirs varies
+        model.policy.processor.image_tokenizer.model.decoder.conv_out.weight.mul_(50)
+    limner.save(model, "runs/demo/model")
     draw_scene(SCENES[0]).save("photo.png")
     text = PAGE.read_text(encoding="utf-8")
     names: dict = {}

@@ -159,7 +159,7 @@ def scores(policy) -> torch.Tensor:
 def gathers_of_sampling(trainer, tokens: int) -> int:
     trainer.args.max_completion_length = tokens
     with Gathers() as gathers:
-        trainer.sample([story_prompt(SCENES[:2])] * 2, seed=0, first_row=0)
+        trainer.sample([story_prompt(SCENES[:2])] * 2, seed=0, numbers=range(2))
     return gathers.count
 
 

@@ -216,9 +216,8 @@ def gathered_update(model: ModelShape, run: Run) -> int:
 
 
 def cast_weights(model: ModelShape, run: Run) -> int:
-    """2 bytes x (layers + vocabulary x hidden): autocast keeps bf16 copies of fp32 weights until the backward pass."""
-    cast = model.layers * model.layer + model.vocabulary * model.hidden
-    return 2 * cast if autocast(model, run) else 0
+    """2 bytes x layers: autocast keeps bf16 copies of fp32 weights until the backward pass; heads multiply in fp32."""
+    return 2 * model.layers * model.layer if autocast(model, run) else 0
 
 
 def gradients(model: ModelShape, run: Run) -> int:

@@ -122,7 +122,7 @@ def sampled(trainer, short=8, long=24):
     shapes, counts = [list(module.weight.shape) for module in linear], []
     for length in (short, long):
         trainer.args.max_completion_length = length
-        rollouts, *figures = counted(lambda: trainer.sample(PROMPTS[:1] * 4, seed=0, first_row=0), shapes)
+        rollouts, *figures = counted(lambda: trainer.sample(PROMPTS[:1] * 4, seed=0, numbers=range(4)), shapes)
         assert {len(one.sequence.ids_T) - one.sequence.prompt_length for one in rollouts} == {length}
         counts.append(figures)
     operations, casts = ((more - few) / (long - short) for few, more in zip(*counts, strict=True))
