@@ -15,7 +15,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import Trainer, TrainerCallback
 
-from ...train import trainer as trainer_module
 from ...train.rollout import RolloutBatch
 
 PHASES = {
@@ -25,9 +24,10 @@ PHASES = {
     "rest": "none of these",
 }
 STEP_OF_BOTH = {"training_step": "update", "_clip_grad_norm": "update", "_prepare_inputs": "rest"}
-LIMNER_PHASES = {**STEP_OF_BOTH, "_reference_scores": "scoring"}
-ROLLOUT_PHASES = {"rollout": "rollout", "score": "scoring"}
-"""Functions that limner's trainer calls."""
+LIMNER_PHASES = {
+    **STEP_OF_BOTH,
+    **{"sample": "rollout", "reward": "scoring", "batch_of": "scoring", "_reference_scores": "scoring"},
+}
 TRL_PHASES = {**STEP_OF_BOTH, "_generate_and_score_completions": "scoring", "_generate": "rollout"}
 COUNTED = ("prompt_tokens", "completion_tokens")
 WARM_UP = 1
@@ -46,7 +46,7 @@ class Clock(TrainerCallback):
         self.tokens: tuple[int, ...] = (0, 0)
 
     def charge(self, owner: Any, phases: Mapping[str, str]) -> None:
-        """Replaces the named functions of an object or a module by timed ones."""
+        """Replaces the named functions of an object by timed ones."""
         for name, phase in phases.items():
             setattr(owner, name, self._phase(phase)(getattr(owner, name)))
 
@@ -93,13 +93,7 @@ class Clock(TrainerCallback):
 
 def measure(trainer: Trainer, clock: Clock) -> list[Step]:
     """Trains, and returns the steps after the warm-up."""
-    before = {name: getattr(trainer_module, name) for name in ROLLOUT_PHASES}
-    clock.charge(trainer_module, ROLLOUT_PHASES)
-    try:
-        trainer.train()
-    finally:
-        for name, function in before.items():
-            setattr(trainer_module, name, function)
+    trainer.train()
     return clock.steps[WARM_UP:]
 
 
