@@ -202,6 +202,20 @@ def rollout_weights(model: ModelShape, run: Run) -> int:
     return max(merged, cast) * sampled(model, run) if run.rollouts else 0
 
 
+def head_copy(model: ModelShape, run: Run) -> int:
+    """4 bytes x vocabulary x hidden: a head in 16 bits is cast once a batch of rollouts: `Float32Heads.kept`."""
+    if not run.rollouts or _head_bytes(model, run) == 4:
+        return 0
+    return 4 * model.vocabulary * model.hidden
+
+
+def _head_bytes(model: ModelShape, run: Run) -> int:
+    """Of a number of the head as the sampler finds it; ZeRO-3 and FSDP gather it as matrix products take it."""
+    if _shards(run, "zero3", "fsdp") > 1:
+        return compute(model, run)
+    return trained_bytes(model, run) if run.lora_rank is None else untrained_bytes(model, run)
+
+
 def gathered_rollout(model: ModelShape, run: Run) -> int:
     """Psi x dtype: ZeRO-3 and FSDP gather the weights once a rollout, not once a token."""
     return model.parameters * compute(model, run) if run.rollouts and _shards(run, "zero3", "fsdp") > 1 else 0
@@ -337,6 +351,7 @@ ITEMS: tuple[tuple[str, Rule, tuple[Phase, ...]], ...] = (
     ("optimizer state", optimizer_state, PHASES),
     ("KL reference", reference, PHASES),
     ("cast or merged, rollout", rollout_weights, ("rollout",)),
+    ("head in fp32, rollout", head_copy, ("rollout",)),
     ("gathered weights, rollout", gathered_rollout, ("rollout",)),
     ("gathered weights, update", gathered_update, ("log-probs", "backward")),
     ("weights cast by autocast", cast_weights, ("log-probs", "backward")),
