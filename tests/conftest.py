@@ -1,7 +1,8 @@
 """Fixtures of many tests: a tiny processor, fresh tiny policies over it, and the folder of real data."""
 
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from limner.models.tokens.text_tokenizer import train_text_tokenizer
 from limner.worlds.picture_stories.scenes import QUESTIONS, SCENES, draw_scene, story
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_lives_on_is_not_searched_for_garbage() -> Iterator[None]:
+    """Training begins with a collection (accelerate's `free_memory`), which walks all that was ever imported."""
+    gc.collect()
+    gc.freeze()
+    yield
 
 
 @pytest.fixture(scope="session")
