@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from limner.cli import main
 from limner.models.documents.document import TextSegment
 from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
 from limner.models.pictures.contract import VQImageTokenizer
@@ -81,3 +83,20 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data in {path}; set LIMNER_TEST_DATA to a folder that holds it")
     return path
+
+
+@pytest.fixture
+def limner(monkeypatch, capsys):
+    """Runs `limner ARGS` in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["limner", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

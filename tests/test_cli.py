@@ -8,28 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from limner.cli import main
 from limner.configs.commands import COMMANDS
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import save
 from limner.worlds.picture_stories.scenes import SCENES, outlines, story
-
-
-@pytest.fixture
-def limner(monkeypatch, capsys):
-    """Runs `limner ARGS` in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["limner", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="session")

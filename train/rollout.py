@@ -129,12 +129,15 @@ def rollout(
 
 
 def _tensors(scores: RewardOutput | PartScores) -> tuple[Tensor, Tensor]:
-    width = max((len(row) for row in scores.segments), default=0) or 1
-    segments_RK = torch.full((len(scores.segments), width), float("nan"))
-    for number, row in enumerate(scores.segments):
-        if row:
-            segments_RK[number, : len(row)] = torch.tensor([float("nan") if s is None else s for s in row])
-    return torch.tensor([float("nan") if s is None else s for s in scores.outcome]), segments_RK
+    """Outcomes [R] and segments [R, K]; NaN where a score does not apply."""
+    return _table([[score] for score in scores.outcome], torch.nan).flatten(), _table(scores.segments, torch.nan)
+
+
+def _table(rows: Sequence[Sequence[float | None]], missing: float) -> Tensor:
+    """Ragged rows as one table [R, K], K at least 1; `missing` for None and behind the end of a row."""
+    width = max(map(len, rows), default=0) or 1
+    filled = [[missing if value is None else float(value) for value in row] for row in rows]
+    return torch.tensor([row + [missing] * (width - len(row)) for row in filled]).view(-1, width)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,12 +188,8 @@ def learned(batch: TokenBatch, rollouts: Sequence[Rollout], algorithm: Algorithm
 def score(rollouts: Sequence[Rollout], output: RewardOutput) -> Scores:
     """What the reward said of the rollouts, and what the sampler knew of them, as tensors."""
     kinds = [[isinstance(part, ImageSegment) for part in item.completion.answer.segments] for item in rollouts]
-    width = max(map(len, kinds), default=0) or 1
-
-    def table(rows: Sequence[Sequence[float | None]], missing: float) -> Tensor:
-        filled = [[missing if value is None else float(value) for value in row] for row in rows]
-        return torch.tensor([row + [missing] * (width - len(row)) for row in filled]).view(-1, width)
-
+    kind_RK = _table(kinds, -1).long()
+    outcome_R, segments_RK = _tensors(output)
     logp_RT, chosen_RT, segment_RT = (
         pad_sequence(list(rows), batch_first=True, padding_value=padding)
         for rows, padding in (
@@ -200,10 +199,10 @@ def score(rollouts: Sequence[Rollout], output: RewardOutput) -> Scores:
         )
     )
     return Scores(
-        torch.tensor([torch.nan if value is None else value for value in output.outcome]),
-        table(output.segments, torch.nan),
-        table(kinds, -1).long(),
-        *maths.score_norms(logp_RT, chosen_RT, segment_RT, width),
+        outcome_R,
+        segments_RK,
+        kind_RK,
+        *maths.score_norms(logp_RT, chosen_RT, segment_RT, kind_RK.shape[1]),
         torch.tensor([item.completion.ended for item in rollouts]),
     )
 

@@ -35,7 +35,7 @@ from ...models.tokens.sequence import TokenSequence
 from ...worlds.picture_stories.scenes import outlines, story_prompt
 from ..seed import limit_threads, say
 from .baselines import Baseline, columns, run_ceiling, write_batched, write_unbatched
-from .clock import device, now
+from .clock import cuda_peak_bytes, device, now
 from .command import bench
 from .models import MODELS
 
@@ -240,10 +240,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def peak_bytes(work: Callable[[], Any]) -> int:
     """Largest sum of tensors alive at once, beyond those alive before: the allocator's count on CUDA, else ours."""
     if device() == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
+        return cuda_peak_bytes(work)
     with LiveTensors() as tensors:
         work()
     return tensors.peak

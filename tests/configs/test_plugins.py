@@ -2,7 +2,6 @@
 
 import re
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ import pytest
 from limner.configs import registry
 from limner.configs.errors import InputError
 from limner.configs.registry import entries, find, register
+
+from .plugin_files import refused, write
 
 
 @pytest.fixture
@@ -27,25 +28,12 @@ def fresh(monkeypatch):
     forget()
 
 
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(textwrap.dedent(text).lstrip("\n"))
-
-
 def package(folder: Path, files: dict[str, str], point: str, name: str = "others") -> None:
     """An installed package: its modules, and the metadata in which its entry point stands."""
     for file, text in files.items():
         write(folder / file, text)
     write(folder / f"{name}-1.0.dist-info" / "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     write(folder / f"{name}-1.0.dist-info" / "entry_points.txt", f"[limner.plugins]\n{name} = {point}\n")
-
-
-def refused(name: str, kind: str = "reward", **others) -> str:
-    with pytest.raises(InputError) as caught:
-        find(kind, name, **others)
-    said = str(caught.value)
-    assert "\n" not in said
-    return said
 
 
 # ---- two claims ----

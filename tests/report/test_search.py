@@ -5,10 +5,8 @@ import io
 import re
 from html.parser import HTMLParser
 
-import pytest
 from PIL import Image
 
-from limner.cli import main
 from limner.report.search import MOST_PICTURES, SIDE, search_page
 from limner.retrieval.index.command import Found, listing
 from limner.retrieval.index.corpus import PIC, Chunk, Hit, Picture
@@ -75,21 +73,6 @@ def test_the_listing_says_title_score_text_and_pictures():
     lines = listing(found()).split("\n")
     assert lines[0].startswith("1. Soup the pot  [a.md:0]  0.0325  full text, text vector")
     assert lines[1:] == ["   Boil. the pot", "   2 pictures: the pot; the pot", "1 part of 29 documents"]
-
-
-@pytest.fixture
-def limner(monkeypatch, capsys):
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["limner", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_index_and_search_from_the_command_line(limner, tmp_path):
