@@ -33,13 +33,13 @@ from ..report.demo import write_report
 from ..rewards.build import RewardSettings, build_reward
 from ..train.from_scratch.new_model import NewModelConfig
 from ..worlds.picture_stories.figures import score_stories
-from ..worlds.picture_stories.prepare import WorldConfig
+from ..worlds.picture_stories.prepare import WorldConfig, prepare
 from ..worlds.picture_stories.prompts import read_outlines
 from ..worlds.picture_stories.scenes import Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .config import check_settings, effective, flat, setting_of
 from .measure import comparisons, figures, measure, samples
-from .seed import first_reach, keep_settings, limit_threads, prepare, say
+from .seed import first_reach, keep_settings, limit_threads, say
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
 SAMPLES = 8
@@ -141,7 +141,7 @@ def result_settings(config: DemoConfig, seed: int) -> dict[str, Any]:
 def run_seed(config: DemoConfig, root: Path, seed: int, arms: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All arms of one seed; (metrics, samples)."""
     keep_settings(root / "settings.json", result_settings(config, seed))
-    heldout, train, stages = prepare(root, config.world, config.new_model, seed)
+    heldout, train, stages = prepare(root, config.world, config.new_model, seed, say)
     setting = setting_of(config, root, seed, heldout, train)
     results: dict[str, dict[str, Any]] = {}
     for name in arms:

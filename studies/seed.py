@@ -1,51 +1,22 @@
-"""One seed's folder, as the demo and the studies use it: what is prepared once, and what may be mixed in it."""
+"""One seed's folder, as the demo and the studies use it: what may be mixed in it, and who has it."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..configs.errors import InputError
-from ..models.checkpoints.folder import save
 from ..models.documents.rendering import write_atomically
-from ..train.from_scratch.new_model import NewModelConfig, new_policy
-from ..worlds.picture_stories.prepare import WorldConfig, check_heldout, world_processor, write_prompts, write_shards
-from ..worlds.picture_stories.scenes import Outline
 
 REACH = 0.5
 """The held-out score whose first reaching measures efficiency."""
-
-
-def prepare(
-    root: Path, world: WorldConfig, new_model: NewModelConfig, seed: int
-) -> tuple[list[Outline], list[Outline], dict[str, Any]]:
-    """Prompts, tokenizers, shards and the untrained model; (held-out outlines, training outlines, figures)."""
-    heldout, train = write_prompts(root / "prompts", world, seed)
-    file = root / "prepared.json"
-    if not file.exists():
-        started = time.perf_counter()
-        say("training the tokenizers")
-        model_config = replace(new_model, seed=seed, image_tokenizer=replace(new_model.image_tokenizer, seed=seed))
-        processor, figures = world_processor(model_config, seed)
-        figures["seconds"] = round(time.perf_counter() - started, 1)
-        say(f"image tokenizer: {figures['exact_reconstructions']:.1%} of pictures rebuilt exactly")
-        tokens = write_shards(root / "data", processor, world, heldout, seed)
-        save(new_policy(processor, model_config), root / "new_model")
-        overlap = check_heldout(root / "data", root / "prompts")
-        if overlap:
-            raise RuntimeError(f"{overlap} held-out outlines are in the training data")
-        stages = {"image_tokenizer": figures, "tokens": tokens, "heldout_in_training": overlap}
-        write_atomically(file, json.dumps(stages) + "\n")
-    return heldout, train, json.loads(file.read_text())
 
 
 def check_same_settings(folder: Path, kept: Any, wanted: Mapping[str, Any]) -> None:

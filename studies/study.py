@@ -1,7 +1,7 @@
 """A study: arms x seeds -> one table and one figure, on the embedded world.
 
     for seed, for arm (a partial study is a complete one of fewer seeds):
-        prepare once, warm up once          studies.seed, studies.arms
+        prepare once, warm up once          worlds.picture_stories, studies.arms
         train from the warm-up              studies.arms
         score held-out prompts              studies.measure
     over seeds: means, intervals, gains     studies.summary
@@ -33,10 +33,11 @@ from ..configs.errors import ArgumentParser, InputError, run_or_exit
 from ..models.checkpoints.folder import load
 from ..models.documents.rendering import write_atomically
 from ..report.study import figure_svg, study_html, table_markdown
+from ..worlds.picture_stories.prepare import prepare
 from .arms import Curve, Setting, continue_warmup, reinforce, run_warmup
 from .config import StudyConfig, arm_settings, check, flags, homes, running_order, setting_of, shared_settings
 from .measure import measure_abilities, measure_stories
-from .seed import check_same_settings, keep_settings, limit_threads, prepare, say, taken
+from .seed import check_same_settings, keep_settings, limit_threads, say, taken
 from .summary import Results, summarise
 
 Job = tuple[int, str]
@@ -164,7 +165,7 @@ def read_results(config: StudyConfig) -> dict[str, dict[int, dict[str, Any]]]:
 def run_arm(config: StudyConfig, name: str, root: Path, seed: int) -> dict[str, Any]:
     """Trains and measures one arm; the arms it builds on have left their results."""
     arm = config.arms[name]
-    heldout, train, _ = prepare(root, config.world, config.new_model, seed)
+    heldout, train, _ = prepare(root, config.world, config.new_model, seed, say)
     settings = arm_settings(config, name)
     if arm.kind == "measure":
         base = homes(config)[arm.of or ""]

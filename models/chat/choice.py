@@ -41,7 +41,7 @@ def shared_model(config: SharedEndpoint, place: str) -> Endpoint | LocalVLM:
 
 
 def chat_model(config: ChatConfig, section: str) -> Endpoint | LocalVLM:
-    """`section` is where the settings stand: `rewards.judge`; empty where they are the command's own.
+    """`section` is where the settings stand: `judge`; empty where they are the command's own.
 
     Raises InputError naming the option, unless exactly one model is given and can be had.
     """

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...data.prompts import read_lines
 from ...data.shards import read_documents
-from ...models.checkpoints.folder import save
 from ...models.documents.candidates import marker
-from ...models.documents.rendering import write_atomically
 from ...models.tokens.processing import Processor
-from ...train.from_scratch.new_model import NewModelConfig, new_policy
-from ..picture_stories.prepare import learnt_processor, write_streams
+from ...train.from_scratch.new_model import NewModelConfig
+from ..picture_stories.prepare import learnt_processor, prepare_once, write_streams
 from ..picture_stories.scenes import QUESTIONS, SCENES, caption, question, text_to_image
 from .prompts import write_plans
 from .scenes import InsertionNoise, Plan, draw_plans, insertion_documents, insertion_story, read_plan, thinned
@@ -48,30 +44,18 @@ def prepare(
     heldout = draw_plans(1_000_000 + seed, world.heldout_prompts)
     rng = random.Random(f"thinned {seed}")
     train = [thinned(rng, p) for p in draw_plans(2_000_000 + seed, world.train_prompts, exclude=frozenset(heldout))]
-    file = root / "prepared.json"
-    if not file.exists():
-        write_plans(root / "prompts" / "heldout.jsonl", heldout)
-        write_plans(root / "prompts" / "train.jsonl", train)
-        started = time.perf_counter()
-        say("training the tokenizers")
-        model_config = replace(new_model, seed=seed, image_tokenizer=replace(new_model.image_tokenizer, seed=seed))
-        processor, figures = world_processor(model_config, seed)
-        figures["seconds"] = round(time.perf_counter() - started, 1)
-        say(f"image tokenizer: {figures['exact_reconstructions']:.1%} of pictures rebuilt exactly")
-        streams = {
-            kind: itertools.islice(
-                insertion_documents(kind, seed, InsertionNoise(), frozenset(heldout)), getattr(world, kind)
-            )
-            for kind in ("interleaved", "understanding", "text_to_image")
-        }
-        tokens = write_streams(root / "data", processor, streams)
-        save(new_policy(processor, model_config), root / "new_model")
-        overlap = heldout_in_training(root, heldout)
-        if overlap:
-            raise RuntimeError(f"{overlap} held-out plans are in the training data")
-        stages = {"image_tokenizer": figures, "tokens": tokens, "heldout_in_training": overlap}
-        write_atomically(file, json.dumps(stages) + "\n")
-    return heldout, train, json.loads(file.read_text())
+    write_plans(root / "prompts" / "heldout.jsonl", heldout)
+    write_plans(root / "prompts" / "train.jsonl", train)
+    figures = prepare_once(
+        root,
+        new_model,
+        seed,
+        lambda config: world_processor(config, seed),
+        lambda processor: write_shards(root / "data", processor, world, heldout, seed),
+        lambda: heldout_in_training(root, heldout),
+        say,
+    )
+    return heldout, train, figures
 
 
 def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[str, Any]]:
@@ -84,6 +68,19 @@ def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[
     texts += [question(SCENES[0], name).text for name in QUESTIONS]
     texts += [marker(1 + number % 9) for number in range(900)]
     return learnt_processor(texts, config)
+
+
+def write_shards(
+    directory: Path, processor: Processor, world: CandidatesWorldConfig, heldout: Sequence[Plan], seed: int
+) -> dict:
+    """A shard folder a kind, image codes cached; returns the report of tokens by kind and modality."""
+    streams = {
+        kind: itertools.islice(
+            insertion_documents(kind, seed, InsertionNoise(), frozenset(heldout)), getattr(world, kind)
+        )
+        for kind in ("interleaved", "understanding", "text_to_image")
+    }
+    return write_streams(directory, processor, streams)
 
 
 def heldout_in_training(root: Path, heldout: Sequence[Plan]) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from tqdm import tqdm
 
 from ...data.mixture import token_report
 from ...data.shards import ShardWriter, read_documents
+from ...models.checkpoints.folder import save
 from ...models.documents.document import ImageSegment, InterleavedDocument, encode_png
+from ...models.documents.rendering import write_atomically
 from ...models.tokens.processing import Processor
-from ...train.from_scratch.new_model import NewModelConfig, new_processor
+from ...train.from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .prompts import read_outlines, write_outlines
 from .scenes import (
     QUESTIONS,
@@ -48,6 +52,57 @@ class WorldConfig:
     """Clean questions and captions."""
     text_to_image: int = 3600
     """Clean pictures of a sentence."""
+
+
+def prepare(
+    root: Path, world: WorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = print
+) -> tuple[list[Outline], list[Outline], dict[str, Any]]:
+    """Prompts, tokenizers, shards and the untrained model; (held-out outlines, training outlines, figures).
+
+    say: is told what is being done.
+    """
+    heldout, train = write_prompts(root / "prompts", world, seed)
+    figures = prepare_once(
+        root,
+        new_model,
+        seed,
+        lambda config: world_processor(config, seed),
+        lambda processor: write_shards(root / "data", processor, world, heldout, seed),
+        lambda: check_heldout(root / "data", root / "prompts"),
+        say,
+    )
+    return heldout, train, figures
+
+
+def prepare_once(
+    root: Path,
+    new_model: NewModelConfig,
+    seed: int,
+    learn: Callable[[NewModelConfig], tuple[Processor, dict[str, Any]]],
+    write: Callable[[Processor], dict],
+    overlap: Callable[[], int],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """What a folder holds beside its prompts, made unless it is there; the figures that were written down then.
+
+    learn: makes tokenizers, with figures of them; write: the shards, and reports their tokens; overlap: reads all back
+    and counts what is held out. Raises RuntimeError where that is not 0.
+    """
+    file = root / "prepared.json"
+    if not file.exists():
+        started = time.perf_counter()
+        say("training the tokenizers")
+        config = replace(new_model, seed=seed, image_tokenizer=replace(new_model.image_tokenizer, seed=seed))
+        processor, figures = learn(config)
+        figures["seconds"] = round(time.perf_counter() - started, 1)
+        say(f"image tokenizer: {figures['exact_reconstructions']:.1%} of pictures rebuilt exactly")
+        tokens = write(processor)
+        save(new_policy(processor, config), root / "new_model")
+        if count := overlap():
+            raise RuntimeError(f"{root}: {count} held-out prompts are in the training data")
+        stages = {"image_tokenizer": figures, "tokens": tokens, "heldout_in_training": 0}
+        write_atomically(file, json.dumps(stages) + "\n")
+    return json.loads(file.read_text())
 
 
 def write_prompts(directory: Path, config: WorldConfig, seed: int) -> tuple[list[Outline], list[Outline]]:
