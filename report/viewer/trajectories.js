@@ -6,7 +6,6 @@
 (() => {
   const PER_PAGE = 8;
   const TEXT_SCALE = 4; // nats: a probability of 2 %
-  const DEAD_BELOW = 1e-6; // as in train/objective/advantages.py
   const MINUS = "\u2212", DASH = "\u2013";
 
   const byId = (id) => document.getElementById(id);
@@ -23,7 +22,7 @@
     if (!known.length) return { mean: null, spread: 0, low: null, high: null, dead: true };
     const mean = known.reduce((sum, reward) => sum + reward, 0) / known.length;
     const spread = Math.sqrt(known.reduce((sum, reward) => sum + (reward - mean) ** 2, 0) / known.length);
-    return { mean, spread, low: Math.min(...known), high: Math.max(...known), dead: spread < DEAD_BELOW };
+    return { mean, spread, low: Math.min(...known), high: Math.max(...known), dead: spread < index.deadBelow };
   }
 
   /* ---- which groups, in which order ---- */

@@ -24,6 +24,7 @@ from typing import Any
 from ...configs.errors import ArgumentParser, InputError
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri
 from ...models.documents.rendering import CONTENT_POLICY, SMALL_PICTURE, html_page, write_atomically
+from ...train.objective.spread import SPREAD_FLOOR
 from ...train.watch.trajectories import Trajectory, read_trajectories
 from ..page import element, escape, note, style
 
@@ -80,7 +81,8 @@ def write_viewer(out_html: Path, folders: Sequence[Path], labels: Sequence[str])
     steps = [group["step"] for group in groups]
     span = f"steps {min(steps)} to {max(steps)}"
     lead = f"{rollouts:,} rollouts in {len(groups):,} groups, {len(prompts):,} prompts, {span}."
-    index = {"labels": list(labels), "prompts": list(prompts), "groups": groups, "chance": math.log(codes)}
+    bounds = {"chance": math.log(codes), "deadBelow": SPREAD_FLOOR}
+    index = {"labels": list(labels), "prompts": list(prompts), "groups": groups, **bounds}
     write_atomically(out_html, _page(", ".join(labels), lead, [_inert("index", index), *blocks]))
     return rollouts, len(groups)
 

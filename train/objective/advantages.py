@@ -17,12 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .spread import SPREAD_FLOOR
+
 Baseline = Literal["mean", "leave-one-out", "score-weighted", "score-weighted-leave-one-out"]
 
 SMALLEST_STD = 1e-6
 """Below this rewards agree up to rounding, and their differences are set to zero."""
-SPREAD_FLOOR = 1e-3
-"""A group's standard deviation is taken to be at least this: noise below it does not become a full advantage."""
 
 
 def outcome_advantages(

@@ -9,12 +9,13 @@ from transformers import TrainingArguments
 
 from ...configs.errors import InputError
 from ...data.mixture import SourceConfig
-from .advantages import SPREAD_FLOOR, Baseline
+from .advantages import Baseline
 from .cut import CutAnswers
 from .entropy import EntropyControl
 from .kl import KL
 from .losses import Importance, Normalisation, Surrogate
 from .parts import Aggregation
+from .spread import SPREAD_FLOOR
 
 Objective = Literal["grpo", "rejection", "segment-rejection"]
 CHOICES = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...models.documents.document import ImageSegment, InterleavedDocument
 from ...rewards.base import RewardOutput
-from ..objective.advantages import SPREAD_FLOOR
+from ..objective.spread import SPREAD_FLOOR
 from ..rollout import Rollout
 
 Sums = dict[str, tuple[float, float]]

@@ -9,20 +9,25 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import pstdev
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from limner.configs.errors import InputError
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.report.viewer import trajectories as viewer
 from limner.report.viewer.trajectories import main, write_viewer
+from limner.train.objective.advantages import dead_groups
 from limner.train.watch.trajectories import SegmentScore, Trajectory, write_trajectories
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story_prompt
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)>"
 V = 100
+NOISE = 1e-4
+"""Of rewards, below what a group must differ by."""
 
 
 class Scripts(HTMLParser):
@@ -69,10 +74,10 @@ def make(step=0, group=0, number=0, outcome=0.5, prompt="p", picture=None, text=
 
 
 def write_run(folder: Path, steps=(0, 5), gain=0.0, size=3) -> Path:
-    """Two ranks that share a group; at each step the same two prompts."""
+    """Two ranks that share a group; at each step the same two prompts, to the second of which all answers are alike."""
     for step in steps:
         rows = [
-            make(step, group, number, 0.1 * number * (1 - group) + 0.2 * group + gain, f"p{group}", cut=number == 2)
+            make(step, group, number, (0.1, NOISE)[group] * number + 0.2 * group + gain, f"p{group}", cut=number == 2)
             for group in (0, 1)
             for number in range(size)
         ]
@@ -90,6 +95,8 @@ def test_the_page_holds_every_group_whole(tmp_path):
         *((0, 0, 0, 3), (0, 1, 1, 3)),
         *((5, 0, 0, 3), (5, 1, 1, 3)),
     ]
+    assert [dead_groups(torch.tensor(g["rewards"]), 3).item() for g in index["groups"]] == [0, 1, 0, 1]
+    assert [pstdev(g["rewards"]) < index["deadBelow"] for g in index["groups"]] == [False, True, False, True]
     assert index["prompts"] == ["p0", "p1"] and sorted(data) == [f"group-{n}" for n in range(4)]
     group = data["group-0"]
     assert [rollout["number"] for rollout in group["rollouts"]] == [0, 1, 2]
