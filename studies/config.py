@@ -45,6 +45,9 @@ class ArmConfig:
     """What tables call it; the arm's name if empty."""
     grpo: dict[str, Any] = field(default_factory=dict)
     """Settings of `grpo/tiny` to change, by dotted name; for the kind `grpo`."""
+    iterations: int | None = None
+    """Rollout batches, for the kind `grpo`; those of the study if not given. An arm whose batches are cheaper may have
+    more of them in the same seconds."""
     of: str | None = None
     guidance: float = 1.0
     """Classifier-free guidance with which held-out stories are written; 1 is none."""
@@ -87,7 +90,7 @@ class StudyConfig:
     processes: int = 1
     """So many arms at a time; each takes the memory of one, and their seconds are of a machine that is shared."""
     iterations: int = 60
-    """Rollout batches of every GRPO arm."""
+    """Rollout batches of every GRPO arm that does not say itself how many."""
     curve_prompts: int = 128
     """Held-out prompts scored while training."""
     world: WorldConfig = field(default_factory=WorldConfig)
@@ -136,8 +139,11 @@ def check(config: StudyConfig) -> None:
     for name, arm in config.arms.items():
         if not NAME.fullmatch(name):
             raise InputError(f"arms.{name}: a name has letters, digits, _ and - only; it becomes a folder")
-        if arm.grpo and arm.kind != "grpo":
-            raise InputError(f"arms.{name}.grpo: an arm of the kind {arm.kind} does not read it")
+        for key in ("grpo", "iterations"):
+            if getattr(arm, key) and arm.kind != "grpo":
+                raise InputError(f"arms.{name}.{key}: an arm of the kind {arm.kind} does not read it")
+        if arm.iterations is not None and arm.iterations < 1:
+            raise InputError(f"arms.{name}.iterations: at least 1, not {arm.iterations}")
         allowed = BASES.get(arm.kind, ())
         if not allowed and arm.of is not None:
             raise InputError(f"arms.{name}.of: an arm of the kind {arm.kind} does not read it")
@@ -201,7 +207,7 @@ def arm_settings(config: StudyConfig, name: str) -> dict[str, Any]:
     arm = config.arms[name]
     settings: dict[str, Any] = {"kind": arm.kind, "guidance": arm.guidance}
     if arm.kind == "grpo":
-        settings["iterations"] = config.iterations
+        settings["iterations"] = arm.iterations or config.iterations
         settings |= effective("grpo/tiny", {**config.grpo, **arm.grpo})
     if arm.of is not None:
         settings["of"] = arm_settings(config, arm.of)

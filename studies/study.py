@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,7 @@ def _train(config: StudyConfig, name: str, setting: Setting) -> tuple[Any, Curve
     if arm.kind == "control":
         budget, warm = _result(root, homes(config)[arm.of or ""])["seconds"], _result(root, config.warmup_arm)
         return policy, continue_warmup(policy, setting, out, budget, warm["seconds"] / warm["steps"])
+    setting = replace(setting, iterations=arm.iterations or setting.iterations)
     return policy, reinforce(policy, setting, out, flags(arm.grpo), guidance=arm.guidance)
 
 

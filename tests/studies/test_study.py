@@ -192,7 +192,7 @@ def test_the_command_line(tmp_path, trained, capsys):
     assert said[0] == said[1] == said[2] and said[0].startswith("usage: limner study CONFIG [--arms A,B]")
 
 
-@pytest.mark.parametrize(("name", "arms"), [("study/paper", 11), ("study/beyond", 12)])
+@pytest.mark.parametrize(("name", "arms"), [("study/paper", 11), ("study/beyond", 12), ("study/estimators", 11)])
 def test_the_packaged_studies(name, arms):
     (packaged,) = parse((StudyConfig,), ["--config", name])
     check(packaged)
@@ -206,6 +206,19 @@ def test_the_two_studies_agree_on_what_they_share():
     paper, beyond = (parse((StudyConfig,), ["--config", name])[0] for name in ("study/paper", "study/beyond"))
     for arm in ("warmup", "full"):
         assert arm_settings(paper, arm) == arm_settings(beyond, arm)
+
+
+def test_an_arm_may_have_batches_of_its_own(tmp_path):
+    arms = {"warmup": {"kind": "warmup"}, "full": {}, "short": {"iterations": 1}, "same": {"iterations": 2}}
+    setting = config(tmp_path, arms=arms, tables=[], iterations=2)
+    assert [arm_settings(setting, name).get("iterations") for name in arms] == [None, 2, 1, 2]
+    assert running_order(setting) == ["warmup", "full", "short"], "as many batches as the study's: the same arm"
+    for arm, problem in (
+        ({"iterations": 0}, "at least 1"),
+        ({"kind": "control", "of": "full", "iterations": 3}, "read"),
+    ):
+        with pytest.raises(InputError, match=rf"arms.short.iterations: .*{problem}"):
+            check(config(tmp_path, arms=arms | {"short": arm}, tables=[]))
 
 
 def test_time_left_goes_by_the_same_arm_then_by_its_kind():
