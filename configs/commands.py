@@ -24,6 +24,10 @@ COMMANDS = {
     ),
     "grpo": Command("train.grpo:main", "stage II: extended GRPO"),
     "preflight": Command("train.grpo:preflight", "check that a GRPO run can learn, and take no step"),
+    "rate-prompts": Command(
+        "train.grpo:rate_prompts",
+        "answer the prompts of a GRPO run; keep those neither too easy nor too hard",
+    ),
     "plan": Command("train.plan.command:main", "predict whether a GRPO run fits the memory"),
     "trajectories": Command("report.viewer.trajectories:main", "an HTML page of the groups that a GRPO run sampled"),
     "insert-or-generate": Command(
