@@ -42,6 +42,7 @@ COMMANDS = {
     "bench sampler": Command(
         "studies.bench.sampler:main", "time the sampler, and transformers' own `generate` beside it"
     ),
+    "bench lora": Command("studies.bench.lora:main", "time rollouts with an adapter, merged and not, and without one"),
     "bench insertion": Command("studies.bench.insertion:main", "train an embedded inserter, and time its two modes"),
     "bench retrieval": Command(
         "studies.bench.retrieval:main", "recall, latency and size of a vector index against exact search"
