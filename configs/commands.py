@@ -28,6 +28,10 @@ COMMANDS = {
     ),
     "grpo": Command("train.grpo:main", "stage II: extended GRPO"),
     "preflight": Command("train.grpo:preflight", "check that a GRPO run can learn, and take no step"),
+    "rate-prompts": Command(
+        "train.grpo:rate_prompts",
+        "answer the prompts of a GRPO run; keep those neither too easy nor too hard",
+    ),
     "plan": Command("train.plan.command:main", "predict whether a GRPO run fits the memory"),
     "trajectories": Command("report.viewer.trajectories:main", "an HTML page of the groups that a GRPO run sampled"),
     "insert-or-generate": Command(
@@ -42,6 +46,7 @@ COMMANDS = {
     "bench sampler": Command(
         "studies.bench.sampler:main", "time the sampler, and transformers' own `generate` beside it"
     ),
+    "bench lora": Command("studies.bench.lora:main", "time rollouts with an adapter, merged and not, and without one"),
     "bench insertion": Command("studies.bench.insertion:main", "train an embedded inserter, and time its two modes"),
     "bench retrieval": Command(
         "studies.bench.retrieval:main", "recall, latency and size of a vector index against exact search"

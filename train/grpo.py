@@ -14,10 +14,10 @@ torchrun --nproc-per-node 2 -m limner.train.grpo --config grpo/tiny
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -26,18 +26,20 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
 from ..configs.errors import InputError, run_or_exit
-from ..configs.schema import Range
+from ..configs.schema import Range, plain
 from ..data.prompts import pack_prompt, read_prompts
+from ..eval.run import fingerprint, sha256
 from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
 from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
 from ..rewards.build import Part, RewardSettings, build_reward
+from .before.difficulty import DifficultyConfig, Rating
+from .before.preflight import MOST_DEAD, Preflight, PreflightDone
 from .inserter.grpo import InserterTrainer, InsertionConfig, train_inserter
 from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
-from .preflight import MOST_DEAD, Preflight, PreflightDone
 from .scale.lora import LoraConfig, check_rows
 from .scale.run_folder import check_plugins, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
@@ -172,10 +174,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 def preflight(argv: Sequence[str] | None = None) -> None:
     """`limner preflight`: the checks alone, of the run that the same flags would start."""
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner preflight", section="grpo")
+    _before_step_0(config, args, lambda trainer: Preflight(trainer, True, config.preflight_dead_groups))
+
+
+def rate_prompts(argv: Sequence[str] | None = None) -> None:
+    """`limner rate-prompts`: the prompts of the run that the same flags would start, by how hard they are."""
+    config, args, bounds = parse((RunConfig, GRPOConfig, DifficultyConfig), argv, "limner rate-prompts", section="grpo")
+    _before_step_0(config, args, lambda trainer: Rating(trainer, bounds, rated_by(config, args)))
+
+
+def rated_by(config: RunConfig, args: GRPOConfig) -> dict[str, Any]:
+    """All that the score of a prompt's answers depends on."""
+    of_args = ("num_generations", "temperature", "max_completion_length", "seed")
+    return {
+        "model": {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))},
+        "prompts": sha256(Path(config.prompts)),
+        "rewards": plain(config.rewards),
+        **{name: getattr(args, name) for name in of_args},
+        **{name: getattr(config.algorithm, name) for name in ("max_images", "guidance")},
+    }
+
+
+def _before_step_0(
+    config: RunConfig, args: GRPOConfig, work: Callable[[InterleavedGRPOTrainer], TrainerCallback]
+) -> None:
+    """Prepares a run and does this alone, which ends it (`PreflightDone`)."""
     args.report_to, args.save_strategy = [], IntervalStrategy.NO
     with _no_new_folder(Path(args.output_dir or ".")):
         trainer = make_trainer(config, args)
-        trainer.callback_handler.callbacks = [Preflight(trainer, True, config.preflight_dead_groups)]
+        trainer.callback_handler.callbacks = [work(trainer)]
         with contextlib.suppress(PreflightDone):
             trainer.train()
         trainer.accelerator.wait_for_everyone()

@@ -24,9 +24,9 @@ from limner.models.pictures.contract import VQImageTokenizer
 from limner.rewards.base import RewardOutput
 from limner.rewards.hybrid import HybridReward
 from limner.train import warmup
+from limner.train.before.preflight import run_checks
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
 from limner.train.objective.losses import NORMALISATIONS
-from limner.train.preflight import run_checks
 from limner.train.scale.checkpointing import STAGING
 from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer

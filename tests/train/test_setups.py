@@ -26,8 +26,8 @@ from limner.models.documents.document import TextSegment
 from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.train import warmup
+from limner.train.before.preflight import Preflight
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
-from limner.train.preflight import Preflight
 from limner.train.scale import checkpointing
 from limner.train.scale.checkpointing import STAGING
 from limner.train.scale.run_folder import checkpoints, resume_point

@@ -18,14 +18,14 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..configs.errors import InputError
-from ..data.prompts import unpack_prompt
-from .objective.advantages import dead_groups
-from .objective.losses import Counts
-from .rollout import RolloutBatch
-from .scale.precision import has_own_masters, lost_updates, some_numbers
-from .trainer import InterleavedGRPOTrainer
-from .watch.diagnostics import MODALITIES, largest
+from ...configs.errors import InputError
+from ...data.prompts import unpack_prompt
+from ..objective.advantages import dead_groups
+from ..objective.losses import Counts
+from ..rollout import RolloutBatch
+from ..scale.precision import has_own_masters, lost_updates, some_numbers
+from ..trainer import InterleavedGRPOTrainer
+from ..watch.diagnostics import MODALITIES, largest
 
 GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.03, 0.8), torch.float16: (0.005, 0.2)}
 """(mean, largest) |training - sampler log-prob| of a token, by the dtype of the forward, heads in float32.
