@@ -11,7 +11,6 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ...configs.errors import InputError
+from ...configs.whole import write_atomically
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri, encode_png
 
 SMALL_PICTURE = 64
@@ -191,22 +191,6 @@ def check_suffix(path: Path) -> None:
     """Raises InputError for a name that `save` would not know what to do with: ask before the work, not after."""
     if path.suffix not in (".html", ".md", ".json"):
         raise InputError(f"{path}: cannot tell the form of the document; end the name in .html, .md or .json")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed."""
-    if isinstance(content, str):
-        content = content.encode("utf-8", errors="replace")  # a lone surrogate, which JSON can carry, has no UTF-8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _segment_html(segment: Segment, numbers: itertools.count[int], image_scale: int, note: str) -> str:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -197,7 +198,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(rendering.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         save(story(), path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
