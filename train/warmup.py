@@ -10,7 +10,9 @@ torchrun --nproc-per-node 2 -m limner.train.warmup --config warmup/tiny
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..configs import parse
 from ..configs.errors import InputError, run_or_exit
-from ..data.mixture import PackedRows, SourceConfig, split_long
+from ..data.mixture import PackedRows, Place, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
 from ..models.checkpoints.folder import load, save
 from ..models.checkpoints.hub import find_checkpoint
 from ..models.policy import UnifiedPolicy
-from ..models.tokens.sequence import TokenBatch, collate
+from ..models.tokens.sequence import TokenBatch, TokenSequence, collate
 from .from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .scale.checkpointing import WholeCheckpoints
@@ -38,6 +40,10 @@ from .scale.run_folder import resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded
 from .watch.progress import check_trackers, show_progress
 
+HELDOUT_CHUNK = 16
+"""Held-out documents whose pictures are encoded together."""
+PLACE = "data_place_{}.json"
+"""In a checkpoint: where the rows of a process stand."""
 TOKENIZER_DOCUMENTS = 2000
 """Documents whose pictures train a new image tokenizer."""
 
@@ -51,6 +57,8 @@ class WarmupConfig:
     """Shard folders and their weights."""
     data: str | None = None
     """One shard folder, instead of `sources`."""
+    temperature: float | None = None
+    """Draw from a source by its size to the power of 1 / temperature as well: 1 by size, large for all alike."""
     pack_length: int = 256
     """Tokens of a row; a longer document is cut between segments."""
     normalisation: Normalisation = "token"
@@ -69,16 +77,26 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, policy: UnifiedPolicy, config: WarmupConfig, args: TrainingArguments, **kwargs: Any):
-        self.policy, self.config = policy, config
+    def __init__(
+        self,
+        policy: UnifiedPolicy,
+        config: WarmupConfig,
+        args: TrainingArguments,
+        train_dataset: PackedRows,
+        **kwargs: Any,
+    ):
+        self.policy, self.config, self.rows = policy, config, train_dataset
         self._counts: Counts | None = None
         self._sums: dict[str, torch.Tensor] = {}
+        self.image_tokens = 0
+        """Of the first row with a picture that was trained on; 0 until there was one."""
         self.stored = stored_dtypes(policy.model)
         model: Any = adapted(policy.model, config.lora, args.seed) if config.lora else policy.model
         self.adapter: Any = model.peft_config["default"] if config.lora else None
         super().__init__(
             model=model,
             args=args,
+            train_dataset=train_dataset,
             data_collator=self._collate,
             processing_class=policy.processor.tokenizer,
             **kwargs,
@@ -89,9 +107,14 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
     def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
         return {"token_batch": collate(rows, self.policy.vocabulary)}
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.rows.place.save(Path(output_dir) / PLACE.format(self.args.process_index))
+
     def get_train_dataloader(self) -> DataLoader:
-        assert self.train_dataset is not None
-        return DataLoader(self.train_dataset, batch_size=self._train_batch_size, collate_fn=self._collate)  # type: ignore[arg-type]
+        own = torch.Generator()  # a loader draws a seed when it begins; a resumed run begins once more
+        size = self._train_batch_size
+        return DataLoader(self.rows, batch_size=size, collate_fn=self._collate, generator=own)  # type: ignore[arg-type]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -111,6 +134,8 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         weights_BT = token_weights(tokens, self._counts, self.config.normalisation)
         for name, at in (("text", ~tokens.image_BT), ("image", tokens.image_BT)):
             at = at & tokens.trained_BT
+            if name == "image" and not self.image_tokens:
+                self.image_tokens = int(at.sum())
             self._sums[name] = self._sums.get(name, 0) + torch.stack([-logp_BT.detach()[at].sum(), at.sum()])
         # Gradients are averaged over ranks, and the weights already count all of them.
         return imitation_loss(logp_BT, weights_BT) * self.accelerator.num_processes
@@ -123,20 +148,26 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
                     logs[f"loss/{name}"] = loss / tokens
                 logs[f"tokens/{name}"] = tokens
             self._sums.clear()
+            logs |= self._of_sources()
         super().log(logs, start_time)
+
+    def _of_sources(self) -> dict[str, float]:
+        """How often each source was read, and how many tokens of it, by all ranks."""
+        place, mixture = self.rows.place, self.rows.mixture
+        tokens = torch.tensor(place.tokens or [0] * len(mixture.names), dtype=torch.float64)
+        tokens = self.accelerator.reduce(tokens.to(self.args.device), "sum").tolist()
+        logs = {f"source/{name}/epochs": round(epochs, 4) for name, epochs in mixture.epochs(place.block + 1).items()}
+        return logs | {f"source/{name}/tokens": count for name, count in zip(mixture.names, tokens, strict=True)}
 
 
 @torch.no_grad()
 def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, rows: int) -> dict[str, float]:
-    """Mean cross-entropy in nats a token of the held-out documents of the folders, by modality."""
-    documents = [d for folder in folders for d in read_documents(Path(folder), "heldout", shuffle_seed=None)]
-    sequences = [
-        s
-        for d, whole in zip(documents, policy.processor.encode_all(documents), strict=True)
-        for s in split_long(whole, d, length)
-    ]
+    """Mean cross-entropy in nats a token of the held-out documents of the folders, by modality.
+
+    The folders give a document each in turn, and no more are read than so many rows hold.
+    """
     sums = torch.zeros(2, 2)
-    for row in list(pack(sequences, length))[:rows]:
+    for row in itertools.islice(pack(_heldout(policy, folders, length), length), rows):
         batch = collate([row], policy.vocabulary).to(policy.model.device)
         logp_BT, _ = policy.log_probs(policy.model, batch)
         image_BT = batch.ids_BT >= policy.vocabulary.text_size
@@ -145,12 +176,20 @@ def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, row
     return {name: (sums[i, 0] / sums[i, 1]).item() for i, name in enumerate(("text", "image")) if sums[i, 1] > 0}
 
 
+def _heldout(policy: UnifiedPolicy, folders: Sequence[str], length: int) -> Iterator[TokenSequence]:
+    turns = itertools.zip_longest(*(read_documents(folder, "heldout", shuffle_seed=None) for folder in folders))
+    documents = (document for turn in turns for document in turn if document is not None)
+    while chunk := list(itertools.islice(documents, HELDOUT_CHUNK)):
+        for document, whole in zip(chunk, policy.processor.encode_all(chunk), strict=True):
+            yield from split_long(whole, document, length)
+
+
 def _new_policy(sources: Sequence[SourceConfig], config: NewModelConfig, output_dir: Path) -> UnifiedPolicy:
     """The model a run without a checkpoint starts from. One process makes it, the others wait and read it."""
     start = output_dir / "new_model"
     with PartialState().main_process_first():
         if PartialState().is_main_process:  # one that an earlier run left may be of other data
-            documents = [d for source in sources for d in read_documents(Path(source.path), "train", shuffle_seed=None)]
+            documents = [d for source in sources for d in read_documents(source.path, "train", shuffle_seed=None)]
             pictures = [image.pixels() for document in documents[:TOKENIZER_DOCUMENTS] for image in document.images]
             if not pictures:
                 raise InputError(f"{sources[0].path}: no pictures to train the image tokenizer on; give --model DIR")
@@ -193,7 +232,10 @@ def run(
         seed=args.seed,
         rank=args.process_index,
         world_size=args.world_size,
+        workers=args.dataloader_num_workers,
+        temperature=config.temperature,
     )
+    args.ignore_data_skip = True  # rows know where they stand; skipping would read them all again
     trainer = WarmupTrainer(policy, config, args, train_dataset=rows, callbacks=list(callbacks))
     show_progress(trainer, "warm-up")
     folders = [source.path for source in sources]
@@ -203,7 +245,10 @@ def run(
         save_settings(Path(args.output_dir), resume, config, args)
     with trainer.accelerator.autocast():
         before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
+    if resume:
+        _go_on(rows, Path(resume), args, say)
     trainer.train(resume_from_checkpoint=resume)
+    _say_what_was_not_seen(trainer, say)
     trainer.accelerator.wait_for_everyone()
     save_whole(policy, trainer.accelerator, trainer.adapter, trainer.stored, Path(args.output_dir) / "model")
     if is_sharded(trainer.accelerator):
@@ -214,6 +259,27 @@ def run(
         for name in before:
             say(f"held-out loss, {name}: {before[name]:.3f} -> {after[name]:.3f} nats a token")
     return trainer
+
+
+def _go_on(rows: PackedRows, checkpoint: Path, args: TrainingArguments, say: Callable[[str], None]) -> None:
+    """Where the rows stood at the checkpoint. Raises InputError for one that another number of processes wrote."""
+    if (place := checkpoint / PLACE.format(args.process_index)).is_file():
+        count = len(list(checkpoint.glob(PLACE.format("*"))))
+        if count != args.world_size:
+            raise InputError(f"{checkpoint}: written by {count} processes; go on with as many, not {args.world_size}")
+        rows.place = Place.load(place)
+        return
+    # A checkpoint of limner 0.2 or before does not say: its rows were drawn in another order.
+    step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    say(f"{checkpoint}: of an older limner; the rest of the run draws its documents in the order of this one")
+    rows.skip(step * args.gradient_accumulation_steps * args.per_device_train_batch_size)
+
+
+def _say_what_was_not_seen(trainer: WarmupTrainer, say: Callable[[str], None]) -> None:
+    """A run whose documents have pictures, and whose rows had none."""
+    kinds = {kind for index in trainer.rows.mixture.indexes for kind in index.kinds["train"]}
+    if kinds & {"interleaved", "text_to_image"} and not trainer.image_tokens and trainer.accelerator.is_main_process:
+        say("no picture was seen: no row of this run had one to learn; train longer, or look at `limner data preview`")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
