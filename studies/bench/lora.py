@@ -122,7 +122,8 @@ def table(figures: Mapping[str, Any]) -> str:
     settings = figures["settings"]
     lines = [
         f"fp32, {settings['device']}, {settings['threads']} thread(s), torch {settings['torch']}, peft "
-        f"{settings['peft']}; {settings['parameters']:,} parameters, rank {settings['lora']['rank']}, {figures['tokens']} tokens",
+        f"{settings['peft']}; {settings['parameters']:,} parameters, rank {settings['lora']['rank']}, "
+        f"{figures['tokens']} tokens",
         "",
         f"{'seconds over the model without an adapter':44}{'wall':>22}{'CPU':>22}",
     ]
