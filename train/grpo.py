@@ -25,8 +25,8 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
+from ..configs.bounds import Range
 from ..configs.errors import InputError, run_or_exit
-from ..configs.schema import Range
 from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
