@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,11 +29,7 @@ USAGE = f"""usage: limner COMMAND [...]
 def main() -> None:
     # DeepSpeed, where it is installed, says at its import that there is no GPU: on stdout, which is for answers.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    try:
-        run_or_exit(run)
-    except BrokenPipeError:  # `limner ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    run_or_exit(run)
 
 
 def run(argv: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from .errors import InputError
 from .redaction import without_secrets
 from .registry import names_in
 from .schema import (
+    FOREIGN,
     Flag,
     Patch,
     Place,
@@ -51,7 +52,6 @@ DERIVED = {"generation_batch_size": "steps_per_generation"}
 """TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
 SECTIONS = ("warmup", "grpo")
 """Of a file of configs/model/: a base model's settings for each command."""
-THEIRS = ("transformers", "trl")
 CHECKPOINT = "limner.json"
 """What a checkpoint holds, in the folder of a configuration or above it."""
 HUB_CACHE = re.compile(r"/(?:models|datasets|spaces)--[^/]+/(?:snapshots|blobs)/")
@@ -194,7 +194,7 @@ def _help(dataclass_types: Sequence[type], prog: str | None, usage: str, everyth
         if dataclasses.is_dataclass(cls):  # what stands in for one of theirs (`on_demand`) is none
             _explain(parser, parser, cls)
     for cls in dataclass_types:
-        origin = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in THEIRS), None)
+        origin = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in FOREIGN), None)
         if origin:
             more = "output_dir, max_steps, learning_rate and resume_from_checkpoint among them"
             group = parser.add_argument_group(

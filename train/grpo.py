@@ -25,8 +25,9 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
+from ..configs.bounds import Range
 from ..configs.errors import InputError, run_or_exit
-from ..configs.schema import Range, plain
+from ..configs.schema import plain
 from ..data.prompts import pack_prompt, read_prompts
 from ..eval.run import fingerprint, sha256
 from ..models.checkpoints.folder import load

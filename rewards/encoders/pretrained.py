@@ -12,8 +12,8 @@ from transformers import AutoModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 
+from ...configs.bounds import Range
 from ...configs.errors import InputError, reading
-from ...configs.schema import Range
 
 T = TypeVar("T")
 P = TypeVar("P")

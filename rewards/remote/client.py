@@ -22,9 +22,9 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
+from ...configs.bounds import Range
 from ...configs.errors import InputError
 from ...configs.registry import register
-from ...configs.schema import Range
 from ...models.documents.document import InterleavedDocument
 from ..base import FAILED, Completion, RewardOutput
 

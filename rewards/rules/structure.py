@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from ...configs.bounds import Range
 from ...configs.errors import InputError
 from ...configs.registry import register
-from ...configs.schema import Range
 from ...models.documents.document import ImageSegment, InterleavedDocument
 from ..base import Completion, RewardOutput
 
