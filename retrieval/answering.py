@@ -105,7 +105,7 @@ class Means:
     text: str = ""
     """A finished answer that gets its pictures."""
     own: bool = True
-    """An extract is offered the pictures of its own document alone."""
+    """An extract is offered the pictures that stand in it in its document, no others."""
     model: str = ""
     """Folder or ORG/NAME."""
     device: str | None = None
@@ -282,7 +282,7 @@ class Illustrate:
     document: Callable[[str], Sequence[Chunk]] | None = None
     """All chunks of a document (`Index.chunks_of`): an extract may then hold more of the best than what was found."""
     own: bool = False
-    """Only pictures of the document that is extracted are candidates."""
+    """Only pictures that stand in the extract in its document are candidates."""
 
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
         text, chunks = self.text, ()
@@ -290,9 +290,10 @@ class Illustrate:
             best = hits[0].chunk
             if self.document:
                 hits = [*hits, *(Hit(chunk, 0.0, ("its document",)) for chunk in self.document(best.document))]
-            if self.own:
-                hits = [hit for hit in hits if hit.chunk.document == best.document]
             text, chunks = extract([hit.chunk for hit in hits], best)
+            if self.own:
+                taken = {chunk.id for chunk in chunks}
+                hits = [hit for hit in hits if hit.chunk.id in taken]
         candidates, _, faults = candidates_of(hits, self.decode)
         pieces = tuple(sentences(text))
         task = InsertionTask(question, pieces, candidates)

@@ -2,8 +2,8 @@
 
 What a text holds is never trusted. HTML shows its Markdown (`markdown_html`); raw HTML in it is seen letter by letter.
 Markdown keeps the text's own Markdown, links included (it is the author's, or the model's, to write) but no raw HTML: a
-`<` that could open a tag becomes `&lt;`, which every renderer shows as `<`, except inside a code span, where the entity
-itself is seen.
+`<` that could open a tag becomes `&lt;`, which every renderer shows as `<`. Code, fenced or between backticks, stays as
+it is: there a renderer shows `<` itself, and would show the entity letter by letter.
 """
 
 from __future__ import annotations
@@ -87,10 +87,11 @@ def to_markdown(document: InterleavedDocument, image_dir: Path | None = None) ->
 
     Pictures are data URIs, or with `image_dir` files `<n>.png` written there and referenced from the folder above it.
     """
-    blocks, numbers = [], itertools.count(1)
+    texts = [segment.text if isinstance(segment, TextSegment) else None for segment in document.segments]
+    harmless, blocks, numbers = iter(_without_html(texts)), [], itertools.count(1)
     for segment in document.segments:
         if isinstance(segment, TextSegment):
-            blocks.append(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", segment.text).strip("\n").rstrip())
+            blocks.append(next(harmless))
             continue
         number = next(numbers)
         if missing := _missing(segment):
@@ -100,7 +101,7 @@ def to_markdown(document: InterleavedDocument, image_dir: Path | None = None) ->
         else:
             write_atomically(image_dir / f"{number}.png", encode_png(segment.pixels()))
             blocks.append(f"![{_markdown_alt(segment, number)}]({quote(image_dir.name)}/{number}.png)")
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return _joined(blocks) + "\n"
 
 
 def markdown_html(text: str) -> str:
@@ -209,6 +210,46 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
+def _without_html(texts: Sequence[str | None]) -> list[str]:
+    """The texts of one page so that none of it is raw HTML; None stands for a picture between them.
+
+    Whether a line is in a fence says the whole page: a fence that one text opens ends in another. What is kept is then
+    read once more, as a renderer would; should anything in it be HTML after all, every `<` of a tag is escaped.
+    """
+    page = [_PICTURE if text is None else re.sub(r"\r\n?", "\n", text).strip("\n").rstrip() for text in texts]
+    fences = (token.map for token in _COMMONMARK.parse(_joined(page)) if token.type == "fence")
+    code = {line for start, end in filter(None, fences) for line in range(start + 1, end)}
+    kept, number = [], 0
+    for block in page:
+        lines = block.split("\n")
+        kept.append("\n".join(line if at in code else _tags_escaped(line) for at, line in enumerate(lines, number)))
+        number += len(lines) + 1 if block else 0
+    tokens = _HTML_TOO.parse(_joined(kept))
+    if any(token.type.startswith("html") for token in itertools.chain(tokens, *(t.children or () for t in tokens))):
+        kept = [_TAG.sub("&lt;", block) for block in page]
+    return [block for text, block in zip(texts, kept, strict=True) if text is not None]
+
+
+def _joined(blocks: Sequence[str]) -> str:
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _tags_escaped(line: str) -> str:
+    """But for those in code, between two equally long runs of backticks."""
+    runs = list(re.finditer(r"(\\*)(`+)", line))
+    last = {len(run[2]): number for number, run in enumerate(runs)}
+    kept, at, number = "", 0, 0
+    while number < len(runs):
+        size, start = len(runs[number][2]), runs[number].start(2)
+        typed = len(runs[number][1]) % 2  # behind a backslash a backtick opens nothing
+        opened, number = number, number + 1
+        if last[size] > opened and not typed:
+            number = next(n for n in range(number, len(runs)) if len(runs[n][2]) == size) + 1
+            kept += _TAG.sub("&lt;", line[at:start]) + line[start : runs[number - 1].end()]
+            at = runs[number - 1].end()
+    return kept + _TAG.sub("&lt;", line[at:])
+
+
 def _segment_html(segment: Segment, numbers: itertools.count[int], image_scale: int, note: str) -> str:
     if isinstance(segment, TextSegment):
         if not segment.text.strip() and not note:
@@ -283,3 +324,8 @@ def _renderer() -> MarkdownIt:
 
 
 _MARKDOWN = _renderer()
+_COMMONMARK = MarkdownIt("commonmark", {"html": False})
+_HTML_TOO = MarkdownIt("commonmark")
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+"""What a renderer may take for HTML."""
+_PICTURE = "![picture](address)"

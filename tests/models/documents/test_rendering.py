@@ -1,4 +1,5 @@
 import json
+import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -206,3 +207,44 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_a_lone_surrogate_can_be_written(tmp_path: Path):
     save(InterleavedDocument((TextSegment("a \ud800 b"),)), tmp_path / "a.html")
     assert "a ? b" in (tmp_path / "a.html").read_text()
+
+
+def test_code_stays_as_it_is_in_markdown():
+    code = "```html\n<form a>\n  <b>\n```"
+    listed = "- Run\n  ~~~\n  <i>\n  ~~~"
+    text = f"A <u> and `a <b`, \\`<s>\\`, ``<p> ` <q>``.\n\n{code}\n\n{listed}\n<u>"
+    page = to_markdown(InterleavedDocument((TextSegment(text), ImageSegment(Image.new("RGB", (2, 2))))))
+    assert code in page and listed in page and "`a <b`" in page and "``<p> ` <q>``" in page
+    assert "&lt;u>" in page and "\\`&lt;s>\\`" in page and page.count("<u>") == 0
+
+
+def test_no_page_of_texts_has_html_whatever_opens_or_closes_code():
+    """A fence that one text opens is closed by another; a backtick in a link's address is no code."""
+    rng, read = random.Random(0), MarkdownIt("commonmark")
+    atoms = [
+        "```",
+        "~~~",
+        "````",
+        "<script>x</script>",
+        "<b>",
+        "`",
+        "``",
+        "\\`",
+        "\\",
+        "- ",
+        "> ",
+        "    ",
+        "\n",
+        "\n\n",
+    ]
+    atoms += ["a", "[a](<b", "[a](x`", ")", "|", "<!--", "-->", "1. ", "\t", "\r", "<https://a`b>", "<a href='`'>"]
+    kept = 0
+    for _ in range(1000):
+        texts = ["".join(rng.choices(atoms, k=rng.randrange(1, 14))) for _ in range(rng.randrange(1, 4))]
+        between = [ImageSegment(Image.new("RGB", (2, 2)))] * rng.randrange(2)
+        segments = [segment for text in texts for segment in (TextSegment(text), *between)]
+        page = to_markdown(InterleavedDocument(tuple(segments)))
+        tokens = read.parse(page)
+        assert not [t for token in tokens for t in (token, *(token.children or ())) if "html" in t.type], texts
+        kept += "<script>" in page or "<b>" in page
+    assert kept > 50
