@@ -87,28 +87,50 @@ def from_source(argv: Sequence[str]) -> None:
     parser = _parser("data from")
     parser.add_argument("kind", metavar="SOURCE", help="one of `limner list source`, or path/to/file.py:Name")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the source")
+    parser.add_argument("--images", default="", metavar="ROOT", help="folder of the pictures that its records name")
     _convert(parser, argv)
 
 
 def from_markdown(argv: Sequence[str]) -> None:
     parser = _parser("data from-markdown")
-    parser.set_defaults(kind="markdown", set=[])
+    parser.set_defaults(kind="markdown", set=[], images="")
     _convert(parser, argv)
 
 
 def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="what it reads")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of shards to write")
     parser.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
+    parser.add_argument("--keep-duplicates", action="store_true", help="give a second document of an id another id")
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
+    parser.add_argument("--dry-run", type=int, metavar="N", help="say what the first N records give, and write nothing")
+    arguments = parser.parse_args(argv)
+    target: Path | None = arguments.out
+    if target is None and arguments.dry_run is None:
+        parser.error("the following arguments are required: --out")
+
+    from .data.conversion import convert, open_source, setting, try_source
+
+    images = {"images": arguments.images} if arguments.images else {}
+    source = open_source(arguments.kind, dict(map(setting, arguments.set)) | images)
+    keep = arguments.keep_duplicates
+    if target is None or arguments.dry_run is not None:
+        print(try_source(source, arguments.source, arguments.dry_run, keep).table())
+        return
+    share, overwrite = arguments.heldout_share, arguments.overwrite
+    report = convert(source, arguments.source, target, heldout_share=share, keep_duplicates=keep, overwrite=overwrite)
+    print(report.summary())
+
+
+def sniff(argv: Sequence[str]) -> None:
+    parser = _parser("data sniff")
+    parser.add_argument("source", type=Path, metavar="SRC", help="a file, a folder, or ORG/NAME on the Hub")
+    parser.add_argument("--images", default="", metavar="ROOT", help="folder of the pictures that its records name")
     arguments = parser.parse_args(argv)
 
-    from .data.conversion import convert, open_source, setting
+    from .data.sniff import sniff
 
-    source = open_source(arguments.kind, dict(map(setting, arguments.set)))
-    share, overwrite = arguments.heldout_share, arguments.overwrite
-    report = convert(source, arguments.source, arguments.out, heldout_share=share, overwrite=overwrite)
-    print(report.summary())
+    print(sniff(arguments.source, arguments.images))
 
 
 def preview(argv: Sequence[str]) -> None:

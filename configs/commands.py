@@ -12,8 +12,12 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("studies.demo:main", "train and look at the embedded model: writes runs/demo/report.html"),
-    "data from": Command("cli:from_source", "turn what a source reads into shards: Markdown, MRAMG files, your own"),
-    "data from-markdown": Command("cli:from_markdown", "turn a folder of Markdown with pictures into shards"),
+    "data from": Command(
+        "cli:from_source",
+        "turn data into shards: chats, captioned pictures, tars, tables, Markdown, your own",
+    ),
+    "data from-markdown": Command("cli:from_markdown", "the same as `data from markdown`, for one version more"),
+    "data sniff": Command("cli:sniff", "say which source reads a file or folder, and by what command"),
     "data preview": Command("cli:preview", "an HTML page of samples of a shard folder"),
     "data validate": Command("cli:validate", "check every record of a shard folder"),
     "data insertion": Command(
