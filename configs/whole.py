@@ -101,7 +101,7 @@ class Staging:
         with ThreadPoolExecutor(SYNCS_AT_A_TIME) as pool:
             list(pool.map(_sync, [*self.written.rglob("*"), self.written]))
         while not (replace and _exchange(self.written, self.directory)):
-            if replace:
+            if replace and self.directory.exists():
                 self._move_aside()
             try:
                 self.written.rename(self.directory)
