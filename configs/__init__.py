@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -43,6 +42,7 @@ from .schema import (
     section_of,
     unknown_key,
 )
+from .whole import write_atomically
 from .yaml_file import read_yaml, scalar
 
 __all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "resolved", "save_resolved"]
@@ -133,23 +133,11 @@ def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
 
     Secrets are left out, at any depth, and named in its second line. The file appears whole or not at all."""
     values, secrets = resolved(*instances)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("# The configuration this run used.\n")
-            if secrets:
-                names = " ".join(", ".join(secrets).split())
-                file.write(f"# Keys and passwords are not saved; give them again: {names}\n")
-            yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp's 0600 would hide it from everybody else
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    text = "# The configuration this run used.\n"
+    if secrets:
+        names = " ".join(", ".join(secrets).split())
+        text += f"# Keys and passwords are not saved; give them again: {names}\n"
+    write_atomically(Path(path), text + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def resolved(*instances: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -32,7 +32,7 @@ from ..models.documents.rendering import (
     check_suffix,
     document_html,
     html_page,
-    to_markdown,
+    save_markdown,
     write_atomically,
 )
 from .index.corpus import PIC, Chunk, Hit, some
@@ -319,10 +319,10 @@ def described(answered: Answered) -> str:
 
 
 def save(answered: Answered, path: Path) -> None:
-    """Writes .html, .md (its pictures first, in `<stem>_images/` beside it) or .json with the sources, atomically."""
+    """Writes .html, .md (with its pictures, see `save_markdown`) or .json, with the sources, whole or not at all."""
     check_suffix(path)
     if path.suffix == ".html":
-        content = to_html(answered)
+        write_atomically(path, to_html(answered))
     elif path.suffix == ".md":
         lines = [
             f"{number}. {_markdown(' '.join(_source_line(source)))}"
@@ -330,11 +330,9 @@ def save(answered: Answered, path: Path) -> None:
         ]
         title = TextSegment(f"# {_markdown(_question(answered))}")
         end = TextSegment("\n".join(["## Sources", "", *lines]))
-        page = InterleavedDocument((title, *answered.document.segments, end))
-        content = to_markdown(page, path.with_name(f"{path.stem}_images"))
+        save_markdown(InterleavedDocument((title, *answered.document.segments, end)), path)
     else:
-        content = json.dumps(answered.document.to_json()) + "\n"
-    write_atomically(path, content)
+        write_atomically(path, json.dumps(answered.document.to_json()) + "\n")
 
 
 def to_html(answered: Answered) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from ...configs.errors import InputError
+from ...configs.whole import alone, remove_folder, whole_directory, write_atomically
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri, encode_png
 
 SMALL_PICTURE = 64
@@ -35,6 +35,9 @@ FILE_NAMES = re.compile(
     "untitled|vid|wa|webp|"
 )
 """What cameras and programs call any picture, and endings of such names."""
+
+OURS = ".limner"
+"""File that marks a folder of pictures as written with a Markdown file, and for it alone."""
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """A page of ours may fetch nothing and run nothing, whatever gets into it."""
@@ -177,37 +180,60 @@ def html_page(title: str, body: str, css: str = "") -> str:
 
 
 def save(document: InterleavedDocument, path: Path) -> None:
-    """Writes .html, .md (its pictures first, in `<stem>_images/` beside it) or .json, whole or not at all."""
+    """Writes .html, .md (with its pictures, see `save_markdown`) or .json, whole or not at all."""
     check_suffix(path)
     if path.suffix == ".html":
-        content = to_html(document, document.id or beginning(document.prompt.text) or path.stem)
+        write_atomically(path, to_html(document, document.id or beginning(document.prompt.text) or path.stem))
     elif path.suffix == ".md":
-        content = to_markdown(document, path.with_name(f"{path.stem}_images"))
+        save_markdown(document, path)
     else:
-        content = json.dumps(document.to_json()) + "\n"
-    write_atomically(path, content)
+        write_atomically(path, json.dumps(document.to_json()) + "\n")
+
+
+def save_markdown(document: InterleavedDocument, path: Path) -> None:
+    """Writes the file, and its pictures in a folder beside it; both change in one step, whenever this is killed.
+
+    First the folder appears, whole: `<stem>_images`, or `<stem>_images-2` while that is of the file before. Then the
+    new file, which names it, replaces the one before, and the folder of that goes. Folders of others are left alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = f"{path.stem}_images"
+    with alone(path):
+        before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        numbered = re.compile(rf"{re.escape(first)}(-[0-9]+)?")
+        there = {file.name for file in path.parent.iterdir() if numbered.fullmatch(file.name)}
+        ours = {name for name in there if _is_ours(path.with_name(name), before)}
+        free = ours - {name for name in ours if _names_folder(before, name)}
+        names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+        if any(not _missing(image) for image in document.images):
+            with whole_directory(path.with_name(next(n for n in names if n in free or n not in there))) as folder:
+                (folder / OURS).write_text(f"Pictures of {path.name}: limner removes them when it writes that again.\n")
+                text = to_markdown(document, folder)
+        else:
+            text = to_markdown(document)
+        write_atomically(path, text)
+        for name in ours:
+            if not _names_folder(text, name):
+                remove_folder(path.with_name(name))
+
+
+def _names_folder(markdown: str, name: str) -> bool:
+    return f"]({quote(name)}/" in markdown
+
+
+def _is_ours(folder: Path, before: str) -> bool:
+    """Pictures of an earlier file: the folder says so, or is as limner 0.1 left it, which had no such mark."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = [file.name for file in folder.iterdir()]
+    plain = all(re.fullmatch(r"[0-9]+\.png", name) for name in names)
+    return OURS in names or (plain and _names_folder(before, folder.name))
 
 
 def check_suffix(path: Path) -> None:
     """Raises InputError for a name that `save` would not know what to do with: ask before the work, not after."""
     if path.suffix not in (".html", ".md", ".json"):
         raise InputError(f"{path}: cannot tell the form of the document; end the name in .html, .md or .json")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed."""
-    if isinstance(content, str):
-        content = content.encode("utf-8", errors="replace")  # a lone surrogate, which JSON can carry, has no UTF-8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _without_html(texts: Sequence[str | None]) -> list[str]:

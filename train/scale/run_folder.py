@@ -12,6 +12,7 @@ from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
 from ...configs.registry import files_in
 from ...configs.schema import plain
+from ...configs.whole import OLD, take_back
 from ...models.documents.rendering import write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
@@ -27,6 +28,8 @@ OF_A_CALL = ("resume_from_checkpoint", "output_dir")
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
+    for aside in output_dir.glob(f"_limner-*/{OLD}/checkpoint-*"):
+        take_back(output_dir / aside.name)
     found = [
         (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
     ]

@@ -1,9 +1,11 @@
 import json
+import os
 import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -198,7 +200,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(rendering.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         save(story(), path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -248,3 +250,42 @@ def test_no_page_of_texts_has_html_whatever_opens_or_closes_code():
         assert not [t for token in tokens for t in (token, *(token.children or ())) if "html" in t.type], texts
         kept += "<script>" in page or "<b>" in page
     assert kept > 50
+
+
+def references(path: Path) -> dict[str, bool]:
+    """Every picture that a saved Markdown file names, and whether it is there and decodes."""
+    names = [unquote(name) for name in re.findall(r"\]\((.*?)\)", path.read_text())]
+    return {name: bool(Image.open(path.parent / name).convert("RGB")) for name in names}
+
+
+def test_markdown_written_again_has_its_own_pictures_and_leaves_none_of_the_other(tmp_path: Path):
+    path = tmp_path / "a b.md"
+    for folder in ("a b_images", "a b_images-2", "a b_images"):
+        save(story(), path)
+        assert [*references(path)] == [f"{folder}/1.png", f"{folder}/2.png"]
+        assert {p.name for p in tmp_path.iterdir()} == {"a b.md", folder}
+    save(InterleavedDocument((TextSegment("no picture"),)), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a b.md"]
+
+
+def test_pictures_of_others_beside_a_markdown_file_stay(tmp_path: Path):
+    path = tmp_path / "a.md"
+    path.write_text("![mine](a_images/beach.png)")
+    (tmp_path / "a_images").mkdir()
+    for name in ("1.png", "beach.png"):
+        (tmp_path / "a_images" / name).write_text("mine")
+    for _ in range(2):
+        save(story(), path)
+        assert all(references(path).values()) and {p.name for p in (tmp_path / "a_images").iterdir()} == {
+            "1.png",
+            "beach.png",
+        }
+        assert len([*tmp_path.iterdir()]) == 3
+
+
+def test_the_pictures_of_a_file_of_limner_0_1_go_with_it(tmp_path: Path):
+    path = tmp_path / "a.md"
+    path.write_text(to_markdown(story(), tmp_path / "a_images"))
+    save(story(), path)
+    assert [*references(path)] == ["a_images-2/1.png", "a_images-2/2.png"]
+    assert {p.name for p in tmp_path.iterdir()} == {"a.md", "a_images-2"}
