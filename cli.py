@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .configs.bounds import Guidance, NoneOrMore, OneOrMore, Seed, Share, Temperature, TopP, bounded
 from .configs.commands import COMMANDS, listing, sentence
 from .configs.errors import ArgumentParser, InputError, run_or_exit
 from .configs.on_demand import on_demand
@@ -99,7 +100,9 @@ def from_markdown(argv: Sequence[str]) -> None:
 def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="what it reads")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
-    parser.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
+    parser.add_argument(
+        "--heldout-share", type=bounded(Share), default=0.1, help="share of documents held out (default 0.1)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
     arguments = parser.parse_args(argv)
 
@@ -115,7 +118,7 @@ def preview(argv: Sequence[str]) -> None:
     parser = _parser("data preview")
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default DIR-preview.html beside DIR)")
-    parser.add_argument("--samples", type=int, default=24, help="documents shown (default 24)")
+    parser.add_argument("--samples", type=bounded(NoneOrMore), default=24, help="documents shown (default 24)")
     parser.add_argument("--split", choices=("train", "heldout"), default="train")
     arguments = parser.parse_args(argv)
 
@@ -130,11 +133,13 @@ def insertion(argv: Sequence[str]) -> None:
     parser = _parser("data insertion")
     parser.add_argument("source", type=Path, metavar="SRC", help="shards, MRAMG files, or a folder of Markdown")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tasks to write")
-    parser.add_argument("--distractors", type=int, default=6, help="wrong candidates of a task (default 6)")
+    parser.add_argument(
+        "--distractors", type=bounded(NoneOrMore), default=6, help="wrong candidates of a task (default 6)"
+    )
     parser.add_argument("--hard", type=Path, metavar="INDEX", help="index of `limner index` that finds half of them")
-    parser.add_argument("--abstain-share", type=float, default=0.1, help="tasks without gold (default 0.1)")
-    parser.add_argument("--heldout-share", type=float, default=0.1, help="documents held out (default 0.1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--abstain-share", type=bounded(Share), default=0.1, help="tasks without gold (default 0.1)")
+    parser.add_argument("--heldout-share", type=bounded(Share), default=0.1, help="documents held out (default 0.1)")
+    parser.add_argument("--seed", type=bounded(Seed), default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds")
     arguments = parser.parse_args(argv)
 
@@ -180,13 +185,15 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="answer.html, answer.md or answer.json")
     settings = parser.add_argument_group("sampling", "Where none is given, the model's own settings hold.")
-    settings.add_argument("--temperature", type=float, help="0 is greedy")
-    settings.add_argument("--top-p", type=float, help="sample from the smallest set of tokens of this probability")
-    settings.add_argument("--top-k", type=int, help="sample from so many likeliest tokens; 0 is all")
-    settings.add_argument("--guidance", type=float, help="classifier-free guidance of pictures; 1 is none")
-    settings.add_argument("--max-new-tokens", type=int, help="longest answer, pictures included")
-    settings.add_argument("--max-images", type=int, help="most pictures of an answer")
-    settings.add_argument("--seed", type=int, help="another seed, another answer")
+    settings.add_argument("--temperature", type=bounded(Temperature), help="0 is greedy")
+    settings.add_argument(
+        "--top-p", type=bounded(TopP), help="sample from the smallest set of tokens of this probability"
+    )
+    settings.add_argument("--top-k", type=bounded(NoneOrMore), help="sample from so many likeliest tokens; 0 is all")
+    settings.add_argument("--guidance", type=bounded(Guidance), help="classifier-free guidance of pictures; 1 is none")
+    settings.add_argument("--max-new-tokens", type=bounded(OneOrMore), help="longest answer, pictures included")
+    settings.add_argument("--max-images", type=bounded(NoneOrMore), help="most pictures of an answer")
+    settings.add_argument("--seed", type=bounded(Seed), help="another seed, another answer")
     arguments = parser.parse_args(argv)
 
     from .models.checkpoints.hub import load_model

@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
-from ..configs.bounds import Range
+from ..configs.bounds import NoneOrMore, Range
 from ..configs.errors import InputError, run_or_exit
 from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoints.folder import load
@@ -69,7 +69,7 @@ class RunConfig(RewardSettings):
     are."""
     heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
-    trajectories_every: int = 0
+    trajectories_every: NoneOrMore = 0
     """Rollout batches between two that are saved to `output_dir/trajectories`; 0 saves none."""
 
 

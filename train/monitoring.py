@@ -11,7 +11,8 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from ..configs.errors import InputError
+from ..configs.bounds import OneOrMore
+from ..configs.schema import check_ranges
 from ..models.documents.document import InterleavedDocument
 from ..rewards.hybrid import HybridReward
 from .rollout import RolloutBatch
@@ -25,15 +26,13 @@ from .watch.trajectories import build, write_trajectories
 class HeldOutConfig:
     prompts: str = ""
     """JSONL file of prompts that the run does not train on; none for no held-out score."""
-    every: int = 20
+    every: OneOrMore = 20
     """Optimizer steps between two scores."""
-    limit: int = 64
+    limit: OneOrMore = 64
     """Prompts scored, the file's first."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "limit"):
-            if getattr(self, name) < 1:
-                raise InputError(f"heldout.{name}: {getattr(self, name)}; at least 1, or leave out heldout.prompts")
+        check_ranges(self)
 
 
 class HeldOut(TrainerCallback):

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from ...configs import parse, save_resolved
+from ...configs.bounds import Limit, OneOrMore, Share
 from ...configs.errors import InputError
 from ...data.shards import INDEX
 from ...models.chat.choice import ChatConfig, chat_model
@@ -87,7 +88,7 @@ class QualifyConfig(RewardSettings):
     """Shard folder or JSONL file of documents, for the sanity set."""
     split: Literal["train", "heldout"] = "heldout"
     """Of the shards."""
-    limit: int = 200
+    limit: Limit = 200
     """Documents taken, the first ones."""
     corruptions: list[Corruption] = field(default_factory=lambda: list(get_args(Corruption)))
     """How they are damaged; the gate asks for all of them."""
@@ -95,9 +96,9 @@ class QualifyConfig(RewardSettings):
     """Rewards that score one answer, as in the training run; and/or"""
     judge: PairwiseConfig | None = None
     """a judge that sees two."""
-    threshold: float = 0.8
+    threshold: Share = 0.8
     """Least share of damaged copies that must lose."""
-    batch_size: int = 32
+    batch_size: OneOrMore = 32
     """Pairs scored at a time."""
     out: str = "runs/qualify"
     """Folder of results.json, and of the judge's replies where it has no `cache` of its own."""

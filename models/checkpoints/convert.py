@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from ...configs.bounds import Width, bounded
 from ...configs.errors import ArgumentParser, InputError, reading
 from ...configs.registry import entries
 from ..attention import layer_types, widest_window
@@ -129,7 +130,9 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE_OR_DIR",
         help="Chameleon's vqgan.ckpt, or a folder that limner saved, where SRC has no image tokenizer",
     )
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of a picture (Emu3; default 720)")
+    parser.add_argument(
+        "--image-size", type=bounded(Width), metavar="PIXELS", help="side of a picture (Emu3; default 720)"
+    )
     parser.add_argument("--family", metavar="NAME", help="model family, where config.json does not tell it")
     given = vars(parser.parse_args(argv))
     options = {name: given[name] for name in ("image_tokenizer", "image_size") if given[name] is not None}

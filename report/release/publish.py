@@ -30,6 +30,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import HFValidationError, filter_repo_objects, validate_repo_id
 
+from ...configs.bounds import NoneOrMore, bounded
 from ...configs.errors import ArgumentParser, InputError, reading, run_or_exit
 from ...data.prompts import read_prompts
 from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, save, whole_directory
@@ -285,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--license", metavar="L", help="licence, as the Hub spells it (apache-2.0): that of the base")
     parser.add_argument("--license-link", metavar="URL", help="text of a licence that the Hub does not list")
     parser.add_argument("--dataset", action="append", default=[], metavar="ID", help="data set on the Hub (repeatable)")
-    parser.add_argument("--samples", type=int, metavar="N", help=f"samples to show (default {SAMPLES})")
+    parser.add_argument("--samples", type=bounded(NoneOrMore), metavar="N", help=f"samples to show (default {SAMPLES})")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL file of their prompts (default: the run's)")
     parser.add_argument(
         "--report",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...configs.bounds import Hits, bounded
 from ...configs.errors import ArgumentParser, InputError, reading
 from ...data.conversion import fitting_source
 from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
@@ -89,7 +90,7 @@ def search_parser() -> ArgumentParser:
     parser.add_argument("index", metavar="DIR", help="an index that limner index made")
     parser.add_argument("query", nargs="?", default="", help="words or a question")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to find others like it")
-    parser.add_argument("--limit", type=int, default=10, help="parts shown (default 10)")
+    parser.add_argument("--limit", type=bounded(Hits), default=10, help="parts shown (default 10)")
     parser.add_argument("--document", action="append", default=[], metavar="ID", help="only in this one (repeatable)")
     parser.add_argument("--title", action="append", default=[], help="only in documents of this title (repeatable)")
     parser.add_argument("--device", default="", help="cuda:1, cpu (default: the GPU where there is one)")

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ...configs import parse
+from ...configs.bounds import Above0, OneOrMore, Seed
 from ...configs.errors import InputError, run_or_exit
+from ...configs.schema import check_ranges
 from ...data.insertion.placements import InsertionTask
 from ...data.insertion.tasks import read_tasks
 from ...retrieval.strategies.inserter import PairScorer, load_model, save_inserter
@@ -32,19 +34,17 @@ class PairScoringConfig:
     """Tasks, as `limner data insertion` writes them."""
     out: str = ""
     """Folder to write: the model with its head."""
-    steps: int = 500
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    rank: int = 128
+    steps: OneOrMore = 500
+    batch_size: OneOrMore = 8
+    learning_rate: Above0 = 1e-4
+    rank: OneOrMore = 128
     """Width in which sentences and candidates are compared."""
     frozen: bool = False
     """Train the head alone, on the model as it is."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "rank"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}; at least 1")
+        check_ranges(self)
 
 
 def targets(task: InsertionTask) -> Tensor:
