@@ -14,6 +14,7 @@ from .configs.commands import COMMANDS, listing, sentence
 from .configs.errors import ArgumentParser, InputError, run_or_exit
 from .configs.on_demand import on_demand
 from .configs.schema import did_you_mean
+from .configs.terminal import say
 
 if TYPE_CHECKING:
     from .data.insertion.placements import Candidate
@@ -36,10 +37,10 @@ def main() -> None:
 def run(argv: Sequence[str]) -> None:
     name, words = (argv[0], argv[1:]) if argv else ("help", ())
     if name in (*HELP, "help"):
-        print(USAGE)
+        say(USAGE)
         return
     if name == "--version":
-        print(f"limner {_version()}")
+        say(f"limner {_version()}")
         return
     first_words = dict.fromkeys(known.partition(" ")[0] for known in COMMANDS)
     if name not in first_words:
@@ -47,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"{name!r} is no command; {hint}")
     if name not in COMMANDS:
         if words and words[0] in HELP:
-            print(f"usage: limner {name} NAME [...]\n\n{listing(name)}")
+            say(f"usage: limner {name} NAME [...]\n\n{listing(name)}")
             return
         members = [known.removeprefix(f"{name} ") for known in COMMANDS if known.startswith(f"{name} ")]
         if not words or words[0] not in members:
@@ -81,7 +82,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from .report.evaluation import write_report
 
     for folder in main(argv):
-        print(write_report(folder))
+        say(write_report(folder))
 
 
 def from_source(argv: Sequence[str]) -> None:
@@ -111,7 +112,7 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     source = open_source(arguments.kind, dict(map(setting, arguments.set)))
     share, overwrite = arguments.heldout_share, arguments.overwrite
     report = convert(source, arguments.source, arguments.out, heldout_share=share, overwrite=overwrite)
-    print(report.summary())
+    say(report.summary())
 
 
 def preview(argv: Sequence[str]) -> None:
@@ -126,7 +127,7 @@ def preview(argv: Sequence[str]) -> None:
 
     page = arguments.out or arguments.directory.with_name(f"{arguments.directory.absolute().name}-preview.html")
     shown = write_preview(arguments.directory, page, arguments.samples, arguments.split)
-    print(f"{page}: {shown} document{'s' * (shown != 1)}")
+    say(f"{page}: {shown} document{'s' * (shown != 1)}")
 
 
 def insertion(argv: Sequence[str]) -> None:
@@ -155,7 +156,7 @@ def insertion(argv: Sequence[str]) -> None:
         hard=_found_in(arguments.hard) if arguments.hard else None,
         overwrite=arguments.overwrite,
     )
-    print(report)
+    say(report)
 
 
 def validate(argv: Sequence[str]) -> None:
@@ -173,7 +174,7 @@ def validate(argv: Sequence[str]) -> None:
         raise InputError(f"{arguments.directory}: {problems[0]}{more}")
     total = sum(sum(counts.values()) for counts in kinds.values())
     parts = [f"{split} {kind} {n}" for split, counts in kinds.items() for kind, n in counts.items() if n]
-    print(f"{arguments.directory}: {total} record{'s are' if total != 1 else ' is'} sound ({', '.join(parts)})")
+    say(f"{arguments.directory}: {total} record{'s are' if total != 1 else ' is'} sound ({', '.join(parts)})")
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -215,7 +216,7 @@ def generate(argv: Sequence[str]) -> None:
     }
     count = len(answer.images)
     said = [f"{count} picture{'s' * (count != 1)}", *(note for note, holds in notes.items() if holds)]
-    print(f"{arguments.out}: {'; '.join(said)}")
+    say(f"{arguments.out}: {'; '.join(said)}")
 
 
 def _found_in(folder: Path) -> Callable[[str, int], Sequence[Candidate]]:

@@ -19,6 +19,7 @@ from typing import Any
 from ..configs import parse
 from ..configs.bounds import Share, Weight
 from ..configs.errors import InputError
+from ..configs.terminal import say
 from ..models.documents.rendering import write_atomically
 from .benchmark import read_verdicts
 from .figures import Comparison, Figure, compare, figures_of, mean_of
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.out:
         table = {"before": config.before, "after": config.after, "rows": [asdict(row) for row in rows]}
         write_atomically(Path(config.out), json.dumps(table, indent=1) + "\n")
-    print(table_text(rows))
+    say(table_text(rows))
     return int(any(row.crossed for row in rows))
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from ..configs.bounds import Guidance, Limit, NoneOrMore, OneOrMore, Seed, Tempe
 from ..configs.errors import InputError
 from ..configs.options import make
 from ..configs.registry import Found, files_in, find
+from ..configs.terminal import say
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.chat.requests import ChatModel
 from ..models.checkpoints.folder import whole_directory
@@ -324,7 +324,7 @@ def report(what: str, progress: Iterable[int], total: int) -> None:
     for done in progress:
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
-            print(f"limner eval: {what} {done} of {total}", file=sys.stderr, flush=True)
+            say(f"limner eval: {what} {done} of {total}", to_stderr=True, flush=True)
 
 
 def write_export(config: EvalConfig, benchmark: Benchmark, answers: Mapping[str, Given]) -> None:

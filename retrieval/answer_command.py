@@ -24,6 +24,7 @@ from ..configs.errors import InputError, reading
 from ..configs.options import make
 from ..configs.registry import find
 from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.documents.rendering import check_suffix
 from .answering import Answered, Means, Strategy, answer, described, save
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     answered = answer(question, hits, strategy, config, encoder, config.min_match)
     save(answered, Path(config.out))
-    print(f"{config.out}: {described(answered)}")
+    say(f"{config.out}: {described(answered)}")
 
 
 def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[[str], Sequence[Chunk]]) -> Strategy:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ..configs import find_config, parse, read_yaml
+from ..configs import find_config, parse, read_yaml, terminal
 from ..configs.bounds import OneOrMore, Seed
 from ..configs.errors import InputError, run_or_exit
 from ..eval.statistics import estimate
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (config.score is None) != (config.prompts is None):
         raise InputError("--score MODEL and --prompts FILE go together")
     if config.score:
-        print(json.dumps(score_checkpoint(config.score, Path(config.prompts), config.seed), indent=1))
+        terminal.say(json.dumps(score_checkpoint(config.score, Path(config.prompts), config.seed), indent=1))
         return
     run(config)
 

@@ -27,6 +27,7 @@ from transformers.trainer_utils import IntervalStrategy
 from ..configs import parse
 from ..configs.bounds import NoneOrMore, Range
 from ..configs.errors import InputError, run_or_exit
+from ..configs.terminal import say
 from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
     trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
-        print(f"wrote {Path(args.output_dir or '') / 'model'}")
+        say(f"wrote {Path(args.output_dir or '') / 'model'}")
     trainer.accelerator.end_training()
 
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from ..configs.bounds import OneOrMore
 from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..models.documents.document import InterleavedDocument
 from ..rewards.hybrid import HybridReward
 from .rollout import RolloutBatch
@@ -82,7 +83,7 @@ class AlarmBell(TrainerCallback):
         for alarm in self.alarms.update(state.global_step, {name: float(value) for name, value in logs.items()}):
             state.log_history.append({"step": state.global_step, "alarm": alarm.name, "text": alarm.text})
             if state.is_world_process_zero:
-                print(f"\nALARM {alarm.name}: {alarm.text}", flush=True)
+                say(f"\nALARM {alarm.name}: {alarm.text}", flush=True)
 
 
 def note_failures(trainer: InterleavedGRPOTrainer, reward: HybridReward) -> None:

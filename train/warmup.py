@@ -24,6 +24,7 @@ from ..configs import parse
 from ..configs.bounds import NoneOrMore, OneOrMore
 from ..configs.errors import InputError, run_or_exit
 from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..data.mixture import PackedRows, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
@@ -166,7 +167,7 @@ def run(
     args: TrainingArguments,
     policy: UnifiedPolicy | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> WarmupTrainer:
     """Trains and writes the checkpoint to `output_dir/model`."""
     if config.normalisation not in NORMALISATIONS:

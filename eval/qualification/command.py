@@ -20,7 +20,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from typing import Any, Literal, Protocol, get_args
 from ...configs import parse, save_resolved
 from ...configs.bounds import Limit, OneOrMore, Share
 from ...configs.errors import InputError
+from ...configs.terminal import say
 from ...data.shards import INDEX
 from ...models.chat.choice import ChatConfig, chat_model
 from ...models.chat.requests import Answer, ChatModel, Request, fill
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     (config,) = parse((QualifyConfig,), argv, prog="limner qualify-judge")
     logging.getLogger("limner.rewards.guard").setLevel(logging.ERROR)  # failures are counted here, by kind
     results = qualify(config)
-    print(table(results))
+    say(table(results))
     if results["passed"] is False:
         raise SystemExit(1)
 
@@ -327,7 +327,7 @@ def _compared(pairs: Iterable[Pair | Skipped], skipped: Counter[str]) -> Iterato
     for number, pair in enumerate(pairs, 1):
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
-            print(f"limner qualify-judge: at pair {number}", file=sys.stderr, flush=True)
+            say(f"limner qualify-judge: at pair {number}", to_stderr=True, flush=True)
         if isinstance(pair, Skipped):
             skipped[pair.kind] += 1
         else:

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicCache
 from ...configs.bounds import Width, bounded
 from ...configs.errors import ArgumentParser, InputError, reading
 from ...configs.registry import entries
+from ...configs.terminal import say
 from ..attention import layer_types, widest_window
 from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
@@ -139,10 +140,10 @@ def main(argv: Sequence[str]) -> None:
     policy = convert(given["source"], given["out"], given["family"], **options)
     vocabulary, (rows, columns) = policy.vocabulary, policy.processor.image_tokenizer.shape
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
-    print(
+    say(
         f"{given['out']}: family {policy.family}, {parameters / 1e6:,.1f} million parameters, "
         f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns} codes of {vocabulary.image_codes:,} "
         f"({1 + len(vocabulary.image):,} tokens)"
     )
     if policy.rope_switch is not None:
-        print(f"prompt and answer together have at most {policy.rope_switch:,} tokens: beyond, its rope is another one")
+        say(f"prompt and answer together have at most {policy.rope_switch:,} tokens: beyond, its rope is another one")

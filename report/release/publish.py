@@ -32,6 +32,7 @@ from huggingface_hub.utils import HFValidationError, filter_repo_objects, valida
 
 from ...configs.bounds import NoneOrMore, bounded
 from ...configs.errors import ArgumentParser, InputError, reading, run_or_exit
+from ...configs.terminal import say
 from ...data.prompts import read_prompts
 from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, save, whole_directory
 from ...models.checkpoints.hub import asking_hub, load_model
@@ -311,12 +312,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     request.check()
     if given.dry_run:
         summary = write_release(request, given.dry_run)
-        print(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
+        say(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
         return
     api = open_repository(given.repo, given.private)
     with tempfile.TemporaryDirectory() as folder:
         summary = write_release(request, Path(folder) / "release")
-        print(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
+        say(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
 
 
 if __name__ == "__main__":

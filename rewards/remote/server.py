@@ -29,6 +29,7 @@ import torch
 from ...configs import parse
 from ...configs.bounds import OneOrMore, Port
 from ...configs.errors import InputError
+from ...configs.terminal import say
 from ..base import Reward
 from ..build import RewardSettings, reward_parts
 from ..guard import cleaned
@@ -200,8 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not parts:
         raise InputError("rewards: give at least one a weight; those are served")
     with RewardServer(config, parts) as server:
-        print(f"serving {', '.join(server.parts)} at {server.url}", flush=True)
+        say(f"serving {', '.join(server.parts)} at {server.url}", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("stopped")
+            say("stopped")

@@ -21,6 +21,7 @@ from ...configs import parse
 from ...configs.bounds import Above0, OneOrMore, Seed
 from ...configs.errors import InputError, run_or_exit
 from ...configs.schema import check_ranges
+from ...configs.terminal import say
 from ...data.insertion.placements import InsertionTask
 from ...data.insertion.tasks import read_tasks
 from ...retrieval.strategies.inserter import PairScorer, load_model, save_inserter
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     losses = fit_pairs(scorer, tasks, config)
     save_inserter(scorer.model, prompter.processor, Path(config.out), scorer.head)
-    print(f"{config.out}: loss {losses[0]:.3f} -> {sum(losses[-20:]) / len(losses[-20:]):.3f}")
+    say(f"{config.out}: loss {losses[0]:.3f} -> {sum(losses[-20:]) / len(losses[-20:]):.3f}")
 
 
 if __name__ == "__main__":

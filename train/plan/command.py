@@ -23,6 +23,7 @@ from ...configs import parse
 from ...configs.bounds import Above0, OneOrMore, Share
 from ...configs.errors import InputError, reading, run_or_exit
 from ...configs.schema import check_ranges
+from ...configs.terminal import say
 from ...models.checkpoints.convert import family_of_type
 from ...models.checkpoints.folder import IMAGE_TOKENIZER
 from ...models.policy import freeze
@@ -408,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"image_share: {config.model} has no image tokenizer; give its codes (--image_codes N)")
     run = warmup_settings(config, args, plan) if warmup else settings(config, args, plan)
     text, fits = report(shape, run, plan.memory)
-    print(text)
+    say(text)
     if not fits:
         raise SystemExit(1)
 

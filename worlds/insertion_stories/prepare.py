@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.bounds import Limit
+from ...configs.terminal import say
 from ...data.prompts import read_lines
 from ...data.shards import read_documents
 from ...models.documents.candidates import marker
@@ -36,7 +37,7 @@ class CandidatesWorldConfig:
 
 
 def prepare(
-    root: Path, world: CandidatesWorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = print
+    root: Path, world: CandidatesWorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = say
 ) -> tuple[list[Plan], list[Plan], dict[str, Any]]:
     """Prompts, tokenizers, shards and the untrained model; (held-out plans, training plans, figures).
 

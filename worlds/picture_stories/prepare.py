@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...configs.bounds import Limit
+from ...configs.terminal import say
 from ...data.mixture import token_report
 from ...data.shards import ShardWriter, read_documents
 from ...models.checkpoints.folder import save
@@ -56,7 +57,7 @@ class WorldConfig:
 
 
 def prepare(
-    root: Path, world: WorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = print
+    root: Path, world: WorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = say
 ) -> tuple[list[Outline], list[Outline], dict[str, Any]]:
     """Prompts, tokenizers, shards and the untrained model; (held-out outlines, training outlines, figures).
 
