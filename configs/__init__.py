@@ -42,6 +42,7 @@ from .schema import (
     section_of,
     unknown_key,
 )
+from .terminal import say
 from .whole import write_atomically
 from .yaml_file import read_yaml, scalar
 
@@ -96,7 +97,7 @@ def parse(
     each, and `section` says which is read. `--help` and `--help-all` print, under `usage`, and exit."""
     words = sys.argv[1:] if argv is None else list(argv)
     if {"-h", "--help", "--help-all"} & {*words}:
-        print(_help(dataclass_types, prog, usage, "--help-all" in words))
+        say(_help(dataclass_types, prog, usage, "--help-all" in words))
         raise SystemExit(0)
     fields = {name: kind for cls in dataclass_types for name, kind in fields_of(cls).items()}
     parser = _flag_parser(dataclass_types, fields)

@@ -4,7 +4,7 @@ import argparse
 import math
 import reprlib
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 
 class Range(NamedTuple):
@@ -28,27 +28,35 @@ class Range(NamedTuple):
         return f"{least} to {most}" if math.isfinite(self.least) else f"at most {most}"
 
 
-MILLION, BILLION = 10**6, 10**9
+MILLION, TRILLION = 10**6, 10**12
 LARGEST = Range(-(2**63), 2**63 - 1)
 """Of whole numbers without bounds of their own: what a tensor can hold."""
 
 OneOrMore = Annotated[int, Range(1, MILLION)]
 NoneOrMore = Annotated[int, Range(0, MILLION)]
-Limit = Annotated[int, Range(0, BILLION)]
+Limit = Annotated[int, Range(0, TRILLION)]
 """The first so many of what there is."""
+Hits = Annotated[int, Range(1, 1000)]
+"""Parts of an index found for one question."""
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0, MILLION)]
 Factor = Annotated[float, Range(-MILLION, MILLION)]
+Seconds = Annotated[float, Range(0, 10 * MILLION)]
 Above0 = Annotated[float, Range(1e-12, MILLION)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """NumPy's."""
 Temperature = Annotated[float, Range(0, 1000)]
 Guidance = Annotated[float, Range(0, 1000)]
 TopP = Annotated[float, Range(1e-9, 1)]
+Width = Annotated[int, Range(1, 131_072)]
+"""Of a hidden state."""
+Layers = Annotated[int, Range(1, 1024)]
+Port = Annotated[int, Range(0, 65_535)]
+"""0 takes a free one."""
 Side = Annotated[int, Range(0, 16_384)]
 """Pixels."""
 
-STEPS = Range(0, BILLION)
+STEPS = Range(0, TRILLION)
 THEIRS: dict[str, Range] = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Range(1, MILLION)),
     **dict.fromkeys(("gradient_accumulation_steps", "steps_per_generation", "num_iterations"), Range(1, MILLION)),
@@ -63,7 +71,7 @@ THEIRS: dict[str, Range] = {
     **dict.fromkeys(("seed", "data_seed"), Range(0, 2**32 - 1)),
     **dict.fromkeys(("temperature", "repetition_penalty"), Range(0, 1000)),
     "num_train_epochs": Range(0, MILLION),
-    "max_steps": Range(-1, BILLION),
+    "max_steps": Range(-1, TRILLION),
     "top_k": Range(0, MILLION),
     "dataloader_num_workers": Range(0, 1024),
     "ddp_timeout": Range(1, 10 * MILLION),
@@ -73,9 +81,9 @@ THEIRS: dict[str, Range] = {
 are refused altogether where their value is not the default (`train.objective.algorithm`)."""
 
 
-def number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
-    """A `type=` for argparse: a number within bounds, which its error states."""
-    bounds = Range(least, most)
+def bounded(hint: Any) -> Callable[[str], Any]:
+    """A `type=` for argparse: a number within bounds, which its error states. hint: one of those above."""
+    kind, bounds = get_args(hint)
 
     def read(text: str) -> Any:
         try:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..configs.bounds import OneOrMore, Seconds
 from ..configs.errors import InputError
 from .base import FAILED, Completion, Reward, RewardOutput
 
@@ -33,9 +34,9 @@ LONGEST_REASON = 300
 
 @dataclass
 class RewardGuardConfig:
-    timeout: float = 300.0
+    timeout: Seconds = 300.0
     """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
-    patience: int = 3
+    patience: OneOrMore = 3
     """Failed calls of a part in a row that stop the run."""
 
     def __post_init__(self) -> None:

@@ -25,9 +25,10 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
-from ..configs.bounds import Range
+from ..configs.bounds import NoneOrMore, Range
 from ..configs.errors import InputError, run_or_exit
 from ..configs.schema import plain
+from ..configs.terminal import say
 from ..data.prompts import pack_prompt, read_prompts
 from ..eval.run import fingerprint, sha256
 from ..models.checkpoints.folder import load
@@ -72,7 +73,7 @@ class RunConfig(RewardSettings):
     are."""
     heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
-    trajectories_every: int = 0
+    trajectories_every: NoneOrMore = 0
     """Rollout batches between two that are saved to `output_dir/trajectories`; 0 saves none."""
 
 
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
     trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
-        print(f"wrote {Path(args.output_dir or '') / 'model'}")
+        say(f"wrote {Path(args.output_dir or '') / 'model'}")
     trainer.accelerator.end_training()
 
 

@@ -19,10 +19,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote, urlsplit
 
-from ...configs.bounds import Range
+from ...configs.bounds import NoneOrMore, Seconds
 from ...configs.errors import InputError
 from ...configs.registry import register
 from ...models.documents.document import InterleavedDocument
@@ -59,11 +59,11 @@ class RemoteReward:
     """Of the server: `http://gpu-2:8400`."""
     api_key_env: str = KEY_VARIABLE
     """*Name* of the environment variable that holds the server's key; unset for a server without one."""
-    timeout: float = 240.0
+    timeout: Seconds = 240.0
     """Seconds the server may be silent."""
-    retries: Annotated[int, Range(0)] = 3
+    retries: NoneOrMore = 3
     """Further attempts after a lost connection, silence, HTTP 429 or 5xx."""
-    backoff: Annotated[float, Range(0)] = 1.0
+    backoff: Seconds = 1.0
     """Seconds before the second attempt; doubles with each."""
 
     def __post_init__(self) -> None:

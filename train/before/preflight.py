@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ...configs.errors import InputError
+from ...configs.terminal import say
 from ...data.prompts import unpack_prompt
 from ..objective.advantages import dead_groups
 from ..objective.losses import Counts
@@ -67,7 +68,7 @@ class Preflight(TrainerCallback):
         if state.global_step == 0:
             checks = run_checks(self.trainer, self.most_dead)
             if self.trainer.accelerator.is_main_process:
-                print("preflight\n" + "\n".join(map(str, checks)), flush=True)
+                say("preflight\n" + "\n".join(map(str, checks)), flush=True)
             failed = [check for check in checks if not check.passed]
             if failed:
                 others = f" (failed too: {', '.join(check.name for check in failed[1:])})" if failed[1:] else ""

@@ -12,6 +12,7 @@ from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
 from ...configs.registry import files_in
 from ...configs.schema import plain
+from ...configs.terminal import say
 from ...configs.whole import OLD, take_back
 from ...models.documents.rendering import write_atomically
 
@@ -92,7 +93,7 @@ def save_settings(output_dir: Path, resume: str | None, *settings: Any) -> None:
             kept = output_dir / f"config.until-{step}.yaml"
             if not kept.exists():  # else a resume from there has failed, and config.yaml is of that one
                 write_atomically(kept, earlier.read_bytes())
-            print(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
+            say(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
     save_resolved(output_dir / CONFIG, *settings)
     keep_plugins(output_dir, settings)
 
