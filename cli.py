@@ -81,12 +81,19 @@ def _version() -> str:
         return "(not installed: run from its sources)"
 
 
-def evaluate(argv: Sequence[str]) -> None:
+def evaluate(argv: Sequence[str]) -> int:
+    """Exit code: 1 where a run has not one score."""
     from .eval.run import main
-    from .report.evaluation import write_report
+    from .report.evaluation import no_score, write_report
 
+    faults = 0
     for folder in main(argv):
-        print(write_report(folder))
+        said = write_report(folder)
+        if reason := no_score(folder):
+            faults += 1
+            print(f"limner: error: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+        print(said)
+    return int(faults > 0)
 
 
 def from_source(argv: Sequence[str]) -> None:
