@@ -14,7 +14,7 @@ from .configs.commands import COMMANDS, listing, sentence
 from .configs.errors import ArgumentParser, InputError, run_or_exit
 from .configs.on_demand import on_demand
 from .configs.schema import did_you_mean
-from .configs.terminal import say
+from .configs.terminal import one_line, say
 
 if TYPE_CHECKING:
     from .data.insertion.placements import Candidate
@@ -77,12 +77,19 @@ def _version() -> str:
         return "(not installed: run from its sources)"
 
 
-def evaluate(argv: Sequence[str]) -> None:
+def evaluate(argv: Sequence[str]) -> int:
+    """Exit code: 1 where a run has not one score."""
     from .eval.run import main
-    from .report.evaluation import write_report
+    from .report.evaluation import no_score, write_report
 
+    faults = 0
     for folder in main(argv):
-        say(write_report(folder))
+        said = write_report(folder)
+        if reason := no_score(folder):
+            faults += 1
+            say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
+        say(said)
+    return int(faults > 0)
 
 
 def from_source(argv: Sequence[str]) -> None:

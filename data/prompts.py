@@ -45,18 +45,23 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Lines may end in commas, a record may take several lines, and the whole may be one JSON list, whatever the file is
     called. Raises InputError naming file and line.
     """
-    with reading(path):
-        text = path.read_text(encoding="utf-8-sig")
-    values = list(_values(text, path))
-    if not values:
-        raise InputError(f"{path}: no lines; expected one JSON object a line")
+    values = read_values(path)
     if len(values) == 1 and isinstance(values[0][1], list):
         values = [(f"{path}: record {number}", value) for number, value in enumerate(values[0][1], 1)]
+    if not values:
+        raise InputError(f"{path}: no records; expected one JSON object a line")
     yield from values
 
 
+def read_values(path: Path) -> list[tuple[str, Any]]:
+    """(place, value) of each JSON value of a file, with spaces, line breaks or commas between. Raises InputError."""
+    with reading(path):
+        text = path.read_text(encoding="utf-8-sig")
+    return list(_values(text, path))
+
+
 def _values(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    """The JSON values of a text, one behind the other with spaces or commas between, by the line each begins in."""
+    """By the line each begins in."""
     decoder, line, counted, at = json.JSONDecoder(), 1, 0, _between(text, 0)
     while at < len(text):
         line, counted = line + text.count("\n", counted, at), at

@@ -54,10 +54,12 @@ def test_records_are_read_however_they_are_published(tmp_path, name, text):
     assert [value for _, value in read_lines(tmp_path / name)] == [{"a": 1}, {"a": 2}]
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '[{"a": 1},', '{"a": 1}\n}', "\0", ""])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '[{"a": 1},', '{"a": 1}\n}', "\0", "", "[]"]
+)
 def test_what_is_no_json_is_one_line(tmp_path, text):
     (tmp_path / "records.jsonl").write_text(text)
-    with pytest.raises(InputError, match=r"records.jsonl(:\d)?: (not JSON|no lines)"):
+    with pytest.raises(InputError, match=r"records.jsonl(:\d)?: (not JSON|no records)"):
         list(read_lines(tmp_path / "records.jsonl"))
 
 
