@@ -73,7 +73,8 @@ def convert(source: Source, path: Path, target: Path, *, heldout_share: float = 
             try:
                 writer.write(document, split, originals)
             except InputError as error:
-                report.problems.append(Problem(document.id, 1, "refused", "", str(error)))
+                lost = len(document.images) if report.written else 0
+                report.problems.append(Problem(document.id, 1, "refused", "", str(error), lost))
                 continue
             report.documents += 1
             report.images += len(document.images)

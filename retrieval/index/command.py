@@ -15,6 +15,7 @@ from PIL import Image
 
 from ...configs.errors import ArgumentParser, InputError, reading
 from ...data.conversion import fitting_source
+from ...data.sources.report import Report
 from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
 from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
@@ -63,9 +64,10 @@ def main(argv: Sequence[str]) -> None:
     names = ", ".join(f"{name} encoder {encoder.name if encoder else NONE}" for name, encoder in said.items())
     print(f"{arguments.out}: {kind}; {names}")
     problems: list[Problem] = []
-    report = index.add(read_source(arguments.source, problems), whole=True)
+    source = Report()
+    report = index.add(read_source(arguments.source, problems, source), whole=True)
     report.problems[:0] = problems
-    print(report.summary())
+    print("\n".join([report.summary(), *source.sums()]))
     for problem in report.problems[:SHOWN_PROBLEMS]:
         print(problem)
     if len(report.problems) > SHOWN_PROBLEMS:

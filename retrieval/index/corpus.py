@@ -99,15 +99,17 @@ def some(count: int, noun: str) -> str:
 # ---- sources ----
 
 
-def read_source(folder: Path, problems: list[Problem]) -> Iterator[InterleavedDocument]:
+def read_source(folder: Path, problems: list[Problem], report: Report | None = None) -> Iterator[InterleavedDocument]:
     """The documents of a folder; what is wrong with files and pictures goes to `problems`, at the latest at the end.
 
-    Of documents that answer a prompt, as Markdown and interleaved shards do, only what a reader sees. Raises InputError
-    where the folder as a whole cannot be read.
+    Of documents that answer a prompt, as Markdown and interleaved shards do, only what a reader sees. report: gets the
+    source's counts, as `limner data from` has them. Raises InputError where the folder as a whole cannot be read.
     """
-    source, report = open_source(fitting_source(folder)), Report()
+    source, report, images = open_source(fitting_source(folder)), report or Report(), 0
     for document, _ in read(source, folder, report):
+        images += len(document.images)
         yield document.completion if document.meta["kind"] == "interleaved" else document
+    report.images = images
     problems += [Problem(f"{p.file}:{p.line}", p.kind, f"{p.target} {p.reason}".strip()) for p in report.problems]
 
 
