@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import ImageFile
 
+from ...configs.terminal import one_line
 from ...data.conversion import fitting_source, open_source, read
 from ...data.insertion.placements import taken_out
 from ...data.sentences import Block, blocks
@@ -86,7 +87,7 @@ class Problem:
 
     def __str__(self) -> str:
         line = f"{self.place}: {self.kind}: {self.reason}"
-        return "".join(char if char.isprintable() else "?" for char in line)  # names may hold terminal control codes
+        return one_line(line)  # names may hold terminal control codes
 
 
 def by_kind(problems: Sequence[Problem]) -> str:
@@ -103,15 +104,17 @@ def some(count: int, noun: str) -> str:
 # ---- sources ----
 
 
-def read_source(folder: Path, problems: list[Problem]) -> Iterator[InterleavedDocument]:
+def read_source(folder: Path, problems: list[Problem], report: Report | None = None) -> Iterator[InterleavedDocument]:
     """The documents of a folder; what is wrong with files and pictures goes to `problems`, at the latest at the end.
 
-    Of documents that answer a prompt, as Markdown and interleaved shards do, only what a reader sees. Raises InputError
-    where the folder as a whole cannot be read.
+    Of documents that answer a prompt, as Markdown and interleaved shards do, only what a reader sees. report: gets the
+    source's counts, as `limner data from` has them. Raises InputError where the folder as a whole cannot be read.
     """
-    source, report = open_source(fitting_source(folder)), Report()
+    source, report, images = open_source(fitting_source(folder)), report or Report(), 0
     for document, _ in read(source, folder, report):
+        images += len(document.images)
         yield document.completion if document.meta["kind"] == "interleaved" else document
+    report.images = images
     problems += [Problem(f"{p.file}:{p.line}", p.kind, f"{p.target} {p.reason}".strip()) for p in report.problems]
 
 

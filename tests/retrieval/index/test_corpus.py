@@ -23,8 +23,9 @@ from limner.retrieval.index.corpus import (
 
 
 def encoded(color="red", form="PNG", size=(8, 6)):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, form)
+    buffer, image = io.BytesIO(), Image.new("RGB", size, color)
+    image.paste("white", (0, 0, 3, 3))  # a picture of one colour is none
+    image.save(buffer, form)
     return buffer.getvalue()
 
 
