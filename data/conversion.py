@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..configs.errors import InputError
-from ..configs.options import make
+from ..configs.options import make, options_of
 from ..configs.registry import entries, find
+from ..configs.schema import fields_of
 from ..configs.yaml_file import scalar
 from ..models.documents.document import InterleavedDocument
 from .records import encode_record
@@ -120,6 +121,32 @@ def try_source(source: Source, path: Path, records: int, keep_duplicates: bool =
                 break
     report.documents, report.images = found["documents"], found["images"]
     return report
+
+
+def read_asked(
+    path: Path, name: str, options: Mapping[str, Any], report: Report, least: int = 1
+) -> list[InterleavedDocument]:
+    """What the documents of a source ask, their prompts: of a source with an option `prompts`, which needs no answers.
+
+    What gives none is a problem of the report. Raises InputError where there are fewer than `least`.
+    """
+    thing = find("source", name, "prompts_source").thing
+    asks: Mapping[str, Any] = {"prompts": True} if "prompts" in fields_of(options_of(thing)) else {}
+    asked = []
+    for given in open_source(name, {**asks, **options}).documents(path, report):
+        document = given[0] if isinstance(given, tuple) else given
+        prompt = document.prompt
+        if prompt.segments:
+            asked.append(replace(prompt, id=prompt.id or f"{path.name}:{len(asked) + 1}"))
+        else:
+            report.problems.append(Problem(document.id, 1, "no prompt", "", "all of it is learnt"))
+    if len(asked) < least:
+        first = f" ({report.problems[0]})" if report.problems else ""
+        raise InputError(
+            f"{path}: {len(asked)} prompts{first}, and a batch of rollouts takes {least}; add some, or lower "
+            "steps_per_generation"
+        )
+    return asked
 
 
 def _named_once(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -29,7 +30,9 @@ from ..configs.bounds import NoneOrMore, Range
 from ..configs.errors import InputError, run_or_exit
 from ..configs.schema import plain
 from ..configs.terminal import say
+from ..data.conversion import read_asked
 from ..data.prompts import pack_prompt, read_prompts
+from ..data.sources.report import LISTED, Problems, Report
 from ..eval.run import fingerprint, sha256
 from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
@@ -57,6 +60,10 @@ class RunConfig(RewardSettings):
     """JSONL file of prompts; `limner list prompt` says its forms."""
     prompt_form: str = ""
     """How its lines are read: one of those, or path/to/file.py:Name; by default as each line's keys say."""
+    prompts_source: str = ""
+    """Read them by a data source instead (`limner list source`): chat, jsonl, hf, imagefolder, ..., or a file's."""
+    prompts_options: dict[str, Any] = field(default_factory=dict)
+    """Options of that source: `{images: FOLDER}`."""
     task: Literal["documents", "insertion"] = "documents"
     """What is learnt: to write documents, or to place pictures in finished ones (`docs/insertion.md`)."""
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
@@ -124,7 +131,7 @@ def make_trainer(
         if not config.prompts:
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
         least = args.generation_batch_size // args.num_generations  # type: ignore[operator]
-        prompts = read_prompts(Path(config.prompts), least, config.prompt_form)
+        prompts = _prompts(config, config.prompts, least)
     reward = build_reward(config, rewards)
     if args.per_device_train_batch_size * args.steps_per_generation % args.num_generations:  # type: ignore[operator]
         reward.over_ranks = gather_object  # groups straddle processes
@@ -135,7 +142,7 @@ def make_trainer(
     adapter = config.lora.adapter(policy.model) if config.lora else None
     trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset, peft_config=adapter)
     if config.heldout.prompts:
-        heldout = read_prompts(Path(config.heldout.prompts), form=config.prompt_form)[: config.heldout.limit]
+        heldout = _prompts(config, config.heldout.prompts)[: config.heldout.limit]
         trainer.add_callback(HeldOut(trainer, heldout, config.heldout.every))
     alarms = Alarms(config.alarms, config.algorithm.trained_modalities)
     trainer.add_callback(AlarmBell(alarms))
@@ -145,6 +152,21 @@ def make_trainer(
         folder = Path(args.output_dir or "") / "trajectories"
         trainer.watchers.append(Trajectories(folder, config.trajectories_every, trainer))
     return trainer
+
+
+def _prompts(config: RunConfig, path: str, least: int = 1) -> list[InterleavedDocument]:
+    """The prompts of a file: by the source that the settings name, or a line each."""
+    if not config.prompts_source:
+        if config.prompts_options:
+            raise InputError("prompts_options: nothing reads them; name the source (--prompts_source chat)")
+        return read_prompts(Path(path), least, config.prompt_form)
+    if config.prompt_form:
+        raise InputError("prompts_source and prompt_form: both say how prompts are read; give one")
+    report = Report(problems=Problems(LISTED))
+    asked = read_asked(Path(path), config.prompts_source, config.prompts_options, report, least)
+    if report.problems and PartialState().is_main_process:
+        print(f"{path}: {len(asked)} prompts; left out: {report.rules()['left out']}, such as {report.problems[0]}")
+    return asked
 
 
 def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:

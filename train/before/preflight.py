@@ -216,10 +216,11 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
 @torch.no_grad()
 def _replayed_rows(trainer: InterleavedGRPOTrainer, model: Any) -> list[Check]:
     """The first warm-up rows that are replayed can be read and scored. Raises InputError that names a broken record."""
-    if not trainer.algorithm.replay.sources:
+    replay = trainer.algorithm.replayed
+    if replay is None:
         return []
     with trainer.accelerator.autocast():
-        loss = trainer.replay_loss(model, next(trainer.replay_batches())).item()
+        loss = trainer.replay_loss(model, next(trainer.replay_batches(replay))).item()
     finite = all(isfinite(value) for value in gather_object([loss]))
     return [Check("replay", finite, f"{loss:.3f} nats a token of the first rows")]
 

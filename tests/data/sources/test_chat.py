@@ -6,8 +6,10 @@ import json
 import pytest
 
 from limner.configs.errors import InputError
-from limner.data.conversion import open_source, try_source
+from limner.data.conversion import open_source, read_asked, try_source
 from limner.data.shards import read_index
+from limner.data.sources.report import Report
+from limner.models.checkpoints.folder import save
 
 from ...data_files import animation, converted, encoded, noisy, put, put_lines, put_parquet, shape
 
@@ -336,3 +338,35 @@ def test_answers_of_a_record_are_held_out_together(tmp_path):
         }
         assert groups["train"] and groups["heldout"] and not groups["train"] & groups["heldout"]
         assert sum(map(len, groups.values())) == count
+
+
+def test_prompts_of_a_run_are_what_is_asked(folder):
+    path = put_lines(
+        folder / "a.jsonl",
+        {"id": 1, "image": "2.png", "conversations": [*turns("<image>One?", "A"), *turns("Two?", "B")]},
+        {"id": 2, "messages": messages("Write a story.")[:1]},
+        {"id": 3, "image": "no.png", "conversations": turns()},
+    )
+    report = Report()
+    prompts = read_asked(path, "chat", {}, report)
+    assert [shape(prompt) for prompt in prompts] == [["48*32", "One?\nA\nTwo?"], ["Write a story."]]
+    assert [prompt.id for prompt in prompts] == ["a.jsonl:1", "a.jsonl:2"] and report.problems.counts == {"missing": 1}
+    with pytest.raises(InputError, match="2 prompts .a.jsonl:3: missing.*takes 3"):
+        read_asked(path, "chat", {}, Report(), 3)
+    own = put_lines(folder / "b.jsonl", {"prompt": ["Look:", {"image": "2.png"}], "answer": ["A cup."]})
+    assert [shape(prompt) for prompt in read_asked(own, "jsonl", {}, Report())] == [["Look:", "48*32"]]
+
+
+def test_a_run_reads_its_prompts_by_a_source(limner, folder, make_policy, tmp_path):
+    """As far as the rewards, which the embedded world has for none but its own prompts."""
+    save(make_policy(0), tmp_path / "model")
+    path = put_lines(tmp_path / "a.jsonl", {"image": "2.png", "conversations": turns()}, {"messages": 3})
+    words = ["preflight", "--config", "grpo/tiny", "--model", tmp_path / "model", "--prompts", path]
+    words += ["--output_dir", tmp_path / "run", "--algorithm.replay", "null", "--prompts_source", "chat"]
+    words += ["--per_device_train_batch_size", 2, "--num_generations", 2, "--steps_per_generation", 1]
+    code, said, err = limner(*words, "--prompts_options", f"{{images: {folder}}}", "--max_completion_length", 8)
+    assert code == 2 and "a.jsonl:1" in err and "outline" in err
+    assert f"{path}: 1 prompts; left out: {{'no turns': 1}}" in said
+    for more, message in {("--prompts_options.images", folder, "--prompts_source", ""): "prompts_options"}.items():
+        code, _, err = limner(*words, *more)
+        assert code == 2 and message in err
