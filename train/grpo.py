@@ -39,7 +39,7 @@ from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_fa
 from .objective.algorithm import AlgorithmConfig
 from .preflight import MOST_DEAD, Preflight, PreflightDone
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, resume_point, save_settings
+from .scale.run_folder import check_plugins, naming_what_is_kept, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -96,7 +96,8 @@ def run(
     show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
         save_settings(Path(args.output_dir or ""), resume, config, args)
-    trainer.train(resume_from_checkpoint=resume)
+    with naming_what_is_kept(Path(args.output_dir or ""), trainer):
+        trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     trainer.save_policy(Path(args.output_dir or "") / "model")
     return trainer
