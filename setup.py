@@ -41,10 +41,11 @@ setup(
         "einops>=0.8,<1",
         "webdataset>=1.0,<2",
         "numpy>=2,<3",
-        "pillow>=11,<14",
+        "pillow>=11.3,<14",
         "pyyaml>=6,<7",
         "tensorboard>=2.18,<3",
-        "markdown-it-py>=3,<5",
+        "markdown-it-py>=4.3,<5",
+        "mdit-py-plugins>=0.7,<0.8",
     ],
     extras_require={
         "deepspeed": ["deepspeed>=0.18.6,<0.20"],

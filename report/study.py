@@ -225,8 +225,10 @@ def _conditions(study: Mapping[str, Any]) -> str:
         )
     else:
         words = f"Seed {seeds}; in brackets a bootstrap 95 % interval over held-out items."
+    own = [f"{arm['label']}: {arm['iterations']}" for arm in study["arms"].values() if arm["iterations"]]
+    batches = f"{study['iterations']} rollout batches" + (f" ({', '.join(own)})" if own else "")
     words += (
-        f" Every GRPO arm takes {study['iterations']} rollout batches from its seed's warm-up. Sampled is temperature "
+        f" Every GRPO arm takes {batches} from its seed's warm-up. Sampled is temperature "
         "1; a gain is taken item by item; seconds are those of training, up to where the held-out curve first reaches "
         f"{study['reach']:.2f} and in all."
     )

@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from threading import Event, Thread
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
+from ..configs.bounds import OneOrMore, Seconds
 from ..configs.errors import InputError, Unavailable
-from ..configs.schema import Range
 from .base import FAILED, Completion, Reward, RewardOutput
 
 logger = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ LONGEST_REASON = 300
 
 @dataclass
 class RewardGuardConfig:
-    timeout: float = 300.0
+    timeout: Seconds = 300.0
     """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
-    patience: float = 600.0
+    patience: Seconds = 600.0
     """Seconds for which a part fails, or for which a server that went away is waited for, until the run stops."""
-    calls: Annotated[int, Range(1)] = 3
+    calls: OneOrMore = 3
     """Failed calls of a part in a row that stop the run before."""
 
     def __post_init__(self) -> None:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
+from ..configs.bounds import Range
 from ..configs.errors import InputError
-from ..configs.schema import Range
 from .base import Completion, PartScores, Reward, RewardOutput, Server
 from .guard import GuardedReward
 

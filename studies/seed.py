@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..configs import terminal
 from ..configs.errors import InputError
 from ..models.documents.rendering import write_atomically
 
@@ -66,4 +67,4 @@ def limit_threads(processes: int = 1) -> None:
 
 
 def say(text: str) -> None:
-    print(f"[limner] {text}", flush=True)
+    terminal.say(f"[limner] {text}", flush=True)

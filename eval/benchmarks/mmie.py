@@ -27,7 +27,8 @@ from ...models.documents.document import ImageSegment, InterleavedDocument, Segm
 from ...rewards.base import Completion
 from ...rewards.judges.grading import Template, Verdict, fill, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
-from ..entries import Entry, open_picture, read_entries, read_records, segments_of, spaced
+from ..entries import Entry, open_picture, read_entries, segments_of, spaced
+from ..records import read_records
 from ..results import by_category
 from ..statistics import Estimate, estimate
 

@@ -29,6 +29,7 @@ from time import monotonic, time
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ...configs.bounds import Limit, NoneOrMore, OneOrMore, Seconds, Seed, Side, Temperature
 from ...configs.errors import InputError, Unavailable
 from ...configs.redaction import texts_in, without_secrets
 from ..documents.document import InterleavedDocument, TextSegment, data_uri
@@ -61,28 +62,28 @@ class EndpointConfig:
     """Of the model, as you know it; for the cache and the manifest, the server is not asked."""
     api_key_env: str = "OPENAI_API_KEY"
     """*Name* of the environment variable that holds the key; the key itself stands nowhere else."""
-    concurrency: int = 16
+    concurrency: OneOrMore = 16
     """Requests under way at a time, of this process."""
-    timeout: float = 120.0
+    timeout: Seconds = 120.0
     """Seconds an attempt may take, all of it."""
-    retries: int = 5
+    retries: NoneOrMore = 5
     """Further attempts after a timeout, a lost connection, HTTP 408, 409, 429 or 5xx, or a reply that is none."""
-    backoff: float = 0.5
+    backoff: Seconds = 0.5
     """Seconds before the second attempt; doubles with each. The server's Retry-After comes first."""
-    patience: float = 300.0
+    patience: Seconds = 300.0
     """Seconds without one reply, while requests fail, until the call stops with an error; 0: never. So long a server is
     waited for that has answered before and is gone; one that nobody ever reached stops the call at once."""
-    max_requests: int = 0
+    max_requests: Limit = 0
     """Attempts this process may send, 0 without limit; what is over fails as `budget`."""
-    max_tokens_total: int = 0
+    max_tokens_total: Limit = 0
     """Tokens, read and written, after which this process sends nothing more; 0 without limit."""
-    temperature: float = 0.0
-    max_new_tokens: int = 1024
-    seed: int = 0
+    temperature: Temperature = 0.0
+    max_new_tokens: OneOrMore = 1024
+    seed: Seed = 0
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request; null takes one of ours out (`{max_tokens: null, max_completion_tokens: 512}`).
     Of what is named like a secret (`api_key`, `token`) nothing is written, into no manifest, cache or configuration."""
-    image_side: int = 1024
+    image_side: Side = 1024
     """Pictures are shrunk to this many pixels on their longer side; 0 sends them as they are."""
     cache: str = ""
     """SQLite file of replies: what stands there is not asked again."""

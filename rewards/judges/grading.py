@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...configs import build, read_yaml
+from ...configs.bounds import Factor, Share
 from ...configs.errors import InputError, Unavailable
 from ...configs.registry import register
 from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Reply, Request, fill
@@ -53,11 +54,11 @@ REFUSAL = re.compile(
 @dataclass
 class Template:
     unit: Literal["document", "text", "image", "image_pair"]
-    scale: tuple[float, float]
+    scale: tuple[Factor, Factor]
     """Lowest and highest score."""
     prompt: str
     system: str = ""
-    absent: float | None = None
+    absent: Share | None = None
     """Outcome, 0 to 1, of an answer that has nothing to ask about; null where the template then does not apply."""
     score: str = r"<score>(.*?)</score>"
     """Regular expression whose one group is the score in a reply."""

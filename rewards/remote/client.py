@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from threading import Timer
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote, urlsplit
 
+from ...configs.bounds import NoneOrMore, Seconds
 from ...configs.errors import InputError, Unavailable
 from ...configs.registry import register
-from ...configs.schema import Range
 from ...models.documents.document import InterleavedDocument
 from ..base import FAILED, Completion, RewardOutput, Server
 
@@ -67,11 +67,11 @@ class RemoteReward:
     """Of the server: `http://gpu-2:8400`."""
     api_key_env: str = KEY_VARIABLE
     """*Name* of the environment variable that holds the server's key; unset for a server without one."""
-    timeout: float = 240.0
+    timeout: Seconds = 240.0
     """Seconds an attempt may take, all of it."""
-    retries: Annotated[int, Range(0)] = 3
+    retries: NoneOrMore = 3
     """Further attempts after a lost connection, silence, HTTP 429 or 5xx."""
-    backoff: Annotated[float, Range(0)] = 1.0
+    backoff: Seconds = 1.0
     """Seconds before the second attempt; doubles with each."""
 
     def __post_init__(self) -> None:

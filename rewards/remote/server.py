@@ -30,7 +30,9 @@ from urllib.parse import unquote
 import torch
 
 from ...configs import parse
+from ...configs.bounds import OneOrMore, Port
 from ...configs.errors import InputError
+from ...configs.terminal import say
 from ..base import Reward
 from ..build import RewardSettings, reward_parts
 from ..guard import cleaned
@@ -53,13 +55,13 @@ NO_PATH = "no such path; there are GET /rewards and POST /rewards/NAME"
 class ServerConfig(RewardSettings):
     host: str = "127.0.0.1"
     """Address to listen at; one that other machines reach (0.0.0.0) needs a key."""
-    port: int = 8400
+    port: Port = 8400
     """0 takes a free one."""
     api_key_env: str = KEY_VARIABLE
     """*Name* of the environment variable that holds the key that clients must send; unset or empty: none."""
-    max_megabytes: int = 256
+    max_megabytes: OneOrMore = 256
     """Largest request, pictures included."""
-    max_waiting: int = 16
+    max_waiting: OneOrMore = 16
     """Requests scored, or waiting for that, at a time; further ones are sent away with 503 and come back."""
 
     def __post_init__(self) -> None:
@@ -279,8 +281,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not parts:
         raise InputError("rewards: give at least one a weight; those are served")
     with RewardServer(config, parts) as server:
-        print(f"serving {', '.join(server.parts)} at {server.url}", flush=True)
+        say(f"serving {', '.join(server.parts)} at {server.url}", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            print("stopped")
+            say("stopped")

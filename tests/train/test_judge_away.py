@@ -8,8 +8,8 @@ import pytest
 from limner.configs.errors import InputError
 from limner.models.chat.choice import SharedEndpoint
 from limner.rewards.build import RewardGuardConfig
+from limner.train.before.preflight import check_servers
 from limner.train.grpo import RunConfig, run
-from limner.train.preflight import check_servers
 
 from ..scripted_server import Fault, ScriptedServer
 from .runs import PROMPTS, settings

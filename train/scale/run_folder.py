@@ -15,6 +15,8 @@ from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
 from ...configs.registry import files_in
 from ...configs.schema import plain
+from ...configs.terminal import say
+from ...configs.whole import OLD, take_back
 from ...models.documents.rendering import write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
@@ -30,6 +32,8 @@ OF_A_CALL = ("resume_from_checkpoint", "output_dir")
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
+    for aside in output_dir.glob(f"_limner-*/{OLD}/checkpoint-*"):
+        take_back(output_dir / aside.name)
     found = [
         (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
     ]
@@ -107,7 +111,7 @@ def save_settings(output_dir: Path, resume: str | None, *settings: Any) -> None:
             kept = output_dir / f"config.until-{step}.yaml"
             if not kept.exists():  # else a resume from there has failed, and config.yaml is of that one
                 write_atomically(kept, earlier.read_bytes())
-            print(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
+            say(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
     save_resolved(output_dir / CONFIG, *settings)
     keep_plugins(output_dir, settings)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.registry import register
-from ...data.prompts import read_lines
+from ...data.prompts import check_keys, read_lines
 from ...models.documents.document import InterleavedDocument
 from .scenes import Outline, read_outline, story_prompt
 
@@ -16,6 +16,7 @@ from .scenes import Outline, read_outline, story_prompt
 @register("prompt", "outline")
 def outline_prompt(value: dict[str, Any], identifier: str) -> InterleavedDocument:
     """{"outline": ["small red circle top left", ...]}, of the picture stories"""
+    check_keys(value, ("outline", "id"))
     return story_prompt(read_outline(value), identifier)
 
 

@@ -18,14 +18,15 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..configs.errors import InputError
-from ..data.prompts import unpack_prompt
-from .objective.advantages import dead_groups
-from .objective.losses import Counts
-from .rollout import RolloutBatch
-from .scale.precision import has_own_masters, lost_updates, some_numbers
-from .trainer import InterleavedGRPOTrainer
-from .watch.diagnostics import MODALITIES, largest
+from ...configs.errors import InputError
+from ...configs.terminal import say
+from ...data.prompts import unpack_prompt
+from ..objective.advantages import dead_groups
+from ..objective.losses import Counts
+from ..rollout import RolloutBatch
+from ..scale.precision import has_own_masters, lost_updates, some_numbers
+from ..trainer import InterleavedGRPOTrainer
+from ..watch.diagnostics import MODALITIES, largest
 
 GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.03, 0.8), torch.float16: (0.005, 0.2)}
 """(mean, largest) |training - sampler log-prob| of a token, by the dtype of the forward, heads in float32.
@@ -68,7 +69,7 @@ class Preflight(TrainerCallback):
             check_servers(self.trainer)
             checks = run_checks(self.trainer, self.most_dead)
             if self.trainer.accelerator.is_main_process:
-                print("preflight\n" + "\n".join(map(str, checks)), flush=True)
+                say("preflight\n" + "\n".join(map(str, checks)), flush=True)
             failed = [check for check in checks if not check.passed]
             if failed:
                 others = f" (failed too: {', '.join(check.name for check in failed[1:])})" if failed[1:] else ""
@@ -232,10 +233,11 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
 @torch.no_grad()
 def _replayed_rows(trainer: InterleavedGRPOTrainer, model: Any) -> list[Check]:
     """The first warm-up rows that are replayed can be read and scored. Raises InputError that names a broken record."""
-    if not trainer.algorithm.replay.sources:
+    replay = trainer.algorithm.replayed
+    if replay is None:
         return []
     with trainer.accelerator.autocast():
-        loss = trainer.replay_loss(model, next(trainer.replay_batches())).item()
+        loss = trainer.replay_loss(model, next(trainer.replay_batches(replay))).item()
     finite = all(isfinite(value) for value in gather_object([loss]))
     return [Check("replay", finite, f"{loss:.3f} nats a token of the first rows")]
 
