@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 ABBREVIATIONS = "approx|cf|dr|e\\.g|eq|etc|fig|i\\.e|inc|mr|mrs|ms|no|nr|prof|sec|st|vs"
 BOUNDARY = re.compile(
     r"""
     (?<!\b[A-Z]\.)                              # J. Smith
     (?:
-        (?<=[.!?]) (?=\s+[^\sa-z])              # the next word is no continuation
-      | (?<=[.!?]["')\]]) (?=\s+[^\sa-z])
+        (?<=[.!?]) (?=\s++[^a-z])               # the next word is no continuation
+      | (?<=[.!?]["')\]]) (?=\s++[^a-z])
       | (?<=[\u3002\uff01\uff1f]) (?![\u201d\u2019\u300d\u300f\uff09])  # Chinese and Japanese put no space between
       | (?<=[\u3002\uff01\uff1f][\u201d\u2019\u300d\u300f\uff09])
-      | (?=\s*\n)                               # a line of a list or of a recipe is a sentence
+      | (?=\n)                                  # a line of a list or of a recipe is a sentence
     )
     """,
     re.VERBOSE,
 )
-UNFINISHED = re.compile(rf"(?:^|[\s(])(?:{ABBREVIATIONS})\.$|^\s*[0-9]{{1,3}}\.$", re.IGNORECASE)
-"""An abbreviation, or the number of a list's item."""
+ABBREVIATED = re.compile(rf"(?:^|[\s(])(?:{ABBREVIATIONS})\.$", re.IGNORECASE)
+NUMBER = re.compile(r"[0-9]{1,3}\.\n?")
+TAIL = 16
+"""Letters that hold any abbreviation and what stands before it."""
 
 
 def sentences(text: str) -> list[str]:
@@ -30,13 +34,23 @@ def sentences(text: str) -> list[str]:
     follows, or it ends an abbreviation, an initial or the number of a list item. A table and a fenced block of code
     are one sentence each: a picture or a chunk's end inside would break them.
     """
-    found: list[str] = []
-    for piece in _pieces(text):
-        if found and (not piece.strip() or not found[-1].strip() or UNFINISHED.search(found[-1])):
-            found[-1] += piece
-        else:
-            found.append(piece)
-    return found
+    begins: list[int] = []
+    word: int | None = None  # where the last sentence's first word stands
+    cuts = sorted({0, *_ends(text), len(text)})
+    for start, end in pairwise(cuts):
+        piece = text[start:end].lstrip()
+        if not begins or (piece and word is not None and not _unfinished(text, begins[-1], word, start)):
+            begins.append(start)
+            word = None
+        if word is None and piece:
+            word = end - len(piece)
+    return [text[start:end] for start, end in pairwise([*begins, len(text)])]
+
+
+def _unfinished(text: str, begin: int, word: int, end: int) -> bool:
+    """Is the sentence up to `end`, its first word at `word`, an abbreviation's or the number of a list's item?"""
+    numbered = end - word <= 5 and NUMBER.fullmatch(text, word, end)
+    return bool(numbered or ABBREVIATED.search(text[max(begin, end - TAIL) : end]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +119,13 @@ def _is_table(lines: list[str]) -> bool:
     return "-" in dashes and "|" in dashes and not dashes.strip("|-: \t")
 
 
-def _pieces(text: str) -> list[str]:
+def _ends(text: str) -> Iterator[int]:
+    """Where sentences may end: not inside a block."""
     inside = iter(blocks(text))
     block = next(inside, None)
-    ends = []
     for match in BOUNDARY.finditer(text):
         end = match.start()
         while block and block.end <= end:
             block = next(inside, None)
         if not block or end <= block.start:
-            ends.append(end)
-    return [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True) if start < end]
+            yield end

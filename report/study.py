@@ -98,7 +98,8 @@ def figure_svg(study: Mapping[str, Any]) -> str:
 def _figure_css() -> str:
     """Charts as on the page, in its light colours, every variable resolved: not all that draws SVG knows variables."""
     styles = PAGE_CSS + page.style()
-    values = dict(reversed(re.findall(r"--([\w-]+): ([^;]+);", styles)))  # the first of each is the light one
+    said = re.findall(r"(?<![\w-])--([\w-]++): ((?:[^;-]|-(?!-)|(?<=\()--)++);", styles)
+    values = dict(reversed(said))  # the first of each is the light one
     rules = [_FIGURE_CSS, *re.findall(r"\.line\.c\d \{[^}]*\}", styles)]
     rules += [
         f".line.c{i} {{ stroke: var(--c{i}); }} .band.c{i}, .dot.c{i} {{ fill: var(--c{i}); }}" for i in range(COLOURS)

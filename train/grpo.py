@@ -46,7 +46,7 @@ from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, resume_point, save_settings
+from .scale.run_folder import check_plugins, naming_what_is_kept, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -107,7 +107,8 @@ def run(
     show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
         save_settings(Path(args.output_dir or ""), resume, config, args)
-    trainer.train(resume_from_checkpoint=resume)
+    with naming_what_is_kept(Path(args.output_dir or ""), trainer):
+        trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     trainer.save_policy(Path(args.output_dir or "") / "model")
     return trainer

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers import Trainer
 
 from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
@@ -68,6 +71,21 @@ def resume_point(output_dir: Path, resume: str | None) -> str | None:
             "comes after it away, or give another --output_dir"
         )
     return str(_whole(Path(resume)))
+
+
+@contextmanager
+def naming_what_is_kept(output_dir: Path, trainer: Trainer) -> Iterator[None]:
+    """A fault in the middle of a run says what there is of it and how to go on."""
+    try:
+        yield
+    except InputError as error:
+        step = trainer.state.global_step
+        if not step:
+            raise
+        kept = "nothing is kept of them, for no checkpoint was due (save_steps)"
+        if found := checkpoints(output_dir):
+            kept = f"{found[-1]} is kept; the same command with --resume_from_checkpoint last goes on from there"
+        raise InputError(f"{error}. Steps done: {step}; {kept}") from error
 
 
 def _whole(checkpoint: Path) -> Path:
