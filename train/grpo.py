@@ -192,7 +192,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
     trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
-        say(f"wrote {Path(args.output_dir or '') / 'model'}")
+        model = Path(args.output_dir or "") / "model"
+        following = f"limner generate --model {model} --prompt TEXT --out answer.html"
+        if config.task == "insertion":
+            following = f"limner answer INDEX QUESTION --strategy inserter --model {model} --out answer.html"
+        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
     trainer.accelerator.end_training()
 
 
