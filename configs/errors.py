@@ -60,7 +60,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if (reason := fault_of_disk(error)) is None:
+        if (reason := fault_of_disk(error)) is None or _of_another_place(error, Path(path)):
             raise
         raise InputError(f"{path}: cannot be written: {reason}") from error
 
@@ -78,6 +78,15 @@ def fault_of_disk(error: BaseException) -> str | None:
     if isinstance(error, OSError | sqlite3.Error) or "PytorchStreamWriter failed writing" in text:
         return one_line(text) or type(error).__name__
     return None
+
+
+def _of_another_place(error: Exception, path: Path) -> bool:
+    """Whether an error names a file elsewhere, which was being read meanwhile."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str) or "://" in str(path):
+        return False
+    there, here = Path(name).absolute(), path.absolute().parent
+    return not (there.is_relative_to(here) or here.is_relative_to(there))
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from webdataset.pipeline import DataPipeline
 from webdataset.tariterators import group_by_keys
 from webdataset.writer import TarWriter
 
-from ..configs.errors import InputError
+from ..configs.errors import InputError, writing
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from .records import KINDS, MAX_RECORD_BYTES, MEMBER, Record, decode_record, encode_record
 
@@ -104,19 +104,21 @@ class ShardWriter:
         self._kinds: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
 
     def __enter__(self) -> ShardWriter:
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.directory.parent):
-            _clean(self.directory)
-            self._check_target()
-            self._temporary = self.directory.with_name(f".{self.directory.name}.{secrets.token_hex(8)}.partial")
-            self._temporary.mkdir()
-            self._lock = _lock(self._temporary)
+        with writing(self.directory):
+            self.directory.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.directory.parent):
+                _clean(self.directory)
+                self._check_target()
+                self._temporary = self.directory.with_name(f".{self.directory.name}.{secrets.token_hex(8)}.partial")
+                self._temporary.mkdir()
+                self._lock = _lock(self._temporary)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._publish()
+                with writing(self.directory):
+                    self._publish()
         finally:
             for shard in self._open.values():
                 shard.abandon()
@@ -130,6 +132,12 @@ class ShardWriter:
         if self.fingerprint is None and any(segment.codes_N is not None for segment in document.images):
             raise InputError(f"document {document.id!r}: image codes without the fingerprint of their image tokenizer")
         record = encode_record(document, f"{self.records:09d}", encoded)
+        with writing(self.directory):
+            self._append(record, split)
+        self.records += 1
+        self._kinds[split][document.meta["kind"]] += 1
+
+    def _append(self, record: Record, split: str) -> None:
         shard = self._open.get(split)
         if shard is not None and (shard.records >= self.max_records or shard.bytes >= self.max_bytes):
             self._shards.append(self._open.pop(split).finish())
@@ -138,8 +146,6 @@ class ShardWriter:
             number = len([shard for shard in self._shards if shard.split == split])
             shard = self._open[split] = _OpenShard(self._temporary / f"{split}-{number:06d}.tar", split)
         shard.write(record)
-        self.records += 1
-        self._kinds[split][document.meta["kind"]] += 1
 
     def _publish(self) -> None:
         while self._open:

@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
-from ...configs.errors import InputError, reading
+from ...configs.errors import InputError, reading, writing
 from ..pictures.contract import complete, load_image_tokenizer
 from ..policy import UnifiedPolicy, family
 from ..tokens.processing import Processor
@@ -42,19 +42,22 @@ SYNCS_AT_A_TIME = 16
 
 @contextmanager
 def whole_directory(directory: Path) -> Iterator[Path]:
-    """A staging folder: becomes `directory` at the end, replacing what stood there, or vanishes if anything fails."""
+    """A staging folder: becomes `directory` at the end, replacing what stood there, or vanishes if anything fails.
+
+    Raises InputError where the disk is full or the place may not be written."""
     directory = directory.absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
     staging = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        yield staging
-        old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-        put_in_place(staging, directory, old)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+            old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
+            put_in_place(staging, directory, old)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def put_in_place(written: Path, directory: Path, aside: Path) -> None:

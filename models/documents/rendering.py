@@ -22,7 +22,7 @@ from urllib.parse import quote
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from ...configs.errors import InputError
+from ...configs.errors import InputError, writing
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri, encode_png
 
 SMALL_PICTURE = 64
@@ -194,19 +194,22 @@ def check_suffix(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed."""
+    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed.
+
+    Raises InputError where the disk is full or the folder may not be written."""
     if isinstance(content, str):
         content = content.encode("utf-8", errors="replace")  # a lone surrogate, which JSON can carry, has no UTF-8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _segment_html(segment: Segment, numbers: itertools.count[int], image_scale: int, note: str) -> str:

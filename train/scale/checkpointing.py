@@ -12,7 +12,7 @@ from uuid import uuid4
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
-from ...configs.errors import InputError, reading
+from ...configs.errors import InputError, reading, writing
 from ...models.checkpoints.folder import put_in_place, save_beside_model
 from ...models.policy import UnifiedPolicy
 from .run_folder import checkpoints
@@ -71,19 +71,21 @@ class WholeCheckpoints:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output_dir = Path(self.args.output_dir)
         staging = output_dir / STAGING
-        if self.accelerator.is_main_process:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
+        name = f"checkpoint-{self.state.global_step}"
         self._staging = True
         try:
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            with writing(output_dir / name):
+                if self.accelerator.is_main_process:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    staging.mkdir(parents=True)
+                self.accelerator.wait_for_everyone()
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
         finally:
             self._staging = False
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            name = f"checkpoint-{self.state.global_step}"
-            put_in_place(staging / name, output_dir / name, staging / "replaced")
+            with writing(output_dir / name):
+                put_in_place(staging / name, output_dir / name, staging / "replaced")
             limit = self.args.save_total_limit
             for old in checkpoints(output_dir)[:-limit] if limit else []:
                 old.rename(staging / old.name)
