@@ -90,12 +90,14 @@ def _of_another_place(error: Exception, path: Path) -> bool:
 
 
 @contextmanager
-def keeping(what: str) -> Iterator[None]:
-    """While a long command is at work: what an interrupt (Ctrl-C) leaves behind, and how to go on from it."""
+def keeping(what: str | Callable[[], str]) -> Iterator[None]:
+    """While a long command is at work: what an interrupt (Ctrl-C) leaves behind, and how to go on from it.
+
+    what: the words, or what finds them at that moment."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.args = stop.args or (what,)  # the innermost knows best
+        stop.args = stop.args or (what if isinstance(what, str) else what(),)  # the innermost knows best
         raise
 
 

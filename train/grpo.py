@@ -26,7 +26,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
 from ..configs.bounds import NoneOrMore, Range
-from ..configs.errors import InputError, run_or_exit
+from ..configs.errors import InputError, keeping, run_or_exit
 from ..configs.terminal import say
 from ..data.prompts import pack_prompt, read_prompts
 from ..models.checkpoints.folder import load
@@ -40,7 +40,7 @@ from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_fa
 from .objective.algorithm import AlgorithmConfig
 from .preflight import MOST_DEAD, Preflight, PreflightDone
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, resume_point, save_settings
+from .scale.run_folder import check_plugins, kept, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -164,7 +164,8 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
-    trainer = place(config, args) if config.task == "insertion" else run(config, args)
+    with keeping(lambda: kept(args.output_dir)):
+        trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
         say(f"wrote {Path(args.output_dir or '') / 'model'}")
     trainer.accelerator.end_training()

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...configs.bounds import Hits, bounded
-from ...configs.errors import ArgumentParser, InputError, reading
+from ...configs.errors import ArgumentParser, InputError, keeping, reading
 from ...configs.terminal import say
 from ...data.conversion import fitting_source
 from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> None:
     names = ", ".join(f"{name} encoder {encoder.name if encoder else NONE}" for name, encoder in said.items())
     say(f"{arguments.out}: {kind}; {names}")
     problems: list[Problem] = []
-    report = index.add(read_source(arguments.source, problems), whole=True)
+    with keeping(f"{arguments.out} keeps the documents that are written; the same command adds the others"):
+        report = index.add(read_source(arguments.source, problems), whole=True)
     report.problems[:0] = problems
     say(report.summary())
     for problem in report.problems[:SHOWN_PROBLEMS]:

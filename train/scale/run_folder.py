@@ -34,6 +34,13 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def kept(output_dir: str | None) -> str:
+    """What an interrupted run leaves, and how it goes on."""
+    if existing := checkpoints(Path(output_dir or "")):
+        return f"{existing[-1]} is kept; go on from it with --resume_from_checkpoint last"
+    return f"{output_dir}: no checkpoint was written yet, so start again (--save_steps says how often one is)"
+
+
 def resume_point(output_dir: Path, resume: str | None) -> str | None:
     """The checkpoint to resume from: a folder, `last` for the newest complete one, or None to start anew.
 
