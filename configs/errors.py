@@ -64,7 +64,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if (reason := fault_of_disk(error)) is None:
+        if (reason := fault_of_disk(error)) is None or _of_another_place(error, Path(path)):
             raise
         raise InputError(f"{path}: cannot be written: {reason}") from error
 
@@ -84,13 +84,24 @@ def fault_of_disk(error: BaseException) -> str | None:
     return None
 
 
+def _of_another_place(error: Exception, path: Path) -> bool:
+    """Whether an error names a file elsewhere, which was being read meanwhile."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str) or "://" in str(path):
+        return False
+    there, here = Path(name).absolute(), path.absolute().parent
+    return not (there.is_relative_to(here) or here.is_relative_to(there))
+
+
 @contextmanager
-def keeping(what: str) -> Iterator[None]:
-    """While a long command is at work: what an interrupt (Ctrl-C) leaves behind, and how to go on from it."""
+def keeping(what: str | Callable[[], str]) -> Iterator[None]:
+    """While a long command is at work: what an interrupt (Ctrl-C) leaves behind, and how to go on from it.
+
+    what: the words, or what finds them at that moment."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.args = stop.args or (what,)  # the innermost knows best
+        stop.args = stop.args or (what if isinstance(what, str) else what(),)  # the innermost knows best
         raise
 
 

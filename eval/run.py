@@ -25,7 +25,7 @@ import torch
 
 from ..configs import build, parse, save_resolved
 from ..configs.bounds import Guidance, Limit, NoneOrMore, OneOrMore, Seed, Temperature, TopP
-from ..configs.errors import InputError
+from ..configs.errors import InputError, keeping
 from ..configs.options import make
 from ..configs.registry import Found, files_in, find
 from ..configs.terminal import say
@@ -145,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     """The folders of runs that hold results now; where another process is still at work they do not yet."""
     (config,) = parse((EvalConfig,), argv, prog="limner eval")
     shard = Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))  # torchrun's
-    return [Path(run.out) for run in evaluations(config) if evaluate(run, shard)]
+    with keeping(f"{config.out} keeps what is answered and scored; the same command goes on from there"):
+        return [Path(run.out) for run in evaluations(config) if evaluate(run, shard)]
 
 
 def evaluations(config: EvalConfig) -> list[EvalConfig]:

@@ -26,7 +26,7 @@ import torch
 
 from ..configs import find_config, parse, read_yaml, terminal
 from ..configs.bounds import OneOrMore, Seed
-from ..configs.errors import InputError, run_or_exit
+from ..configs.errors import InputError, keeping, run_or_exit
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
 from ..models.documents.rendering import write_atomically
@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.score:
         terminal.say(json.dumps(score_checkpoint(config.score, Path(config.prompts), config.seed), indent=1))
         return
-    run(config)
+    with keeping(f"{config.out} keeps the arms that are done; the same command goes on with the others"):
+        run(config)
 
 
 def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:

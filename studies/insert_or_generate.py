@@ -24,7 +24,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ..configs import find_config, parse, read_yaml
 from ..configs.bounds import OneOrMore, Seed
-from ..configs.errors import InputError, run_or_exit
+from ..configs.errors import InputError, keeping, run_or_exit
 from ..data.mixture import SourceConfig
 from ..eval.statistics import SeedEstimate, nested_estimate
 from ..models.checkpoints.folder import load
@@ -94,7 +94,8 @@ class InsertOrGenerateConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (config,) = parse((InsertOrGenerateConfig,), argv, prog="limner insert-or-generate")
-    run(config)
+    with keeping(f"{config.out} keeps the arms that are done; the same command goes on with the others"):
+        run(config)
 
 
 def run(config: InsertOrGenerateConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..configs import terminal
-from ..configs.errors import InputError
+from ..configs.errors import InputError, writing
 from ..models.documents.rendering import write_atomically
 
 REACH = 0.5
@@ -51,8 +51,10 @@ def first_reach(curve: Sequence[Mapping[str, float]]) -> dict[str, float] | None
 @contextmanager
 def taken(file: Path) -> Iterator[bool]:
     """Whether this process has what the lock file stands for, until the block ends; a killed process gives it up."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.open("w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -27,7 +27,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
 from ..configs.bounds import NoneOrMore, Range
-from ..configs.errors import InputError, run_or_exit
+from ..configs.errors import InputError, keeping, run_or_exit
 from ..configs.schema import plain
 from ..configs.terminal import say
 from ..data.conversion import read_asked
@@ -46,7 +46,7 @@ from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, naming_what_is_kept, resume_point, save_settings
+from .scale.run_folder import check_plugins, kept, naming_what_is_kept, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -190,7 +190,8 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
-    trainer = place(config, args) if config.task == "insertion" else run(config, args)
+    with keeping(lambda: kept(args.output_dir)):
+        trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
         model = Path(args.output_dir or "") / "model"
         following = f"limner generate --model {model} --prompt TEXT --out answer.html"

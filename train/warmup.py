@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..configs import parse
 from ..configs.bounds import NoneOrMore, OneOrMore
-from ..configs.errors import InputError, run_or_exit
+from ..configs.errors import InputError, keeping, run_or_exit
 from ..configs.schema import check_ranges
 from ..configs.terminal import say
 from ..data.mixture import PackedRows, SourceConfig, split_long
@@ -37,7 +37,7 @@ from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_l
 from .scale.checkpointing import WholeCheckpoints
 from .scale.lora import LoraConfig, adapted, check_rows
 from .scale.precision import save_whole, stored_dtypes, train_in_fp32
-from .scale.run_folder import resume_point, save_settings
+from .scale.run_folder import kept, resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded
 from .watch.progress import check_trackers, show_progress
 
@@ -260,11 +260,12 @@ def say_of_pictures(trainer: WarmupTrainer) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup", section="warmup")
-    trainer = run(config, args)
+    with keeping(lambda: kept(args.output_dir)):
+        trainer = run(config, args)
     if trainer.accelerator.is_main_process:
         model = Path(args.output_dir or "") / "model"
         following = f"limner grpo --config grpo/default --model {model} --prompts FILE.jsonl"
-        print(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
+        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
     trainer.accelerator.end_training()
 
 

@@ -30,7 +30,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from ...configs import parse, save_resolved
 from ...configs.bounds import Limit, OneOrMore, Share
-from ...configs.errors import InputError
+from ...configs.errors import InputError, keeping
 from ...configs.terminal import one_line, say
 from ...data.shards import INDEX
 from ...models.chat.choice import ChatConfig, chat_model
@@ -257,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the tables. Exits with 1 where a scorer does not pass, or has not one verdict."""
     (config,) = parse((QualifyConfig,), argv, prog="limner qualify-judge")
     logging.getLogger("limner.rewards.guard").setLevel(logging.ERROR)  # failures are counted here, by kind
-    results = qualify(config)
+    with keeping(f"{config.out} keeps the judge's replies; the same command asks only for what is missing"):
+        results = qualify(config)
     if reason := nothing_compared(results):
         say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
     say(table(results))

@@ -31,7 +31,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import HFValidationError, filter_repo_objects, validate_repo_id
 
 from ...configs.bounds import NoneOrMore, bounded
-from ...configs.errors import ArgumentParser, InputError, reading, run_or_exit
+from ...configs.errors import ArgumentParser, InputError, keeping, reading, run_or_exit
 from ...configs.terminal import say
 from ...configs.whole import whole_directory, write_atomically
 from ...data.prompts import read_prompts
@@ -316,7 +316,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
         return
     api = open_repository(given.repo, given.private)
-    with tempfile.TemporaryDirectory() as folder:
+    nothing_sent = f"{given.repo} is as it was, or has all of the release; the same command does it again"
+    with keeping(nothing_sent), tempfile.TemporaryDirectory() as folder:
         summary = write_release(request, Path(folder) / "release")
         say(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...configs.bounds import Hits, bounded
-from ...configs.errors import ArgumentParser, InputError, reading
+from ...configs.errors import ArgumentParser, InputError, keeping, reading
 from ...configs.terminal import say, visible
 from ...data.conversion import fitting_source
 from ...data.sources.report import Report
@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> None:
     say(f"{arguments.out}: {kind}; {names}")
     problems: list[Problem] = []
     source = Report()
-    report = index.add(read_source(arguments.source, problems, source), whole=True)
+    with keeping(f"{arguments.out} keeps the documents that are written; the same command adds the others"):
+        report = index.add(read_source(arguments.source, problems, source), whole=True)
     report.problems[:0] = problems
     say("\n".join([report.summary(), *source.sums()]))
     for problem in report.problems[:SHOWN_PROBLEMS]:

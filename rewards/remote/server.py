@@ -31,7 +31,7 @@ import torch
 
 from ...configs import parse
 from ...configs.bounds import OneOrMore, Port
-from ...configs.errors import InputError
+from ...configs.errors import InputError, keeping
 from ...configs.terminal import say
 from ..base import Reward
 from ..build import RewardSettings, reward_parts
@@ -282,7 +282,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("rewards: give at least one a weight; those are served")
     with RewardServer(config, parts) as server:
         say(f"serving {', '.join(server.parts)} at {server.url}", flush=True)
-        try:
+        with keeping("the server has stopped; start it again for the runs that still ask it"):
             server.serve_forever()
-        except KeyboardInterrupt:
-            say("stopped")

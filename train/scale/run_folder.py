@@ -40,6 +40,13 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def kept(output_dir: str | None) -> str:
+    """What a run that stopped leaves, and how it goes on."""
+    if existing := checkpoints(Path(output_dir or "")):
+        return f"{existing[-1]} is kept; the same command with --resume_from_checkpoint last goes on from it"
+    return f"{output_dir}: no checkpoint was written yet, so start again (--save_steps says how often one is)"
+
+
 def resume_point(output_dir: Path, resume: str | None) -> str | None:
     """The checkpoint to resume from: a folder, `last` for the newest complete one, or None to start anew.
 
@@ -82,10 +89,7 @@ def naming_what_is_kept(output_dir: Path, trainer: Trainer) -> Iterator[None]:
         step = trainer.state.global_step
         if not step:
             raise
-        kept = "nothing is kept of them, for no checkpoint was due (save_steps)"
-        if found := checkpoints(output_dir):
-            kept = f"{found[-1]} is kept; the same command with --resume_from_checkpoint last goes on from there"
-        raise InputError(f"{error}. Steps done: {step}; {kept}") from error
+        raise InputError(f"{error}. Steps done: {step}; {kept(str(output_dir))}") from error
 
 
 def _whole(checkpoint: Path) -> Path:
