@@ -26,6 +26,7 @@ from .errors import InputError
 from .redaction import without_secrets
 from .registry import names_in
 from .schema import (
+    FOREIGN,
     Flag,
     Patch,
     Place,
@@ -41,6 +42,7 @@ from .schema import (
     section_of,
     unknown_key,
 )
+from .terminal import say
 from .whole import write_atomically
 from .yaml_file import read_yaml, scalar
 
@@ -51,7 +53,6 @@ DERIVED = {"generation_batch_size": "steps_per_generation"}
 """TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
 SECTIONS = ("warmup", "grpo")
 """Of a file of configs/model/: a base model's settings for each command."""
-THEIRS = ("transformers", "trl")
 CHECKPOINT = "limner.json"
 """What a checkpoint holds, in the folder of a configuration or above it."""
 HUB_CACHE = re.compile(r"/(?:models|datasets|spaces)--[^/]+/(?:snapshots|blobs)/")
@@ -96,7 +97,7 @@ def parse(
     each, and `section` says which is read. `--help` and `--help-all` print, under `usage`, and exit."""
     words = sys.argv[1:] if argv is None else list(argv)
     if {"-h", "--help", "--help-all"} & {*words}:
-        print(_help(dataclass_types, prog, usage, "--help-all" in words))
+        say(_help(dataclass_types, prog, usage, "--help-all" in words))
         raise SystemExit(0)
     fields = {name: kind for cls in dataclass_types for name, kind in fields_of(cls).items()}
     parser = _flag_parser(dataclass_types, fields)
@@ -182,7 +183,7 @@ def _help(dataclass_types: Sequence[type], prog: str | None, usage: str, everyth
         if dataclasses.is_dataclass(cls):  # what stands in for one of theirs (`on_demand`) is none
             _explain(parser, parser, cls)
     for cls in dataclass_types:
-        origin = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in THEIRS), None)
+        origin = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in FOREIGN), None)
         if origin:
             more = "output_dir, max_steps, learning_rate and resume_from_checkpoint among them"
             group = parser.add_argument_group(

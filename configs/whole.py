@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, writing
 
 IN_THE_MAKING = re.compile("[._]limner-(?:([0-9a-f]{8})-)?([0-9a-f]{16})")
 """The kernel that its writer runs on, and when it began, or of what it is the lock."""
@@ -44,35 +44,40 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed."""
+    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed.
+
+    Raises InputError where the disk is full or the folder may not be written.
+    """
     if isinstance(content, str):
         content = content.encode("utf-8", errors="replace")  # a lone surrogate, which JSON can carry, has no UTF-8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    beside, descriptor = _begin_file(path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        beside, descriptor = _begin_file(path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
 def whole_directory(directory: Path) -> Iterator[Path]:
     """A folder in the making: becomes `directory` at the end, replacing what stood there, or vanishes on any failure.
 
-    Raises InputError where `directory` is a file.
+    Raises InputError where `directory` is a file, the disk is full or the place may not be written.
     """
-    staging = Staging(Path(directory))
-    try:
-        yield staging.written
-        staging.publish()
-    finally:
-        staging.close()
+    with writing(directory):
+        staging = Staging(Path(directory))
+        try:
+            yield staging.written
+            staging.publish()
+        finally:
+            staging.close()
 
 
 class Staging:
@@ -101,7 +106,7 @@ class Staging:
         with ThreadPoolExecutor(SYNCS_AT_A_TIME) as pool:
             list(pool.map(_sync, [*self.written.rglob("*"), self.written]))
         while not (replace and _exchange(self.written, self.directory)):
-            if replace:
+            if replace and self.directory.exists():
                 self._move_aside()
             try:
                 self.written.rename(self.directory)

@@ -91,7 +91,8 @@ def convert(
             try:
                 writer.write(document, split, originals)
             except InputError as error:
-                report.problems.append(Problem(document.id, 1, "refused", "", str(error)))
+                lost = len(document.images) if report.written else 0
+                report.problems.append(Problem(document.id, 1, "refused", "", str(error), lost))
                 continue
             found.update(documents=1, images=len(document.images))
         report.documents, report.images = found["documents"], found["images"]

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ..configs.bounds import Above0
 from ..configs.errors import InputError, reading
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from ..models.tokens.processing import Processor
@@ -43,7 +44,7 @@ AHEAD = 2
 class SourceConfig:
     path: str
     """A folder of shards, or the address of one: `s3://BUCKET/DIR`, `hf://datasets/ORG/NAME`, `https://..`"""
-    weight: float = 1.0
+    weight: Above0 = 1.0
     """Share of documents drawn from it, relative to the other sources."""
 
 

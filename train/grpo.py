@@ -26,8 +26,10 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse
-from ..configs.errors import InputError, run_or_exit
-from ..configs.schema import Range, plain
+from ..configs.bounds import NoneOrMore, Range
+from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.schema import plain
+from ..configs.terminal import say
 from ..data.conversion import read_asked
 from ..data.prompts import pack_prompt, read_prompts
 from ..data.sources.report import LISTED, Problems, Report
@@ -44,7 +46,7 @@ from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, resume_point, save_settings
+from .scale.run_folder import check_plugins, kept, naming_what_is_kept, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -78,7 +80,7 @@ class RunConfig(RewardSettings):
     are."""
     heldout: HeldOutConfig = field(default_factory=HeldOutConfig)
     alarms: AlarmsConfig = field(default_factory=AlarmsConfig)
-    trajectories_every: int = 0
+    trajectories_every: NoneOrMore = 0
     """Rollout batches between two that are saved to `output_dir/trajectories`; 0 saves none."""
 
 
@@ -105,7 +107,8 @@ def run(
     show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
         save_settings(Path(args.output_dir or ""), resume, config, args)
-    trainer.train(resume_from_checkpoint=resume)
+    with naming_what_is_kept(Path(args.output_dir or ""), trainer):
+        trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     trainer.save_policy(Path(args.output_dir or "") / "model")
     return trainer
@@ -187,9 +190,14 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
-    trainer = place(config, args) if config.task == "insertion" else run(config, args)
+    with keeping(lambda: kept(args.output_dir)):
+        trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
-        print(f"wrote {Path(args.output_dir or '') / 'model'}")
+        model = Path(args.output_dir or "") / "model"
+        following = f"limner generate --model {model} --prompt TEXT --out answer.html"
+        if config.task == "insertion":
+            following = f"limner answer INDEX QUESTION --strategy inserter --model {model} --out answer.html"
+        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
     trainer.accelerator.end_training()
 
 

@@ -23,7 +23,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..configs import parse
-from ..configs.errors import InputError, run_or_exit
+from ..configs.bounds import Above0, NoneOrMore, OneOrMore
+from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..data.mixture import PackedRows, Place, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
@@ -36,10 +39,12 @@ from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_l
 from .scale.checkpointing import WholeCheckpoints
 from .scale.lora import LoraConfig, adapted, check_rows
 from .scale.precision import save_whole, stored_dtypes, train_in_fp32
-from .scale.run_folder import resume_point, save_settings
+from .scale.run_folder import kept, resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded
 from .watch.progress import check_trackers, show_progress
 
+SAY_FROM = 100
+"""Rows without one picture at which that is said."""
 HELDOUT_CHUNK = 16
 """Held-out documents whose pictures are encoded together."""
 PLACE = "data_place_{}.json"
@@ -57,18 +62,18 @@ class WarmupConfig:
     """Shard folders and their weights."""
     data: str | None = None
     """One shard folder, instead of `sources`."""
-    temperature: float | None = None
+    temperature: Above0 | None = None
     """Draw from a source by its size to the power of 1 / temperature as well: 1 by size, large for all alike."""
-    pack_length: int = 256
+    pack_length: OneOrMore = 256
     """Tokens of a row; a longer document is cut between segments."""
     normalisation: Normalisation = "token"
-    score_chunk: int | None = None
+    score_chunk: OneOrMore | None = None
     """Score so many tokens at a time against the vocabulary, and again in the backward pass; saves memory."""
     lora: LoraConfig | None = None
     """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
     freeze: list[str] = field(default_factory=list)
     """Submodules that stay as they are, by name, such as `model.vision_model`; an adapter leaves them alone, too."""
-    heldout_batches: int = 8
+    heldout_batches: NoneOrMore = 8
     """Rows of the held-out split to report the loss on, by modality; 0 for none."""
 
 
@@ -82,14 +87,17 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         policy: UnifiedPolicy,
         config: WarmupConfig,
         args: TrainingArguments,
+        say: Callable[[str], None] = print,
+        *,
         train_dataset: PackedRows,
         **kwargs: Any,
     ):
         self.policy, self.config, self.rows = policy, config, train_dataset
+        self._say = say
         self._counts: Counts | None = None
         self._sums: dict[str, torch.Tensor] = {}
-        self.image_tokens = 0
-        """Of the first row with a picture that was trained on; 0 until there was one."""
+        self._rows = torch.zeros(2)
+        self._said = SAY_FROM
         self.stored = stored_dtypes(policy.model)
         model: Any = adapted(policy.model, config.lora, args.seed) if config.lora else policy.model
         self.adapter: Any = model.peft_config["default"] if config.lora else None
@@ -103,6 +111,11 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         )
         check_setup(self.accelerator)
         train_in_fp32(policy.model, self.accelerator, config.lora is not None)
+
+    def say(self, words: str) -> None:
+        """Once, by the first process."""
+        if self.accelerator.is_main_process:
+            self._say(words)
 
     def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
         return {"token_batch": collate(rows, self.policy.vocabulary)}
@@ -131,14 +144,19 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         tokens = tokens_of(batch, self.policy.vocabulary.text_size)
         logp_BT, _ = self.policy.log_probs(model, batch, chunk=self.config.score_chunk)
         assert self._counts is not None
+        pictured_B = (batch.ids_BT == self.policy.vocabulary.controls.boi).any(1)
+        self._rows += torch.tensor([len(pictured_B), int(pictured_B.sum())])
         weights_BT = token_weights(tokens, self._counts, self.config.normalisation)
         for name, at in (("text", ~tokens.image_BT), ("image", tokens.image_BT)):
             at = at & tokens.trained_BT
-            if name == "image" and not self.image_tokens:
-                self.image_tokens = int(at.sum())
             self._sums[name] = self._sums.get(name, 0) + torch.stack([-logp_BT.detach()[at].sum(), at.sum()])
         # Gradients are averaged over ranks, and the weights already count all of them.
         return imitation_loss(logp_BT, weights_BT) * self.accelerator.num_processes
+
+    def rows_read(self) -> tuple[int, int]:
+        """Rows of this run so far, and those of them with a picture, over all processes, which call it together."""
+        rows, pictured = self.accelerator.reduce(self._rows.to(self.args.device), "sum").tolist()
+        return int(rows), int(pictured)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -148,13 +166,17 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
                     logs[f"loss/{name}"] = loss / tokens
                 logs[f"tokens/{name}"] = tokens
             self._sums.clear()
+            rows, pictured = self.rows_read()
+            if not pictured and rows >= self._said:  # now and then, each time after twice as many
+                self._said = 2 * rows
+                self.say(f"no picture in the {rows:,} rows so far")
             logs |= self._of_sources()
         super().log(logs, start_time)
 
     def _of_sources(self) -> dict[str, float]:
         """How often each source was read, and how many tokens of it, by all ranks."""
         place, mixture = self.rows.place, self.rows.mixture
-        tokens = torch.tensor(place.tokens or [0] * len(mixture.names), dtype=torch.float64)
+        tokens = torch.tensor(place.tokens or [0] * len(mixture.names), dtype=torch.float32)
         tokens = self.accelerator.reduce(tokens.to(self.args.device), "sum").tolist()
         logs = {f"source/{name}/epochs": round(epochs, 4) for name, epochs in mixture.epochs(place.block + 1).items()}
         return logs | {f"source/{name}/tokens": count for name, count in zip(mixture.names, tokens, strict=True)}
@@ -203,7 +225,7 @@ def run(
     args: TrainingArguments,
     policy: UnifiedPolicy | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> WarmupTrainer:
     """Trains and writes the checkpoint to `output_dir/model`."""
     if config.normalisation not in NORMALISATIONS:
@@ -213,8 +235,7 @@ def run(
         raise InputError("data: missing; name a folder of shards (--data DIR)")
     if args.max_steps <= 0:
         raise InputError("max_steps: missing; the stream of rows has no end, so say how many steps to train")
-    if config.score_chunk is not None and config.score_chunk < 1:
-        raise InputError(f"score_chunk: {config.score_chunk}; at least 1")
+    check_ranges(config)
     if config.lora and policy is None and not config.model:
         raise InputError("lora: an adapter needs a trained model under it; name it (--model DIR)")
     assert args.output_dir is not None
@@ -236,7 +257,7 @@ def run(
         temperature=config.temperature,
     )
     args.ignore_data_skip = True  # rows know where they stand; skipping would read them all again
-    trainer = WarmupTrainer(policy, config, args, train_dataset=rows, callbacks=list(callbacks))
+    trainer = WarmupTrainer(policy, config, args, say, train_dataset=rows, callbacks=list(callbacks))
     show_progress(trainer, "warm-up")
     folders = [source.path for source in sources]
     main = trainer.accelerator.is_main_process
@@ -246,10 +267,10 @@ def run(
     with trainer.accelerator.autocast():
         before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
     if resume:
-        _go_on(rows, Path(resume), args, say)
+        go_on(rows, Path(resume), args, trainer.say)
     trainer.train(resume_from_checkpoint=resume)
-    _say_what_was_not_seen(trainer, say)
     trainer.accelerator.wait_for_everyone()
+    say_of_pictures(trainer)
     save_whole(policy, trainer.accelerator, trainer.adapter, trainer.stored, Path(args.output_dir) / "model")
     if is_sharded(trainer.accelerator):
         policy = gathered_copy(policy, trainer.accelerator, trainer.adapter)
@@ -261,7 +282,7 @@ def run(
     return trainer
 
 
-def _go_on(rows: PackedRows, checkpoint: Path, args: TrainingArguments, say: Callable[[str], None]) -> None:
+def go_on(rows: PackedRows, checkpoint: Path, args: TrainingArguments, say: Callable[[str], None]) -> None:
     """Where the rows stood at the checkpoint. Raises InputError for one that another number of processes wrote."""
     if (place := checkpoint / PLACE.format(args.process_index)).is_file():
         count = len(list(checkpoint.glob(PLACE.format("*"))))
@@ -275,16 +296,26 @@ def _go_on(rows: PackedRows, checkpoint: Path, args: TrainingArguments, say: Cal
     rows.skip(step * args.gradient_accumulation_steps * args.per_device_train_batch_size)
 
 
-def _say_what_was_not_seen(trainer: WarmupTrainer, say: Callable[[str], None]) -> None:
-    """A run whose documents have pictures, and whose rows had none."""
-    kinds = {kind for index in trainer.rows.mixture.indexes for kind in index.kinds["train"]}
-    if kinds & {"interleaved", "text_to_image"} and not trainer.image_tokens and trainer.accelerator.is_main_process:
-        say("no picture was seen: no row of this run had one to learn; train longer, or look at `limner data preview`")
+def say_of_pictures(trainer: WarmupTrainer) -> None:
+    """Says so where the run has learned from no picture: a long document fills many rows before its first one."""
+    count, pictured = trainer.rows_read()
+    if count and not pictured:
+        trainer.say(
+            f"no picture was among the {count:,} rows that were trained on, so none was learned; a long document fills "
+            "many rows before its first picture: train longer (--max_steps), in longer rows (--pack_length), or on "
+            "documents that are cut into shorter ones"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup", section="warmup")
-    run(config, args).accelerator.end_training()
+    with keeping(lambda: kept(args.output_dir)):
+        trainer = run(config, args)
+    if trainer.accelerator.is_main_process:
+        model = Path(args.output_dir or "") / "model"
+        following = f"limner grpo --config grpo/default --model {model} --prompts FILE.jsonl"
+        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

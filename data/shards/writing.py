@@ -14,7 +14,7 @@ from typing import Any
 
 from webdataset.writer import TarWriter
 
-from ...configs.errors import InputError
+from ...configs.errors import InputError, writing
 from ...configs.whole import Staging
 from ...models.documents.document import InterleavedDocument
 from ..records import Record, encode_record
@@ -50,7 +50,8 @@ class ShardWriter:
         self._kinds: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
 
     def __enter__(self) -> ShardWriter:
-        self._staging = Staging(self.directory)
+        with writing(self.directory):
+            self._staging = Staging(self.directory)
         try:
             check_target(self.directory, self.overwrite)
         except BaseException:
@@ -61,7 +62,8 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._publish()
+                with writing(self.directory):
+                    self._publish()
         finally:
             for shard in self._open.values():
                 shard.abandon()
@@ -74,6 +76,12 @@ class ShardWriter:
         if self.fingerprint is None and any(segment.codes_N is not None for segment in document.images):
             raise InputError(f"document {document.id!r}: image codes without the fingerprint of their image tokenizer")
         record = encode_record(document, f"{self.records:09d}", encoded)
+        with writing(self.directory):
+            self._append(record, split)
+        self.records += 1
+        self._kinds[split][document.meta["kind"]] += 1
+
+    def _append(self, record: Record, split: str) -> None:
         shard = self._open.get(split)
         if shard is not None and (shard.records >= self.max_records or shard.bytes >= self.max_bytes):
             self._shards.append(self._open.pop(split).finish())
@@ -82,8 +90,6 @@ class ShardWriter:
             number = len([shard for shard in self._shards if shard.split == split])
             shard = self._open[split] = OpenShard(self._staging.written / f"{split}-{number:06d}.tar", split)
         shard.write(record)
-        self.records += 1
-        self._kinds[split][document.meta["kind"]] += 1
 
     def _publish(self) -> None:
         while self._open:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
+from ...configs.bounds import Factor, OneOrMore
 from ...configs.registry import register
-from ...configs.schema import Range
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from .dialects import TURNS, Reference, Turn, conversation, factory_entry, of_factory, speaks
 from .pictures import Picture, Pictures, PictureSettings, shown
@@ -34,11 +34,11 @@ class ChatSettings(PictureSettings):
     """A picture in an answer: the record is refused, the picture is learnt, or it stands there without being learnt."""
     turns: Literal["each", "whole", "last"] = "each"
     """A document for each answer, one for the whole record, or one for its last answer."""
-    max_turns: Annotated[int, Range(1)] = 8
+    max_turns: OneOrMore = 8
     """Most answers of a record; what comes later is counted as `more turns`."""
     text_only: Literal["keep", "drop"] = "keep"
     """Records without a picture: kept, so that language survives, or left out as `no picture`."""
-    min_ratings: dict[str, float] = field(default_factory=dict)
+    min_ratings: dict[str, Factor] = field(default_factory=dict)
     """Least rating of an answer by name, as FineVision has them: `{relevance: 3}`; one without a rating passes."""
     prompts: bool = False
     """Only what is asked, the last question of a record: it needs no answer."""

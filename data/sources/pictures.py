@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 from PIL import Image, ImageOps
 
+from ...configs.bounds import MILLION, Range, Side
 from ...configs.errors import InputError
-from ...configs.schema import Range
 from ...models.documents.document import MAX_IMAGE_BYTES, ImageSegment, open_image, to_rgb
 from .report import Refused, Report
 
@@ -139,9 +139,9 @@ class PictureSettings:
 
     images: str = ""
     """Folder of the pictures (`--images`); by default that of the file that names them, then SRC."""
-    min_side: Annotated[int, Range(1)] = 16
+    min_side: Side = 16
     """A picture with a shorter side is refused: `too small`."""
-    max_aspect: Annotated[float, Range(1)] = 10.0
+    max_aspect: Annotated[float, Range(1, MILLION)] = 10.0
     """A picture whose longer side is more than so many times its shorter is refused: `aspect`."""
 
     def gallery(self, path: Path, report: Report) -> Gallery:

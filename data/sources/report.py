@@ -12,8 +12,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...configs.terminal import one_line
+
 LISTED = 100
 """Problems of a kind that a converter lists; the others it counts, so that the report of a million records is small."""
+
+MOST_NAMED = 12
+"""Kinds, extensions and folders that a line names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +30,12 @@ class Problem:
     target: str
     """The picture as the file names it; empty where the problem is the file's."""
     reason: str
+    pictures: int = 0
+    """How many of the pictures that are written in the files it accounts for."""
 
     def __str__(self) -> str:
         line = f"{self.file}:{self.line}: {self.kind}: {self.target and self.target + ': '}{self.reason}"
-        return "".join(char if char.isprintable() else "?" for char in line)  # names may hold terminal control codes
+        return one_line(line)  # names may hold terminal control codes
 
 
 class Problems(list[Problem]):
@@ -36,10 +43,11 @@ class Problems(list[Problem]):
 
     def __init__(self, most: int | None = None) -> None:
         super().__init__()
-        self.most, self.counts = most, Counter[str]()
+        self.most, self.counts, self.pictures = most, Counter[str](), 0
 
     def append(self, problem: Problem) -> None:
         self.counts[problem.kind] += 1
+        self.pictures += problem.pictures
         if self.most is None or self.counts[problem.kind] <= self.most:
             super().append(problem)
 
@@ -74,6 +82,16 @@ class Report:
     """Rules that let a record pass, by how often they did."""
     most_records: int | None = None
     """A trial reads so many."""
+    written: int = 0
+    """Pictures that the files refer to, where the source counts them: `images`, and those that problems account for."""
+    notes: list[Problem] = field(default_factory=list)
+    """Of what is kept, and worth saying: the first frame of an animation."""
+    removed: dict[str, int] = field(default_factory=dict)
+    """Markup taken out of the texts, by kind: template tag, attribute list, ..."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Files of kinds that are not read, by extension."""
+    left_out: list[str] = field(default_factory=list)
+    """Folders that were not entered."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.problems, Problems):
@@ -95,21 +113,40 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         counts = {"records": self.records, "documents": self.documents, "images": self.images}
-        return {**counts, "rules": self.rules(), "problems": [asdict(problem) for problem in self.problems]}
+        listed = {name: [asdict(problem) for problem in getattr(self, name)] for name in ("problems", "notes")}
+        sums = {name: getattr(self, name) for name in ("written", "removed", "unread", "left_out")}
+        return {**counts, "rules": self.rules(), **sums, **listed}
 
     def summary(self) -> str:
-        """The counts in one line, then a line for each problem that is listed."""
+        """The counts in one line, then one for each other sum, each problem that is listed, and each note."""
         total = self.problems.counts.total()
         counts = {"document": self.documents, "image": self.images, "problem": total}
         head = ", ".join(f"{count} {name}{'s' if count != 1 else ''}" for name, count in counts.items())
-        rules = ", ".join(f"{kind} {count}" for kind, count in self.problems.counts.most_common())
-        lines = [f"{head} ({rules})" if rules else head]
-        if self.kept:
-            lines.append(f"kept: {', '.join(f'{rule} {count}' for rule, count in self.kept.most_common())}")
-        lines += map(str, self.problems)
+        kinds = _kinds(self.problems.counts)
+        lines = [f"{head} ({kinds})" if kinds else head, *self.sums(), *map(str, self.problems)]
         if more := total - len(self.problems):
             lines.append(f"and {more} more of the same kinds")
-        return "\n".join(lines)
+        return "\n".join([*lines, *map(str, self.notes)])
+
+    def sums(self) -> list[str]:
+        """That nothing is lost: what became of each picture that was written, what was taken out, what was not read."""
+        lines = [f"kept: {_kinds(self.kept)}"] if self.kept else []
+        if self.written:
+            refused = self.problems.pictures
+            lines.append(f"pictures written: {self.written} = {self.images} kept + {refused} not")
+            if self.written != self.images + refused:
+                lines[-1] += f" (the sum is out by {self.written - self.images - refused}: please report this)"
+        if self.notes:
+            lines.append(f"noted: {_kinds(Counter(note.kind for note in self.notes))}")
+        if self.removed:
+            lines.append(f"taken out of the texts: {_kinds(self.removed)}")
+        if self.unread:
+            lines.append(f"files not read: {_kinds(self.unread)}")
+        if self.left_out:
+            more = len(self.left_out) - MOST_NAMED
+            named = ", ".join(self.left_out[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"folders left out: {named}")
+        return [one_line(line) for line in lines]
 
     def table(self) -> str:
         """What a trial prints: each rule with its count and its first case."""
@@ -121,3 +158,11 @@ class Report:
         lines = [f"{read}{self.documents} documents, {self.images} images"]
         lines += [f"  {what:<8}  {rule:<{width}}  {count:>7}  {case}".rstrip() for what, rule, count, case in rows]
         return "\n".join(lines)
+
+
+def _kinds(counts: dict[str, int]) -> str:
+    """`missing 3, duplicate 1`"""
+    most = Counter(counts).most_common(MOST_NAMED)
+    named = [f"{kind} {count}" for kind, count in most]
+    rest = sum(counts.values()) - sum(count for _, count in most)
+    return ", ".join([*named, f"others {rest}"] if rest else named)

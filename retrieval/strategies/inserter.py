@@ -167,6 +167,14 @@ class WritingInserter:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _generate(self, inputs: dict[str, Tensor], limit: int, processors: list[Any], **settings: Any) -> list[str]:
+        """Raises InputError where the longest prompt leaves the model no position."""
+        tokens = inputs["input_ids"].shape[1]
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", tokens + 1)
+        if tokens >= most:
+            raise InputError(
+                f"the inserter's prompt has {tokens:,} tokens, and its model {most:,} positions; give fewer "
+                "candidates, smaller pictures or a shorter text"
+            )
         ids_BT = self.model.generate(
             **inputs,
             max_new_tokens=limit,

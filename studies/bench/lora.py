@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from ...configs.errors import InputError, run_or_exit
+from ...configs.bounds import OneOrMore, Seed
+from ...configs.errors import run_or_exit
 from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling, generate
 from ...models.tokens.processing import Processor
@@ -42,22 +43,17 @@ GOAL = 1.1
 
 @dataclass
 class BenchConfig:
-    group: int = 32
+    group: OneOrMore = 32
     """Completions of the one prompt."""
-    turns: int = 7
+    turns: OneOrMore = 7
     """Timed runs of each contender."""
-    text_tokens: int = 16
+    text_tokens: OneOrMore = 16
     """Mean length of a text."""
-    seed: int = 0
+    seed: Seed = 0
     json: str | None = None
     """File for the figures."""
     model: NewModelConfig = field(default_factory=NewModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-
-    def check(self) -> None:
-        for name in ("group", "turns", "text_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}; at least 1")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(config: BenchConfig) -> dict[str, Any]:
     """The contenders in turn, in rotating order; the figures as `--json` writes them."""
-    config.check()
     limit_threads()
     disable_progress_bar()
     processor = bench_processor(config.model, config.seed)

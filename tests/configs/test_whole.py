@@ -1,6 +1,7 @@
 """What appears whole or not at all, with an exchange and without; `tests/kills` kills writers of every kind."""
 
 import os
+import threading
 import time
 
 import pytest
@@ -199,3 +200,22 @@ def test_one_process_at_a_time_for_a_path(tmp_path):
         os.write(writable, b"parent ")
     assert os.waitpid(child, 0)[1] == 0
     assert os.read(readable, 100) == b"parent child" and names(tmp_path) == []
+
+
+def test_a_folder_that_is_replaced_is_there_all_the_time(tmp_path, way):
+    if way == "two renames" or not whole._exchange(tmp_path, tmp_path):
+        pytest.skip("no exchange")
+    write(tmp_path / "folder", "one")
+    missing, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            missing.append(not (tmp_path / "folder" / "a").exists())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for number in range(30):
+        write(tmp_path / "folder", str(number))
+    stop.set()
+    looking.join()
+    assert len(missing) > 30 and not any(missing)

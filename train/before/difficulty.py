@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 from transformers import TrainerCallback
 
+from ...configs.bounds import Share
 from ...configs.errors import InputError
-from ...configs.schema import Range
 from ...data.prompts import pack_prompt, unpack_prompt
 from ...eval.folder import Journal, keep_manifest, read_journals
 from ...models.documents.document import InterleavedDocument
@@ -35,9 +35,9 @@ RATINGS, KEPT = "ratings", "prompts.jsonl"
 class DifficultyConfig:
     out: str = "runs/rated"
     """Folder of the ratings and of the prompts that are kept."""
-    lowest: Annotated[float, Range(0, 1)] = 0.05
+    lowest: Share = 0.05
     """Mean score of a prompt's answers below which it is left out as too hard."""
-    highest: Annotated[float, Range(0, 1)] = 0.95
+    highest: Share = 0.95
     """Mean score above which it is left out as too easy."""
 
     def __post_init__(self) -> None:

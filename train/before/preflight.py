@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ...configs.errors import InputError
+from ...configs.terminal import say
 from ...data.prompts import unpack_prompt
 from ..objective.advantages import dead_groups
 from ..objective.losses import Counts
@@ -65,15 +66,28 @@ class Preflight(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **_):
         if state.global_step == 0:
+            check_servers(self.trainer)
             checks = run_checks(self.trainer, self.most_dead)
             if self.trainer.accelerator.is_main_process:
-                print("preflight\n" + "\n".join(map(str, checks)), flush=True)
+                say("preflight\n" + "\n".join(map(str, checks)), flush=True)
             failed = [check for check in checks if not check.passed]
             if failed:
                 others = f" (failed too: {', '.join(check.name for check in failed[1:])})" if failed[1:] else ""
                 raise InputError(f"preflight: {failed[0].name}: {failed[0].text}{others}")
         if self.only:
             raise PreflightDone
+
+
+def check_servers(trainer: InterleavedGRPOTrainer) -> None:
+    """Asks what the rewards will ask. Raises InputError, on all ranks, where one gives no answer: all else is idle."""
+    said = []
+    for server in getattr(trainer.reward, "servers", ()):
+        try:
+            server.probe()
+        except InputError as error:
+            said.append(str(error))
+    if faults := [line for line in gather_object([said]) for line in line]:
+        raise InputError(f"preflight: a server of the rewards does not answer: {faults[0]}")
 
 
 class PreflightDone(Exception):
@@ -139,6 +153,7 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
     """Every component varies inside some group, or is at its best everywhere; what is learned from varies in many."""
     algorithm, components = trainer.algorithm, dict(batch.output.breakdown)
     by_segment = algorithm.objective == "segment-rejection"
+    failures = {guard.name: guard.last_reason for guard in getattr(trainer.reward, "guards", ())}
     if algorithm.outcome_weight or algorithm.objective == "rejection":
         components["all together"] = batch.output.outcome
     checks = []
@@ -149,6 +164,9 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
         dead = dead_groups(values, trainer.num_generations, algorithm.spread_floor).item()
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
+        if failure := failures.get(name, "") * (not len(known)):
+            checks.append(Check(f"reward {name}", False, f"failed: {failure}"))
+            continue
         whole = name == "all together"
         passed = dead < (most_dead if whole else 1) or (best and not whole)
         checks.append(Check(f"reward {name}", passed, text + ("" if passed else _wasted(dead))))

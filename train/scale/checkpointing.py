@@ -10,7 +10,7 @@ from uuid import uuid4
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
-from ...configs.errors import InputError, reading
+from ...configs.errors import InputError, reading, writing
 from ...configs.whole import Staging, remove_folder, sweep
 from ...models.checkpoints.folder import save_beside_model
 from ...models.policy import UnifiedPolicy
@@ -72,16 +72,19 @@ class WholeCheckpoints:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         output_dir, step = Path(self.args.output_dir), self.state.global_step
         main = self.accelerator.is_main_process
-        staging = Staging(output_dir / f"checkpoint-{step}", HIDDEN) if main else None
+        with writing(output_dir):
+            staging = Staging(output_dir / f"checkpoint-{step}", HIDDEN) if main else None
         try:
             places = [str(staging.written.parent) if staging else None]
             broadcast_object_list(places)
             self._staging = places[0]
-            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            with writing(output_dir / f"checkpoint-{step}"):
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
             self._staging = None
             self.accelerator.wait_for_everyone()
             if staging:
-                staging.publish()
+                with writing(output_dir / f"checkpoint-{step}"):
+                    staging.publish()
         finally:
             self._staging = None
             if staging:

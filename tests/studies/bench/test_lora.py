@@ -29,5 +29,5 @@ def test_the_smallest_benchmark(tmp_path, capsys):
 
 
 def test_sizes_below_one_are_refused():
-    with pytest.raises(InputError, match="turns: 0; at least 1"):
+    with pytest.raises(InputError, match="turns: expected a number 1 to 1,000,000, got 0"):
         main([*SMALLEST, "--turns", "0"])
