@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...models.documents.document import InterleavedDocument, TextSegment
-from .chat import Built, valid_text
-from .pictures import Picture, PictureSettings
-from .report import Refused
+from ....models.documents.document import InterleavedDocument, TextSegment
+from ..chat import Built, valid_text
+from ..pictures import Picture, PictureSettings
+from ..report import Refused
 
 CAPTIONS = ("text", "caption", "prompt", "sharegpt4v", "description", "txt")
 """Where a caption is looked for, in this order."""
