@@ -18,7 +18,7 @@ from typing import Any
 
 from ..configs import parse
 from ..configs.errors import InputError
-from ..models.documents.rendering import write_atomically
+from ..configs.whole import write_atomically
 from .benchmark import read_verdicts
 from .figures import Comparison, Figure, compare, figures_of, mean_of
 from .folder import read_json

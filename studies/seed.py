@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..configs.errors import InputError
-from ..models.documents.rendering import write_atomically
+from ..configs.whole import write_atomically
 
 REACH = 0.5
 """The held-out score whose first reaching measures efficiency."""

@@ -31,11 +31,11 @@ from typing import Any, Literal, Protocol, get_args
 
 from ...configs import parse, save_resolved
 from ...configs.errors import InputError
+from ...configs.whole import write_atomically
 from ...data.shards import INDEX
 from ...models.chat.choice import ChatConfig, chat_model
 from ...models.chat.requests import Answer, ChatModel, Request, fill
 from ...models.documents.document import InterleavedDocument, TextSegment
-from ...models.documents.rendering import write_atomically
 from ...rewards.base import Completion
 from ...rewards.build import RewardSettings, reward_parts
 from ...rewards.guard import GuardedReward

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...configs.whole import write_atomically
 from ...data.mixture import token_report
 from ...data.shards import ShardWriter, read_documents
 from ...models.checkpoints.folder import save
 from ...models.documents.document import ImageSegment, InterleavedDocument, encode_png
-from ...models.documents.rendering import write_atomically
 from ...models.tokens.processing import Processor
 from ...train.from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .prompts import read_outlines, write_outlines
