@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.errors import InputError, reading, writing
-from ..models.documents.rendering import write_atomically
+from ..configs.whole import write_atomically
 
 MANIFEST = "manifest.json"
 SYNC_S = 0.5

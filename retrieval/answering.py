@@ -23,18 +23,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..configs.errors import InputError
+from ..configs.whole import write_atomically
 from ..data.insertion.placements import Candidate, InsertionTask, Placement, compose, settled
 from ..data.sentences import sentences
 from ..models.chat.requests import ChatModel
 from ..models.documents.document import InterleavedDocument, TextSegment, open_image, to_rgb
-from ..models.documents.rendering import (
-    beginning,
-    check_suffix,
-    document_html,
-    html_page,
-    save_markdown,
-    write_atomically,
-)
+from ..models.documents.rendering import beginning, check_suffix, document_html, html_page, save_markdown
 from .index.corpus import PIC, Chunk, Hit, some
 from .index.encoders import TextEncoder
 from .index.tables import STOP_WORDS, searched_text

@@ -9,7 +9,7 @@ import yaml
 
 from limner.configs import build, parse
 from limner.configs.errors import InputError
-from limner.models.documents.rendering import write_atomically
+from limner.configs.whole import write_atomically
 from limner.studies import study
 from limner.studies.config import StudyConfig, arm_settings, check, flags, flat, homes, running_order
 from limner.studies.seed import taken

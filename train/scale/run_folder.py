@@ -16,8 +16,7 @@ from ...configs.errors import InputError, reading
 from ...configs.registry import files_in
 from ...configs.schema import plain
 from ...configs.terminal import say
-from ...configs.whole import OLD, take_back
-from ...models.documents.rendering import write_atomically
+from ...configs.whole import OLD, take_back, write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 CONFIG = "config.yaml"

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from PIL import Image
 
 from ...configs.errors import InputError, reading
+from ...configs.whole import write_atomically
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
-from ...models.documents.rendering import write_atomically
 
 if TYPE_CHECKING:  # a viewer reads records without torch
     from ...models.tokens.processing import Processor
