@@ -33,6 +33,7 @@ from webdataset.tariterators import group_by_keys
 from webdataset.writer import TarWriter
 
 from ..configs.errors import InputError, writing
+from ..configs.files import plain_file
 from ..configs.whole import Staging, take_back
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from .records import KINDS, MAX_RECORD_BYTES, MEMBER, Record, decode_record, encode_record
@@ -267,7 +268,7 @@ def read_index(directory: str | Path) -> ShardIndex:
     try:
         if path.is_symlink() or path.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError(f"a symbolic link, or larger than {MAX_INDEX_BYTES} bytes")
-        value = json.loads(path.read_bytes())
+        value = json.loads(plain_file(path).read_bytes())
         if not isinstance(value, dict) or {name: value.pop(name, None) for name in FORMAT} != FORMAT:
             raise ValueError(f"not of {FORMAT['format']} version {FORMAT['version']}")
         shards = tuple(Shard(**shard) for shard in value.pop("shards"))
@@ -312,7 +313,7 @@ def raw_records(directory: Path, shard: Shard) -> Iterator[Record]:
         if (size := path.stat().st_size) != shard.bytes:
             raise ValueError(f"{size} bytes instead of {shard.bytes}: truncated or replaced")
         # "r:" admits no compression: a small shard cannot unfold into a huge one.
-        with tarfile.open(path, mode="r:") as archive:
+        with tarfile.open(plain_file(path, None), mode="r:") as archive:
             for record in group_by_keys(_members(archive, path)):
                 key, count = record["__key__"], count + 1
                 yield record

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.errors import InputError, reading, writing
+from ..configs.files import plain_file
 from ..configs.whole import write_atomically
 
 MANIFEST = "manifest.json"
@@ -38,7 +39,7 @@ def keep_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> Any:
     """Raises InputError where the file cannot be read."""
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(plain_file(path).read_text(encoding="utf-8"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

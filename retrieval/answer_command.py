@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..configs import parse
 from ..configs.bounds import Hits, NoneOrMore, Share
 from ..configs.errors import InputError, reading
+from ..configs.files import plain_file
 from ..configs.options import make
 from ..configs.registry import find
 from ..configs.schema import check_ranges
@@ -116,7 +117,7 @@ def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[
     text = ""
     if config.text:
         with reading(Path(config.text)):
-            text = Path(config.text).read_text(encoding="utf-8")
+            text = plain_file(Path(config.text)).read_text(encoding="utf-8")
         if not text.strip():
             raise InputError(f"{config.text}: empty; there is no answer to illustrate")
     means = Means(

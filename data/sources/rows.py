@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from .report import Enough, Problem, Report
 
 MAX_LINE = 256 * 2**20
@@ -121,7 +122,10 @@ class _Broken(str):
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    with reading(file), gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
+    with (
+        reading(file),
+        gzip.open(plain_file(file), "rb") if file.suffix == ".gz" else plain_file(file).open("rb") as opened,
+    ):
         yield opened
 
 

@@ -70,7 +70,7 @@ class EndpointConfig:
     """Further attempts after a timeout, a lost connection, HTTP 408, 409, 429 or 5xx, or a reply that is none."""
     backoff: Seconds = 0.5
     """Seconds before the second attempt; doubles with each. The server's Retry-After comes first."""
-    patience: Seconds = 300.0
+    patience: Seconds = 240.0
     """Seconds without one reply, while requests fail, until the call stops with an error; 0: never. So long a server is
     waited for that has answered before and is gone; one that nobody ever reached stops the call at once."""
     max_requests: Limit = 0

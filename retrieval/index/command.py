@@ -18,7 +18,7 @@ from ...configs.errors import ArgumentParser, InputError, keeping, reading
 from ...configs.terminal import say, visible
 from ...data.conversion import fitting_source
 from ...data.sources.report import Report
-from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
+from ...models.documents.document import read_image, to_rgb
 from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
 from .store import Index
@@ -153,6 +153,4 @@ def _index(arguments: argparse.Namespace) -> Index:
 
 def _read_picture(path: Path) -> Image.Image:
     with reading(path):
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_IMAGE_BYTES} bytes; give a smaller picture")
-        return to_rgb(open_image(path.read_bytes()))
+        return to_rgb(read_image(path))
