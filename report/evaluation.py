@@ -86,7 +86,7 @@ def no_score(folder: Path) -> str:
 
 def _lead(results: Mapping[str, Any]) -> str:
     part = results["tables"][0]
-    name, cells = part["rows"][0]
+    name, cells = next(iter(part["rows"]), ("", [None] * len(part["columns"])))
     known = [(column, cell) for column, cell in zip(part["columns"], cells, strict=True) if cell]
     if not known:
         return "No item has a score."

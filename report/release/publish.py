@@ -137,7 +137,8 @@ def write_release(request: Request, directory: Path) -> Summary:
             text = yaml.safe_dump(dict(stage.settings), sort_keys=False, allow_unicode=True)
             write_atomically(staging / stage_file(number, stage), text)
         _write_entries(read_entries(results), staging)
-        write_atomically(staging / "README.md", model_card(release))
+        # A young model may write any character: CommonMark, too, shows U+FFFD for this one.
+        write_atomically(staging / "README.md", model_card(release).replace("\0", "\ufffd"))
         expected = digest(model.policy), model.sampling
         del model  # the check loads it again, and a large one may not fit twice
         check_release(staging, *expected)
