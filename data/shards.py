@@ -36,6 +36,7 @@ from webdataset.tariterators import group_by_keys
 from webdataset.writer import TarWriter
 
 from ..configs.errors import InputError, writing
+from ..configs.json_text import parse_json
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from .records import KINDS, MAX_RECORD_BYTES, MEMBER, Record, decode_record, encode_record
 
@@ -323,7 +324,7 @@ def read_index(directory: str | Path) -> ShardIndex:
     try:
         if path.is_symlink() or path.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError(f"a symbolic link, or larger than {MAX_INDEX_BYTES} bytes")
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
         if not isinstance(value, dict) or {name: value.pop(name, None) for name in FORMAT} != FORMAT:
             raise ValueError(f"not of {FORMAT['format']} version {FORMAT['version']}")
         shards = tuple(Shard(**shard) for shard in value.pop("shards"))

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..configs.errors import InputError, reading
+from ..configs.json_text import parse_json
 from ..data.prompts import read_lines
 from ..models.documents.document import ImageSegment, InterleavedDocument, Origin, Segment, TextSegment, open_image
 
@@ -45,7 +46,7 @@ def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     with reading(path):
         text = path.read_text(encoding="utf-8-sig")
     try:
-        values = list(_flattened(json.loads(text), path))
+        values = list(_flattened(parse_json(text), path))
     except json.JSONDecodeError as error:
         if path.suffix != ".jsonl":
             raise InputError(f"{path}: not JSON: {error}") from None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import json
 import math
 import os
 import queue
@@ -30,6 +29,7 @@ from urllib.parse import urlsplit
 
 from ...configs.bounds import Limit, NoneOrMore, OneOrMore, Seconds, Seed, Side, Temperature
 from ...configs.errors import InputError
+from ...configs.json_text import parse_json
 from ...configs.redaction import texts_in, without_secrets
 from ..documents.document import data_uri
 from .reply_cache import ReplyCache
@@ -293,7 +293,7 @@ class _Fault:
 def read_reply(body: str) -> Reply:
     """The reply in the body of a chat completion; one without text is a reply, its text is empty. Raises ValueError."""
     try:
-        value = json.loads(body)
+        value = parse_json(body)
         choice, usage = value["choices"][0], value.get("usage") or {}
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         if not isinstance(text, str | None) or not isinstance(refusal, str | None):

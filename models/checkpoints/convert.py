@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers.cache_utils import DynamicCache
 
 from ...configs.bounds import Width, bounded
 from ...configs.errors import ArgumentParser, InputError, reading
+from ...configs.json_text import parse_json
 from ...configs.registry import entries
 from ...configs.terminal import say
 from ..attention import layer_types, widest_window
@@ -65,7 +65,7 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
     if not path.is_file():
         raise InputError(f"{directory}: no config.json; this is no model folder of transformers")
     with reading(path):
-        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+        model_type = parse_json(path.read_text(encoding="utf-8"))["model_type"]
     return family_of_type(model_type)
 
 

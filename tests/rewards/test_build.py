@@ -157,7 +157,7 @@ def test_a_class_that_takes_no_completions_is_refused_before_anything_is_made(mi
     [
         ({"format": {"patern": "x"}}, "rewards.format: patern: unknown key; did you mean pattern?"),
         ({"format": {"pattern": "x"}}, "rewards.format: pattern: expected one of alternating, think-vis, got 'x'"),
-        ({"structure": {"least": 0}}, "rewards.structure: least: expected at least 1, got 0"),
+        ({"structure": {"least": 0}}, "rewards.structure: least: expected a number 1 to 1,000,000, got 0"),
         ({"structure": {"least": "two"}}, "rewards.structure: least: expected int, got 'two'"),
         ({"structure": {"least": 3, "most": 2}}, "rewards.structure: least: 3 to 2 steps; give 1 <= least <= most"),
         ({"picture_stories/text_plan": {"plan": 1}}, "rewards.picture_stories/text_plan: plan: unknown key; known: "),
@@ -168,7 +168,7 @@ def test_a_class_that_takes_no_completions_is_refused_before_anything_is_made(mi
         ({"remote/flat": {"reward": "x"}}, "rewards.remote/flat.reward: stands in the name 'remote/flat' already"),
         (
             {"remote/flat": {"url": "http://x", "retries": -1}},
-            "rewards.remote/flat: retries: expected at least 0, got -1",
+            "rewards.remote/flat: retries: expected a number 0 to 1,000,000, got -1",
         ),
         ({"text/bleu": 1}, "rewards.text/bleu: preset: 'bleu' is none of rouge_l, bertscore, "),
         ({"mine.py:brevity": {"word": 3}}, "rewards.mine.py:brevity: word: unknown key; did you mean words?"),
@@ -373,7 +373,7 @@ def test_flags_are_weights_and_options_like_a_files(given):
         (["--rewards", "{formt: 1}"], "no reward is called 'formt'; did you mean format"),
         (["--rewards", "3"], "--rewards: expected a mapping, got 3"),
         (["--rewards.format.pattern.more", "1"], "--rewards.format.pattern.more: rewards.format has no part pattern"),
-        (["--reward_guard.patience", "0"], "patience: 0 failed calls in a row; give 1 or more"),
+        (["--reward_guard.patience", "0"], "--reward_guard.patience: expected a number 1 to 1,000,000, got 0"),
         (["--endpoints.critic.modle", "m"], "--endpoints.critic.modle: unknown key; did you mean model"),
     ],
 )

@@ -187,7 +187,7 @@ def test_counts_survive_a_checkpoint():
 @pytest.mark.parametrize(("timeout", "patience", "name"), [(-1, 3, "timeout"), (math.inf, 3, "timeout"), (1, 0, "pat")])
 def test_settings_out_of_range_are_refused(timeout, patience, name):
     section = {"reward_guard": {"timeout": timeout, "patience": patience}}
-    with pytest.raises(InputError, match=f"my.yaml: reward_guard: {name}"):
+    with pytest.raises(InputError, match=f"my.yaml: reward_guard.{name}"):
         build(RewardSettings, section, "my.yaml")
     with pytest.raises(InputError, match=name):
         RewardGuardConfig(timeout, patience)

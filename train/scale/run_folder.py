@@ -10,6 +10,7 @@ from typing import Any
 
 from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ...configs.registry import files_in
 from ...configs.schema import plain
 from ...configs.terminal import say
@@ -77,7 +78,7 @@ def resume_point(output_dir: Path, resume: str | None) -> str | None:
 def _whole(checkpoint: Path) -> Path:
     """Runs write whole checkpoints; one that was copied or cleaned up may be half of one."""
     try:
-        step = json.loads((checkpoint / CHECKPOINT_STATE).read_text(encoding="utf-8"))["global_step"]
+        step = parse_json((checkpoint / CHECKPOINT_STATE).read_text(encoding="utf-8"))["global_step"]
     except (OSError, ValueError, KeyError, TypeError):
         step = None
     if not isinstance(step, int):
@@ -120,7 +121,7 @@ def read_plugins(output_dir: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with reading(path):
-        return [{name: str(row[name]) for name in ("file", "sha256", "copy")} for row in json.loads(path.read_bytes())]
+        return [{name: str(row[name]) for name in ("file", "sha256", "copy")} for row in parse_json(path.read_bytes())]
 
 
 def check_plugins(resume: str | None, *settings: Any) -> None:
