@@ -100,3 +100,8 @@ def limner(monkeypatch, capsys):
         return code, out, err
 
     return run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-cases", type=int, default=2000, help="spoilt inputs of tests/fuzz (default 2000)")
+    parser.addoption("--fuzz-only", default="", metavar="'TARGET N'", help="one of them alone")
