@@ -34,6 +34,7 @@ from webdataset.writer import TarWriter
 
 from ..configs.errors import InputError, writing
 from ..configs.files import plain_file
+from ..configs.json_text import parse_json
 from ..configs.whole import Staging, take_back
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from .records import KINDS, MAX_RECORD_BYTES, MEMBER, Record, decode_record, encode_record
@@ -268,7 +269,7 @@ def read_index(directory: str | Path) -> ShardIndex:
     try:
         if path.is_symlink() or path.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError(f"a symbolic link, or larger than {MAX_INDEX_BYTES} bytes")
-        value = json.loads(plain_file(path).read_bytes())
+        value = parse_json(plain_file(path).read_bytes())
         if not isinstance(value, dict) or {name: value.pop(name, None) for name in FORMAT} != FORMAT:
             raise ValueError(f"not of {FORMAT['format']} version {FORMAT['version']}")
         shards = tuple(Shard(**shard) for shard in value.pop("shards"))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
-import json
 import math
 import os
 import queue
@@ -31,6 +30,7 @@ from urllib.parse import urlsplit
 
 from ...configs.bounds import Limit, NoneOrMore, OneOrMore, Seconds, Seed, Side, Temperature
 from ...configs.errors import InputError, Unavailable
+from ...configs.json_text import parse_json
 from ...configs.redaction import texts_in, without_secrets
 from ..documents.document import InterleavedDocument, TextSegment, data_uri
 from .bounds import Unreadable, bounded_client, could_not_connect
@@ -348,7 +348,7 @@ class _Fault:
 def read_reply(body: str) -> Reply:
     """The reply in the body of a chat completion; one without text is a reply, its text is empty. Raises ValueError."""
     try:
-        value = json.loads(body)
+        value = parse_json(body)
         choice, usage = value["choices"][0], value.get("usage") or {}
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         if not isinstance(text, str | None) or not isinstance(refusal, str | None):

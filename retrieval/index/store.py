@@ -28,6 +28,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ...models.documents.document import InterleavedDocument, to_rgb
 from .corpus import Chunk, Hit, Picture, Problem, content_hash, make_chunks, title_of, valid_text
 from .encoders import NONE, Encoders, load_encoders, same
@@ -142,7 +143,7 @@ class Index:
                 raise InputError(f"{place}: no index, or one that was never finished; make it with limner index")
             database = lancedb.connect(place)
             tables = {name: database.open_table(name) for name in TABLES}
-            manifest = json.loads(rows(database.open_table("manifest"), ["json"])[0]["json"])
+            manifest = parse_json(rows(database.open_table("manifest"), ["json"])[0]["json"])
             built, found = manifest["encoders"], {name: manifest[name] for name in FORMAT}
         if found["format"] != FORMAT["format"] or found["version"] not in READABLE:
             raise InputError(f"{place}: format {found['version']}; this limner reads {READABLE}: build it again")
