@@ -22,6 +22,7 @@ from typing import Any
 
 from ...configs.errors import InputError, reading
 from ...configs.files import plain_file
+from ...configs.json_text import parse_json
 from .report import Enough, Problem, Report
 
 MAX_LINE = 256 * 2**20
@@ -139,7 +140,7 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
                 raise InputError(f"{file}:{number}: a line of more than {MAX_LINE} bytes")
             if line.strip():
                 try:
-                    yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    yield number, parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except (ValueError, RecursionError) as error:
                     yield number, _Broken(f"not JSON: {error}")
 
@@ -190,7 +191,7 @@ class _Stream:
         """Is the first line a value of its own?"""
         line, newline, _ = self.buffer[self.at :].partition("\n")
         try:
-            json.loads(line)
+            parse_json(line)
         except (ValueError, RecursionError):
             return not newline
         return True
