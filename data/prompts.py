@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..configs.errors import InputError, reading
+from ..configs.files import plain_file
 from ..configs.options import make
 from ..configs.registry import entries, find, register
 from ..configs.schema import did_you_mean
@@ -56,7 +57,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def read_values(path: Path) -> list[tuple[str, Any]]:
     """(place, value) of each JSON value of a file, with spaces, line breaks or commas between. Raises InputError."""
     with reading(path):
-        text = path.read_text(encoding="utf-8-sig")
+        text = plain_file(path).read_text(encoding="utf-8-sig")
     return list(_values(text, path))
 
 
@@ -133,7 +134,10 @@ def inside(folder: Path, name: str, remedy: str) -> Path:
 
 
 def check_keys(value: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raises InputError for a key that a form does not read: what it says would be lost."""
+    """Raises InputError for a key that a form does not read, since what it says would be lost, and for an `id` that is
+    none."""
+    if type(value.get("id", "")) not in (str, int):
+        raise InputError(f"`id` is {kind_of(value['id'])}, neither a text nor a whole number")
     if unknown := [key for key in value if key not in known]:
         hint = did_you_mean(unknown[0], known)
         said = hint or "what rewards are to know of a prompt goes into `meta`" * ("meta" in known)
@@ -176,12 +180,11 @@ def prompt_form(name: str) -> PromptForm:
 def prompt_of(value: Any, place: str, form: PromptForm) -> InterleavedDocument:
     """The prompt of one line. Raises InputError naming the line."""
     path = Path(place)
-    identifier = value.get("id", path.name) if isinstance(value, dict) else path.name
-    if type(identifier) not in (str, int):
-        raise InputError(f"{place}: `id` is {kind_of(identifier)}, neither a text nor a whole number")
+    identifier = value.get("id") if isinstance(value, dict) else None
+    identifier = str(identifier) if type(identifier) in (str, int) else path.name
     filled = {"folder": path.parent} if "folder" in signature(form).parameters else {}
     try:
-        made = form(value, str(identifier), **filled)
+        made = form(value, identifier, **filled)
     except Exception as error:  # whoever wrote the form knows what it may raise; the line is at fault, or the form
         words = str(error) if isinstance(error, InputError) else f"the form raises {type(error).__name__}: {error}"
         raise InputError(f"{place}: {words}") from error
@@ -189,7 +192,7 @@ def prompt_of(value: Any, place: str, form: PromptForm) -> InterleavedDocument:
         made = InterleavedDocument((TextSegment(made),))
     if not isinstance(made, InterleavedDocument):
         raise InputError(f"{place}: the form gives a {type(made).__name__}, neither a document nor a text")
-    return replace(made, id=made.id or str(identifier))
+    return replace(made, id=made.id or identifier)
 
 
 def _form_of(value: Any, forms: Mapping[str, PromptForm], place: str) -> PromptForm:

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..configs.whole import write_atomically
 from ..eval.folder import read_json
 from ..eval.results import RESULTS, SAMPLES
 from ..models.documents.document import InterleavedDocument
-from ..models.documents.rendering import document_html, write_atomically
+from ..models.documents.rendering import document_html
 from . import page
 from .page import Html, details, element, facts, join, note, section, table
 
@@ -85,7 +86,7 @@ def no_score(folder: Path) -> str:
 
 def _lead(results: Mapping[str, Any]) -> str:
     part = results["tables"][0]
-    name, cells = part["rows"][0]
+    name, cells = next(iter(part["rows"]), ("", [None] * len(part["columns"])))
     known = [(column, cell) for column, cell in zip(part["columns"], cells, strict=True) if cell]
     if not known:
         return "No item has a score."

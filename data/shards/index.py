@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...configs.errors import InputError
+from ...configs.files import plain_file
+from ...configs.json_text import parse_json
 from ...configs.whole import take_back
 from ..records import KINDS
 from .remote import address_of, fetched, read_small
@@ -71,8 +72,8 @@ def read_index(directory: str | Path) -> ShardIndex:
             take_back(Path(directory))
             if path.is_symlink() or path.stat().st_size > MAX_INDEX_BYTES:
                 raise ValueError(f"a symbolic link, or larger than {MAX_INDEX_BYTES} bytes")
-            data = path.read_bytes()
-        value = json.loads(data)
+            data = plain_file(path).read_bytes()
+        value = parse_json(data)
         if not isinstance(value, dict) or {name: value.pop(name, None) for name in FORMAT} != FORMAT:
             raise ValueError(f"not of {FORMAT['format']} version {FORMAT['version']}")
         shards = tuple(Shard(**shard) for shard in value.pop("shards"))

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from ...configs.errors import InputError
+from ...configs.files import plain_file
 from ...models.documents.document import InterleavedDocument
 from ..records import MAX_RECORD_BYTES, MEMBER, Record, decode_record
 from .index import BLOCK, Shard, ShardIndex, unpacked_offsets
@@ -67,7 +68,7 @@ class Records:
         try:
             check_size(path, shard)
             starts = unpacked_offsets(shard) if shard.offsets else _found_offsets(path, shard)
-            file = path.open("rb")
+            file = plain_file(path, None).open("rb")
         except (OSError, tarfile.TarError, ValueError) as error:
             raise InputError(f"{path}: {error}; fetch or write the shards again") from None
         if len(self._open) >= MOST_OPEN:
@@ -116,7 +117,7 @@ def _octal(field: bytes) -> int:
 def _found_offsets(path: Path, shard: Shard) -> np.ndarray:
     """Of a shard whose index has none: where its headers say. Raises ValueError where there are others than it says."""
     starts, key = [], None
-    with tarfile.open(path, mode="r:") as archive:
+    with tarfile.open(plain_file(path, None), mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]
             if (own := member.name.partition(".")[0]) != key:

@@ -19,6 +19,7 @@ from webdataset.pipeline import DataPipeline
 from webdataset.tariterators import group_by_keys
 
 from ...configs.errors import InputError
+from ...configs.files import plain_file
 from ...models.documents.document import InterleavedDocument
 from ..records import MAX_RECORD_BYTES, MEMBER, Record, decode_record
 from .index import SPLITS, Shard, ShardIndex, read_index
@@ -30,7 +31,7 @@ def raw_records(index: ShardIndex, shard: Shard) -> Iterator[Record]:
     try:
         check_size(path, shard)
         # "r:" admits no compression: a small shard cannot unfold into a huge one.
-        with tarfile.open(path, mode="r:") as archive:
+        with tarfile.open(plain_file(path, None), mode="r:") as archive:
             for record in group_by_keys(_members(archive, path)):
                 key, count = record["__key__"], count + 1
                 yield record

@@ -23,6 +23,7 @@ from transformers.integrations import deepspeed
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ...configs.whole import take_back, whole_directory
 from ..pictures.contract import ImageTokenizer, complete, load_image_tokenizer
 from ..policy import UnifiedPolicy, family
@@ -106,7 +107,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         remedy = f"; `limner convert {directory} --out DIR` makes one of a base model" if upstream else ""
         raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote{remedy}")
     try:
-        settings = json.loads(path.read_text())
+        settings = parse_json(path.read_text(encoding="utf-8"))
         kind, written = settings["family"], settings["format"]
         template = Template.from_json(settings.get("template", {}))
     except (ValueError, KeyError, TypeError) as error:

@@ -50,7 +50,7 @@ class Sampling:
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, "sampling")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

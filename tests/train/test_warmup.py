@@ -331,3 +331,14 @@ def test_pictures_that_were_seen_are_counted(data, make_policy, tmp_path):
     trainer = run(config(data), settings(tmp_path), make_policy(0), say=said.append)
     rows, pictured = trainer.rows_read()
     assert (rows, said) == (4, []) and 0 < pictured <= 4
+
+
+def test_the_command_ends_with_what_was_written_and_what_comes_next(data, make_policy, tmp_path, capsys):
+    save(make_policy(0), tmp_path / "model")
+    flags = {"model": tmp_path / "model", "data": data, "output_dir": tmp_path / "run", "max_steps": 1}
+    flags |= {"heldout_batches": 0, "per_device_train_batch_size": 1, "save_strategy": "no", "report_to": "none"}
+    warmup.main([word for name, value in flags.items() for word in (f"--{name}", str(value))] + ["--use_cpu"])
+    written = tmp_path / "run" / "model"
+    last = capsys.readouterr().out.splitlines()[-1]
+    following = f"limner grpo --config grpo/default --model {written} --prompts FILE.jsonl"
+    assert written.is_dir() and last == f"wrote {written} after 1 steps; next: {following}"

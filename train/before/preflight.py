@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from ...configs.errors import InputError
 from ...configs.terminal import say
 from ...data.prompts import unpack_prompt
+from ...models.documents.document import InterleavedDocument
 from ..objective.advantages import dead_groups
 from ..objective.losses import Counts
 from ..rollout import RolloutBatch
@@ -129,7 +130,25 @@ def _prompts(trainer: InterleavedGRPOTrainer) -> list[Check]:
     text = f"{read:.0f} of {len(rows)} encoded, the longest has {longest} tokens"
     if needed > most:
         text += f", with an answer {needed}; the model has {most} positions: lower max_completion_length, or shorten it"
-    return [Check("prompts", needed <= most, text)]
+    return [Check("prompts", needed <= most, text), *_needs(trainer, own)]
+
+
+def _needs(trainer: InterleavedGRPOTrainer, own: Sequence[InterleavedDocument]) -> list[Check]:
+    """Some prompts have what a reward says it `needs` of them: keys of their `meta`, such as a reference."""
+    checks = []
+    for part, _ in getattr(trainer.reward, "parts", ()):
+        score = getattr(part, "reward", part)
+        for key in getattr(getattr(score, "score", score), "needs", ()):
+            lacking = [prompt.id for prompt in own if not prompt.meta.get(key)]
+            without, read = _over_ranks([len(lacking), len(own)])
+            text = f"{read - without:.0f} of {read:.0f} prompts have `{key}` in their meta"
+            if without:
+                first = next(iter(gather_object(lacking[:1])))
+                text += f"; {part.name} gives the others no score (the first: {first})"
+            if without == read:
+                text += f'; add {{"meta": {{"{key}": "..."}}}} to the lines of the prompts, or leave {part.name} out'
+            checks.append(Check(f"{key} of {part.name}", without < read, text))
+    return checks
 
 
 def _documents(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> list[Check]:

@@ -306,9 +306,9 @@ class MRAMG:
         if self.writes and config.gold_text:
             said.append("ROUGE-L and BERTScore are left out: the text is the ground truth's own.")
         elif not config.bertscore:
-            said.append("No BERTScore: name its encoder with --mramg.bertscore.")
+            said.append("No BERTScore: name its encoder with --options.bertscore.")
         if not config.judge:
-            said.append("No judge was asked (--mramg.judge true).")
+            said.append("No judge was asked (--options.judge true).")
         elif config.first_tag:
             said.append("Position is that of the first picture alone, as in the evaluator that is available.")
         costs = config.costs

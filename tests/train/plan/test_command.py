@@ -329,14 +329,14 @@ def test_command(policy, tmp_path, capsys):
     [
         (["--model", "nowhere"], "no config.json"),
         ([], "model: missing"),
-        (["--model", "MODEL", "--memory", "-1"], "memory: -1.0 is out of range"),
-        (["--config", "grpo/tiny", "--model", "MODEL", "--gpus", "0"], "^--gpus: 0 is no number"),
+        (["--model", "MODEL", "--memory", "-1"], "^--memory: expected a number"),
+        (["--config", "grpo/tiny", "--model", "MODEL", "--gpus", "0"], "^--gpus: expected a number 1 to"),
         (["--model", "MODEL", "--strategy", "zero4"], "zero4"),
         (["--model", "MODEL", "--image_share", "0.5"], "--image_codes"),
         (["--model", "BROKEN"], "cannot be read"),
         (["--model", "MODEL", "--freeze", "vision"], "freeze: the model has no submodule 'vision'"),
         (["--model", "MODEL", "--lora.targets", "query"], "lora.targets: query is no layer"),
-        (["--model", "MODEL", "--lora.rank", "0"], "lora.rank: 0"),
+        (["--model", "MODEL", "--lora.rank", "0"], "^--lora.rank: expected a number 1 to"),
     ],
 )
 def test_bad_input(policy, tmp_path, words, complaint):
