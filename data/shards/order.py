@@ -48,7 +48,7 @@ class Order:
 
     def _numbers(self, epoch: int, shards: np.ndarray) -> np.ndarray:
         """The records of a group of shards in their order."""
-        numbers = np.concatenate([self._starts[shard] + np.arange(self.sizes[shard]) for shard in shards])
+        numbers = np.concatenate([self._starts[shard] + np.arange(int(self.sizes[shard])) for shard in shards])
         return numbers[np.argsort(random_bits(numbers, "records", self.seed, epoch), kind="stable")]
 
 

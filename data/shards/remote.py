@@ -14,6 +14,7 @@ import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ...configs.errors import InputError
 from ...configs.whole import alone
@@ -128,7 +129,7 @@ class _asking:
             raise InputError(f"{self.address}: cannot be reached: {words[:300]}") from None
 
 
-def _opened(address: str):
+def _opened(address: str) -> Any:
     import fsspec
 
     return fsspec.open(address, "rb")
