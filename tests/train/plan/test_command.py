@@ -12,7 +12,8 @@ from transformers import LlamaConfig
 from limner.configs.errors import InputError
 from limner.models.checkpoints.folder import save
 from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
-from limner.models.sampler.generation import Sampling, _Run
+from limner.models.sampler.request import Request, Sampling
+from limner.models.sampler.slots import Sampler
 from limner.models.tokens.processing import Processor
 from limner.models.tokens.sequence import TokenBatch, TokenSequence
 from limner.train.plan import memory
@@ -231,7 +232,10 @@ def test_kv_cache_is_exact(policy, guidance, tmp_path):
     shape = shape_of(policy, tmp_path)
     for half, under in ((False, nullcontext()), (True, torch.autocast("cpu", torch.bfloat16))):
         with torch.no_grad(), under:
-            sampler = _Run(policy, [prompt] * 3, Sampling(run.completion, guidance=guidance), [2, 2, 2], range(6))
+            sampler = Sampler(policy)
+            request = Request(prompt, Sampling(run.completion, guidance=guidance), 0)
+            sampler.admit(range(6), [request] * 6)
+            sampler.cache.reserve(run.length, run.length)  # as it is before the last step
         real = sum(tensor.nbytes for layer in sampler.cache.layers for tensor in (layer.keys, layer.values))
         assert memory.kv_cache(shape, replace(run, half=half)) == real
 
