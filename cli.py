@@ -17,7 +17,10 @@ from .configs.schema import did_you_mean
 from .configs.terminal import one_line, say
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from .data.insertion.placements import Candidate
+    from .data.shards import ShardIndex
 
 HELP = ("-h", "--help")
 USAGE = f"""usage: limner COMMAND [...]
@@ -114,6 +117,9 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     )
     parser.add_argument("--keep-duplicates", action="store_true", help="give a second document of an id another id")
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
+    parser.add_argument("--tasks", type=bounded(OneOrMore), metavar="N", help="cut the work, and do one of N tasks")
+    parser.add_argument("--task", type=bounded(NoneOrMore), metavar="K", help="which, from 0; `data merge` ends it")
+    parser.add_argument("--workers", type=bounded(OneOrMore), metavar="W", help="cut the work, for W processes here")
     parser.add_argument(
         "--dry-run", type=bounded(OneOrMore), metavar="N", help="say what the first N records give, and write nothing"
     )
@@ -130,9 +136,51 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     if target is None or arguments.dry_run is not None:
         say(try_source(source, arguments.source, arguments.dry_run, keep).table())
         return
+    if arguments.tasks or arguments.workers:
+        _in_units(arguments, target, dict(map(setting, arguments.set)) | images)
+        return
     share, overwrite = arguments.heldout_share, arguments.overwrite
     report = convert(source, arguments.source, target, heldout_share=share, keep_duplicates=keep, overwrite=overwrite)
     say(report.summary())
+
+
+def _in_units(arguments: Namespace, target: Path, options: dict) -> None:
+    """`--tasks N --task K` of one task, `--workers W` of all on this machine."""
+    from .data.jobs.parts import merge, run_units
+    from .data.jobs.plan import open_plan, parts_of, task_units
+    from .data.shards.writing import check_target
+
+    if (arguments.tasks is None) != (arguments.task is None):
+        raise InputError("--tasks and --task: give both; tasks are numbered from 0")
+    if arguments.keep_duplicates:
+        raise InputError("--keep-duplicates: not with --tasks or --workers; give the records ids of their own")
+    check_target(target, arguments.overwrite)
+    plan = open_plan(arguments.kind, arguments.source, options, target, arguments.heldout_share)
+    units = range(len(plan.units)) if arguments.tasks is None else task_units(plan, arguments.tasks, arguments.task)
+    done = run_units(plan, target, units, arguments.workers or 1, say)
+    say(f"{done} of {len(units)} units done, {len(units) - done} were there")
+    if arguments.tasks is None:
+        _say_merged(target, merge(target, arguments.overwrite))
+    else:
+        say(f"when all tasks are done: limner data merge {target}; until then the parts are in {parts_of(target)}")
+
+
+def _say_merged(target: Path, index: ShardIndex) -> None:
+    total = sum(shard.records for shard in index.shards)
+    out = ", ".join(f"{rule} {count}" for rule, count in index.report["rules"]["left out"].items())
+    say(f"{target}: {total} documents in {len(index.shards)} shards" + (f"; left out: {out}" if out else ""))
+
+
+def merge(argv: Sequence[str]) -> None:
+    parser = _parser("data merge")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what the tasks were given as --out")
+    parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
+    parser.add_argument("--keep-parts", action="store_true", help="copy the parts, and leave them there")
+    arguments = parser.parse_args(argv)
+
+    from .data.jobs.parts import merge
+
+    _say_merged(arguments.directory, merge(arguments.directory, arguments.overwrite, arguments.keep_parts))
 
 
 def encode(argv: Sequence[str]) -> None:
@@ -166,7 +214,7 @@ def sniff(argv: Sequence[str]) -> None:
     parser.add_argument("--images", default="", metavar="ROOT", help="folder of the pictures that its records name")
     arguments = parser.parse_args(argv)
 
-    from .data.sniff import sniff
+    from .data.jobs.sniff import sniff
 
     say(sniff(arguments.source, arguments.images))
 

@@ -86,7 +86,7 @@ def convert(
         raise InputError(f"held-out share {heldout_share}: give a number from 0 up to, not including, 1")
     report, found = Report(problems=Problems(LISTED)), Counter[str]()
     with ShardWriter(target, overwrite=overwrite) as writer:
-        documents = _named_once(read(source, path, report), report, keep_duplicates)
+        documents = named_once(read(source, path, report), report, keep_duplicates)
         for split, (document, originals) in _split(documents, heldout_share):
             try:
                 writer.write(document, split, originals)
@@ -110,7 +110,7 @@ def try_source(source: Source, path: Path, records: int, keep_duplicates: bool =
         raise InputError(f"--dry-run {records}: give a number of records from 1")
     report, found = Report(problems=Problems(LISTED), most_records=records), Counter[str]()
     with suppress(Enough):
-        for document, originals in _named_once(read(source, path, report), report, keep_duplicates):
+        for document, originals in named_once(read(source, path, report), report, keep_duplicates):
             try:
                 encode_record(document, "0" * 9, originals)
             except InputError as error:
@@ -149,10 +149,10 @@ def read_asked(
     return asked
 
 
-def _named_once(
-    documents: Iterable[tuple[InterleavedDocument, Any]], report: Report, keep: bool
+def named_once(
+    documents: Iterable[tuple[InterleavedDocument, Any]], report: Report, keep: bool, ids: list[int] | None = None
 ) -> Iterator[tuple[InterleavedDocument, Any]]:
-    """Ids are unique in a folder of shards. Of each that was seen, 8 bytes are remembered."""
+    """Ids are unique in a folder of shards. Of each that was seen, 8 bytes are remembered, and put into `ids`."""
     seen: set[int] = set()
     for document, originals in documents:
         name, number = document.id, 1
@@ -165,6 +165,8 @@ def _named_once(
         if number > 1:
             report.note("duplicate id")
         seen.add(_short(name))
+        if ids is not None:
+            ids.append(_short(name))
         yield (document if number == 1 else replace(document, id=name)), originals
 
 
@@ -195,17 +197,17 @@ def _split(documents: Iterable[Any], share: float) -> Iterator[tuple[str, Any]]:
     rest = iter(documents)
     first, own = [], False
     for item in rest:
-        if first and (_group(item[0]) != _group(first[0][0]) or len(first) == MOST_WAITING):
+        if first and (group_of(item[0]) != group_of(first[0][0]) or len(first) == MOST_WAITING):
             rest = itertools.chain([item], rest)
             break
         first.append(item)
-        own = is_heldout(_group(item[0]), share)
+        own = is_heldout(group_of(item[0]), share)
     if not first:
         return
     others, again, waiting = set(), False, True
     for item in rest:
-        again = again or _group(item[0]) == _group(first[0][0])
-        heldout = is_heldout(_group(item[0]), share)
+        again = again or group_of(item[0]) == group_of(first[0][0])
+        heldout = is_heldout(group_of(item[0]), share)
         if heldout != own and waiting:
             yield from ((_name(own), one) for one in first)
             waiting = False
@@ -216,7 +218,7 @@ def _split(documents: Iterable[Any], share: float) -> Iterator[tuple[str, Any]]:
         yield from ((split, one) for one in first)
 
 
-def _group(document: InterleavedDocument) -> str:
+def group_of(document: InterleavedDocument) -> str:
     """Documents of one group are held out together."""
     return str(document.meta.get("group") or document.id)
 

@@ -21,6 +21,63 @@ from ..records import Record, encode_record
 from .index import FIELDS, FORMAT, INDEX, SHARD_FILE, SPLITS, Shard, ShardIndex, packed_offsets
 
 
+class ShardFiles:
+    """Writes the shards of a folder that is there, without an index; `finish` says which they are."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fingerprint: str | None = None,
+        max_records: int = 10_000,
+        max_bytes: int = 2**30,
+        first_key: int = 0,
+    ) -> None:
+        """first_key: number of the first record, for folders that are put together later."""
+        self.folder, self.fingerprint = folder, fingerprint
+        self.max_records, self.max_bytes = max_records, max_bytes
+        self.records = first_key
+        self._shards: list[Shard] = []
+        self._open: dict[str, OpenShard] = {}
+        self._kinds: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+
+    def __enter__(self) -> ShardFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self._open.values():
+            shard.abandon()
+
+    def write(self, document: InterleavedDocument, split: str = "train", encoded: Sequence[bytes | None] = ()) -> None:
+        """Appends a document (`encoded`: see `encode_record`). Raises InputError; the writer stays usable then."""
+        if split not in SPLITS:
+            raise InputError(f"document {document.id!r}: split {split!r} is none of {', '.join(SPLITS)}")
+        if self.fingerprint is None and any(segment.codes_N is not None for segment in document.images):
+            raise InputError(f"document {document.id!r}: image codes without the fingerprint of their image tokenizer")
+        record = encode_record(document, f"{self.records:09d}", encoded)
+        with writing(self.folder):
+            self._append(record, split)
+        self.records += 1
+        self._kinds[split][document.meta["kind"]] += 1
+
+    def _append(self, record: Record, split: str) -> None:
+        shard = self._open.get(split)
+        if shard is not None and (shard.records >= self.max_records or shard.bytes >= self.max_bytes):
+            self._shards.append(self._open.pop(split).finish())
+            shard = None
+        if shard is None:
+            number = len([shard for shard in self._shards if shard.split == split])
+            shard = self._open[split] = OpenShard(self.folder / f"{split}-{number:06d}.tar", split)
+        shard.write(record)
+
+    def finish(self) -> tuple[tuple[Shard, ...], dict[str, dict[str, int]]]:
+        """The shards, and their records by split and kind."""
+        while self._open:
+            self._shards.append(self._open.popitem()[1].finish())
+        kinds = {split: dict(sorted(kinds.items())) for split, kinds in self._kinds.items()}
+        return tuple(sorted(self._shards, key=lambda shard: shard.file)), kinds
+
+
 class ShardWriter:
     """Writes a shard directory. It appears under its name when the `with` block ends without an error, only then.
 
@@ -44,10 +101,6 @@ class ShardWriter:
         self.report = report or {}
         """Goes into the index; may be set until the block ends."""
         self.max_records, self.max_bytes = max_records, max_bytes
-        self.records = 0
-        self._shards: list[Shard] = []
-        self._open: dict[str, OpenShard] = {}
-        self._kinds: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
 
     def __enter__(self) -> ShardWriter:
         with writing(self.directory):
@@ -57,6 +110,12 @@ class ShardWriter:
         except BaseException:
             self._staging.close()
             raise
+        self._files = ShardFiles(
+            self._staging.written,
+            fingerprint=self.fingerprint,
+            max_records=self.max_records,
+            max_bytes=self.max_bytes,
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -65,39 +124,18 @@ class ShardWriter:
                 with writing(self.directory):
                     self._publish()
         finally:
-            for shard in self._open.values():
-                shard.abandon()
+            self._files.__exit__()
             self._staging.close()
 
     def write(self, document: InterleavedDocument, split: str = "train", encoded: Sequence[bytes | None] = ()) -> None:
         """Appends a document (`encoded`: see `encode_record`). Raises InputError; the writer stays usable then."""
-        if split not in SPLITS:
-            raise InputError(f"document {document.id!r}: split {split!r} is none of {', '.join(SPLITS)}")
-        if self.fingerprint is None and any(segment.codes_N is not None for segment in document.images):
-            raise InputError(f"document {document.id!r}: image codes without the fingerprint of their image tokenizer")
-        record = encode_record(document, f"{self.records:09d}", encoded)
         with writing(self.directory):
-            self._append(record, split)
-        self.records += 1
-        self._kinds[split][document.meta["kind"]] += 1
-
-    def _append(self, record: Record, split: str) -> None:
-        shard = self._open.get(split)
-        if shard is not None and (shard.records >= self.max_records or shard.bytes >= self.max_bytes):
-            self._shards.append(self._open.pop(split).finish())
-            shard = None
-        if shard is None:
-            number = len([shard for shard in self._shards if shard.split == split])
-            shard = self._open[split] = OpenShard(self._staging.written / f"{split}-{number:06d}.tar", split)
-        shard.write(record)
+            self._files.write(document, split, encoded)
 
     def _publish(self) -> None:
-        while self._open:
-            self._shards.append(self._open.popitem()[1].finish())
-        if not self._shards:
+        shards, kinds = self._files.finish()
+        if not shards:
             raise InputError(f"{self.directory}: no document to write")
-        shards = tuple(sorted(self._shards, key=lambda shard: shard.file))
-        kinds = {split: dict(sorted(kinds.items())) for split, kinds in self._kinds.items()}
         index = ShardIndex(self.directory, shards, kinds, self.fingerprint, self.report)
         write_index(self._staging.written / INDEX, index)
         check_target(self.directory, self.overwrite)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ...configs.bounds import Factor, OneOrMore
 from ...configs.registry import register
@@ -51,6 +51,8 @@ class Chat(ChatSettings):
 
     kind: Literal["understanding", "interleaved", "text_to_image"] = "understanding"
     """Of the documents; one with a learnt picture is `interleaved` instead of `understanding`."""
+    cuts: ClassVar[bool] = True
+    """Its files can be cut into units of work."""
     dataset: str = ""
     """Of LLaMA-Factory's `dataset_info.json`, which names its file and its columns."""
 
@@ -112,10 +114,10 @@ def _documents(
 
 
 def row_id(value: Mapping[str, Any], row: Row) -> str:
-    """`FILE:ID`; of a record without an id, its number."""
+    """`FILE:ID`; of a record without an id `FILE@NUMBER`, which no id of another can be."""
     own = value.get("id", value.get("question_id"))
     valid = isinstance(own, str | int) and not isinstance(own, bool) and str(own).strip()
-    return f"{row.file}:{own if valid else row.number}".encode("utf-8", "replace").decode()
+    return (f"{row.file}:{own}" if valid else f"{row.file}@{row.number}").encode("utf-8", "replace").decode()
 
 
 def _check_texts(turns: Sequence[Turn]) -> None:

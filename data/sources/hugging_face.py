@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ...configs.errors import InputError
 from ...configs.registry import register
@@ -34,6 +34,7 @@ Form = Literal["chat", "captioned", "documents"]
 class HuggingFace(ChatSettings, CaptionSettings):
     """A Hugging Face data set: a folder of save_to_disk, parquet files, or ORG/NAME on the Hub."""
 
+    cuts: ClassVar[bool] = True
     form: Literal["auto", "chat", "captioned", "documents"] = "auto"
     """What a row is; by default as its columns say."""
     kind: str = ""

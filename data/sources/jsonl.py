@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ...configs.registry import register
 from ...models.documents.document import InterleavedDocument, Segment, TextSegment
@@ -33,6 +33,7 @@ SEGMENT_FIELDS = {"type", "text", "image", "trainable", "alt", "candidate"}
 class Jsonl(PictureSettings):
     """A document a line: segments, or prompt and answer, with the paths of their pictures."""
 
+    cuts: ClassVar[bool] = True
     kind: str = "interleaved"
     """Of records that do not say it: interleaved, understanding, text_to_image."""
 

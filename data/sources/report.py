@@ -67,6 +67,19 @@ class Refused(Exception):
         self.rule, self.reason = rule, reason
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of a source's files that one unit of work reads."""
+
+    file: str
+    """Relative to the source's path."""
+    start: int = 0
+    stop: int = 0
+    """Bytes of JSON lines, row groups of a parquet file; 0 for a whole file."""
+    before: int = 0
+    """Lines, or rows, before it."""
+
+
 class Enough(Exception):
     """A trial has read as many records as it was to read."""
 
@@ -82,6 +95,8 @@ class Report:
     """Rules that let a record pass, by how often they did."""
     most_records: int | None = None
     """A trial reads so many."""
+    stretch: Stretch | None = None
+    """A unit of work reads no more than this."""
     written: int = 0
     """Pictures that the files refer to, where the source counts them: `images`, and those that problems account for."""
     notes: list[Problem] = field(default_factory=list)

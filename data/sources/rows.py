@@ -23,7 +23,7 @@ from typing import Any
 from ...configs.errors import InputError, reading
 from ...configs.files import plain_file
 from ...configs.json_text import parse_json
-from .report import Enough, Problem, Report
+from .report import Enough, Problem, Report, Stretch
 
 MAX_LINE = 256 * 2**20
 """Characters of a record that is text; pictures may stand in it as base64."""
@@ -66,9 +66,14 @@ def rows(path: Path, report: Report, names: Collection[str] = ()) -> Iterator[Ro
     if not files:
         raise InputError(f"{path}: no file of records; expected {', '.join(READERS)}")
     base = path if path.is_dir() else path.parent
+    stretch = report.stretch
     for file in files:
         name = _valid(file.relative_to(base).as_posix())
-        for number, value in READERS[suffix_of(file)](file):
+        if stretch is not None and stretch.file != name:
+            continue
+        parts = CUT.get(suffix_of(file)) if stretch is not None and stretch.stop else None
+        read = parts(file, stretch) if parts and stretch else READERS[suffix_of(file)](file)
+        for number, value in read:
             report.record()
             if isinstance(value, dict):
                 yield Row(name, number, value, file.parent, suffix_of(file) in TABLES)
@@ -130,11 +135,14 @@ def _opened(file: Path) -> Iterator[Any]:
         yield opened
 
 
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+def _lines(file: Path, stretch: Stretch | None = None) -> Iterator[tuple[int, Any]]:
     """Of JSON lines. A line ends at a line feed alone: texts hold all other separators."""
     with _opened(file) as opened:
         number = 0
-        while line := opened.readline(MAX_LINE):
+        if stretch is not None:
+            opened.seek(stretch.start)
+            number = stretch.before
+        while (stretch is None or opened.tell() < stretch.stop) and (line := opened.readline(MAX_LINE)):
             number += 1
             if len(line) == MAX_LINE:
                 raise InputError(f"{file}:{number}: a line of more than {MAX_LINE} bytes")
@@ -231,12 +239,13 @@ def _table(file: Path) -> Iterator[tuple[int, Any]]:
             yield reader.line_num, _Broken("another number of cells than the header") if cut else value
 
 
-def _parquet(file: Path) -> Iterator[tuple[int, Any]]:
+def _parquet(file: Path, stretch: Stretch | None = None) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
-    with reading(file), pyarrow.parquet.ParquetFile(file) as table:
-        number = 0
-        for batch in table.iter_batches(PARQUET_BATCH):
+    with reading(file), pyarrow.parquet.ParquetFile(plain_file(file, None)) as table:
+        number = stretch.before if stretch else 0
+        groups = range(stretch.start, stretch.stop) if stretch else range(table.num_row_groups)
+        for batch in table.iter_batches(PARQUET_BATCH, row_groups=[*groups]):
             for value in batch.to_pylist():
                 number += 1
                 yield number, value
@@ -250,3 +259,9 @@ READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
     ".tsv": _table,
     ".parquet": _parquet,
 }
+CUT: dict[str, Callable[[Path, Stretch], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _lines,
+    ".ndjson": _lines,
+    ".parquet": _parquet,
+}
+"""Of files that can be read from the middle."""

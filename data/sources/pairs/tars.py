@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ....configs.errors import InputError, reading
 from ....configs.registry import register
@@ -45,12 +45,17 @@ class Sample:
 class WebDataset(CaptionSettings):
     """Tars of jpg, png or webp with txt or json (webdataset, img2dataset): a file, or a folder of them."""
 
+    cuts: ClassVar[bool] = True
+
     def documents(self, path: Path, report: Report) -> Iterator[Built]:
         files = tar_files(path)
         if not files:
             raise InputError(f"{path}: no tar; expected {', '.join(TARS)}")
         pictures = Pictures([], report, self.min_side, self.max_aspect)
+        base = path if path.is_dir() else path.parent
         for file in files:
+            if report.stretch is not None and report.stretch.file != file.relative_to(base).as_posix():
+                continue
             for sample in samples(file):
                 report.record()
                 name = f"{file.name.partition('.')[0]}/{sample.key}"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ....configs.errors import InputError
 from ....configs.registry import register
@@ -87,6 +87,7 @@ def _found(root: Path, photo: str) -> str:
 class ZebraCoT(PictureSettings):
     """Zebra-CoT: parquet or JSON lines with problem_image_N and reasoning_image_N; for research (CC BY-NC 4.0)."""
 
+    cuts: ClassVar[bool] = True
     vis: bool = False
     """Put each drawn picture between `<vis>` and `</vis>`."""
 

@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ....configs.errors import InputError, reading
 from ....configs.registry import register
@@ -118,6 +118,7 @@ def _streamed(tar: Path, wanted: Mapping[str, Any]) -> Iterator[tuple[str, bytes
 class ShareGPT4oImage(PictureSettings):
     """ShareGPT-4o-Image: its two JSON files, with pictures in tars or folders beside them."""
 
+    cuts: ClassVar[bool] = True
     instruction: str = "Draw: {caption}"
     """Of records without a picture to change."""
 

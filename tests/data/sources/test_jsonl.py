@@ -5,7 +5,7 @@ import json
 import pytest
 
 from limner.configs.errors import InputError
-from limner.data.sniff import sniff
+from limner.data.jobs.sniff import sniff
 
 from ...data_files import converted, encoded, put, put_lines, put_parquet, put_tar, shape
 
@@ -32,7 +32,7 @@ def test_both_forms_say_the_same(folder):
     )
     report, documents = converted("jsonl", path)
     assert [shape(d) for d in documents] == [WANTED, WANTED, ["Look:", "32*32", "A BOAT."]]
-    assert [d.id for d in documents] == ["a.jsonl:a", "a.jsonl:b", "a.jsonl:3"]
+    assert [d.id for d in documents] == ["a.jsonl:a", "a.jsonl:b", "a.jsonl@3"]
     assert documents[0].meta == {"author": "me", "kind": "interleaved", "group": "g"}
     assert documents[0].images[0].alt == "a sheet" and documents[0].images[0].origin == "generated"
     assert documents[2].meta["kind"] == "understanding" and not report.problems

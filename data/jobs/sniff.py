@@ -9,11 +9,11 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..configs.errors import InputError
-from ..configs.registry import entries, find
-from .conversion import open_source, try_source
-from .sources.report import Report
-from .sources.rows import record_files, rows
+from ...configs.errors import InputError
+from ...configs.registry import entries, find
+from ..conversion import open_source, try_source
+from ..sources.report import Report
+from ..sources.rows import record_files, rows
 
 TRIED = 20
 """Records that a source is tried on."""
