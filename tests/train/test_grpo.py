@@ -345,6 +345,16 @@ def test_old_checkpoints_leave_and_a_step_saved_again_replaces_itself(make_polic
     assert not (tmp_path / "checkpoint-3" / "old").exists()
 
 
+def test_resuming_from_the_last_step_takes_none_more(make_policy, tmp_path):
+    """As a run that was killed between its last checkpoint and its model."""
+    straight = trained(make_policy(0), saving(tmp_path))
+    args = saving(tmp_path)
+    resumed = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    resumed.train(resume_from_checkpoint=resume_point(tmp_path, "last"))
+    assert resumed.state.global_step == 2 and torch.equal(parameters(resumed.policy), parameters(straight.policy))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+
+
 class StopAfter(TrainerCallback):
     def __init__(self, step):
         self.step = step
