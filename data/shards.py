@@ -32,8 +32,7 @@ from webdataset.pipeline import DataPipeline
 from webdataset.tariterators import group_by_keys
 from webdataset.writer import TarWriter
 
-from ..configs.errors import InputError
-from ..configs.files import plain_file
+from ..configs.errors import InputError, plain_file
 from ..configs.whole import Staging, take_back
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from .records import KINDS, MAX_RECORD_BYTES, MEMBER, Record, decode_record, encode_record

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..configs.errors import InputError, reading
-from ..configs.files import plain_file
+from ..configs.errors import InputError, plain_file, reading
 from ..models.documents.rendering import write_atomically
 
 MANIFEST = "manifest.json"
