@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..configs.errors import InputError, reading
-from ..configs.files import plain_file
+from ..configs.errors import InputError, plain_file, reading
 from ..configs.options import make
 from ..configs.registry import entries, find, register
 from ..configs.schema import did_you_mean
