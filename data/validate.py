@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..configs.errors import InputError
+from ..configs.terminal import one_line
 from ..models.documents.document import InterleavedDocument
 from .records import decode_record
 from .shards import INDEX, SPLITS, Shard, ShardIndex, raw_records, read_index
@@ -23,7 +24,7 @@ class ShardProblem:
     def __str__(self) -> str:
         where = f"{self.shard}, record {self.record}" if self.record else self.shard
         # A reason may quote what stands in a hostile file: no terminal control codes from there.
-        return f"{where}: {''.join(char if char.isprintable() else '?' for char in self.reason)}"
+        return f"{where}: {one_line(self.reason)}"
 
 
 def validate(directory: str | Path) -> list[ShardProblem]:
@@ -59,7 +60,7 @@ def _validate_shard(index: ShardIndex, shard: Shard, kinds: Counter[str], seen: 
     """`seen` maps document ids and record keys to where they were; this and `kinds` are updated."""
     problems: list[ShardProblem] = []
     try:
-        for record in raw_records(index.directory, shard):
+        for record in raw_records(index, shard):
             key = record["__key__"]
             here = f"{shard.file}, record {key}"
             try:
@@ -75,7 +76,7 @@ def _validate_shard(index: ShardIndex, shard: Shard, kinds: Counter[str], seen: 
             except InputError as error:
                 reasons = [str(error)]
             problems += [ShardProblem(shard.file, key, reason) for reason in reasons]
-        with (index.directory / shard.file).open("rb") as file:
+        with index.file(shard).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 problems.append(ShardProblem(shard.file, "", "its bytes changed: sha256 is not that of the index"))
     except InputError as error:

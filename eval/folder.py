@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..configs.errors import InputError, reading
-from ..models.documents.rendering import write_atomically
+from ..configs.errors import InputError, reading, writing
+from ..configs.files import plain_file
+from ..configs.json_text import parse_json
+from ..configs.whole import write_atomically
 
 MANIFEST = "manifest.json"
 SYNC_S = 0.5
@@ -38,7 +40,7 @@ def keep_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> Any:
     """Raises InputError where the file cannot be read."""
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(plain_file(path).read_text(encoding="utf-8"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -56,9 +58,10 @@ class Journal:
     """
 
     def __init__(self, folder: Path, name: str, rank: int = 0):
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.{rank}.jsonl"
-        self._file = self.path.open("ab+")
+        with writing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -70,11 +73,12 @@ class Journal:
         self._synced = time.monotonic()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode("ascii") + b"\n")
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_S:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        with writing(self.path):
+            self._file.write(json.dumps(record).encode("ascii") + b"\n")
+            self._file.flush()
+            if time.monotonic() - self._synced > SYNC_S:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def __enter__(self) -> Journal:
         return self
@@ -92,7 +96,7 @@ def read_journals(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line)
                 except ValueError as error:
                     raise InputError(f"{path}:{number}: damaged ({error}); delete the line to have it redone") from None
 

@@ -31,6 +31,10 @@ from .tokens.sequence import TokenBatch
 from .tokens.template import Template
 
 
+class PromptTooLong(InputError):
+    kind = "prompt too long"
+
+
 class UnifiedPolicy(ABC):
     family: str
     """Name in the registry and in a checkpoint."""
@@ -190,6 +194,13 @@ class UnifiedPolicy(ABC):
         most = self.model.config.get_text_config().max_position_embeddings
         return most if self.rope_switch is None else min(most, self.rope_switch)
 
+    def check_prompt(self, tokens: int) -> None:
+        """Raises PromptTooLong where the model has no position for an answer behind it."""
+        if tokens >= self.longest:
+            raise PromptTooLong(
+                f"the prompt has {tokens:,} tokens, and the model {self.longest:,} positions; shorten it"
+            )
+
     def check_length(self, tokens: int) -> None:
         """Raises InputError for a sequence that the model would see by other rotations than a shorter one."""
         if self.rope_switch is not None and tokens > self.rope_switch:
@@ -273,7 +284,9 @@ class UnifiedPolicy(ABC):
             kl = kl if d is None else kl.masked_scatter(at, d)
         return pad(logp, (1, 0)), pad(entropy, (1, 0)), pad(kl, (1, 0))
 
-    def guided_image_logits(self, hidden: Tensor, without: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+    def guided_image_logits(
+        self, hidden: Tensor, without: Tensor | None = None, guidance: float | Tensor = 1.0
+    ) -> Tensor:
         """Image scores in float32; with the hidden states of the same tokens without their prompt, guided ones:
 
         without + guidance * (with - without) (Ho and Salimans, arXiv 2207.12598, as VILA-U and Janus use it on logits).
@@ -305,8 +318,11 @@ class UnifiedPolicy(ABC):
         model.requires_grad_(False).eval()
         return type(self)(model, self.processor)
 
-    def allowed_text_logits(self, hidden: Tensor, images_before: Tensor, max_images: int | None) -> Tensor:
-        """Scores of the text ids in float32 [n, V], -inf for what the grammar forbids after so many images, [n]."""
+    def allowed_text_logits(self, hidden: Tensor, images_before: Tensor, max_images: int | Tensor | None) -> Tensor:
+        """Scores of the text ids in float32 [n, V], -inf for what the grammar forbids after so many images, [n].
+
+        `max_images` is that of all, or [n].
+        """
         with self.float32_heads.on(hidden.device):
             scores = self.text_logits(hidden).float()
         # In place, and few columns: a mask of all choices costs as much as the softmax.

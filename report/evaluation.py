@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..configs.whole import write_atomically
 from ..eval.folder import read_json
 from ..eval.results import RESULTS, SAMPLES
 from ..models.documents.document import InterleavedDocument
-from ..models.documents.rendering import document_html, write_atomically
+from ..models.documents.rendering import document_html
 from . import page
 from .page import Html, details, element, facts, join, note, section, table
 
@@ -72,9 +73,20 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def no_score(folder: Path) -> str:
+    """Why a run has not one score; empty where it has some."""
+    counts = read_json(folder / RESULTS)["accounting"]
+    if counts["scored"]:
+        return ""
+    failed = [f"{count} {reason}" for reason, count in counts["failed"].items()]
+    reason, words = next(iter(counts.get("first", {}).items()), ("", ""))
+    said = f"; the first: {words}" if reason and words else ""
+    return f"{folder}: not one of {counts['scores_wanted']} scores: {', '.join(failed) or 'nothing to score'}{said}"
+
+
 def _lead(results: Mapping[str, Any]) -> str:
     part = results["tables"][0]
-    name, cells = part["rows"][0]
+    name, cells = next(iter(part["rows"]), ("", [None] * len(part["columns"])))
     known = [(column, cell) for column, cell in zip(part["columns"], cells, strict=True) if cell]
     if not known:
         return "No item has a score."

@@ -19,12 +19,16 @@ from typing import Any, Literal
 from transformers.utils.logging import disable_progress_bar
 
 from ..configs import parse
+from ..configs.bounds import Hits, NoneOrMore, Share
 from ..configs.errors import InputError, reading
+from ..configs.files import plain_file
 from ..configs.options import make
 from ..configs.registry import find
+from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.documents.rendering import check_suffix
-from .answering import Answered, Means, Strategy, answer, described, save
+from .answering import Answered, Means, Strategy, answer, described, encoding, save
 from .index.corpus import Chunk, Hit
 from .index.store import Index
 from .placing import Encode, PlacementRules
@@ -51,18 +55,19 @@ class AnswerConfig(ChatConfig, PlacementRules):
     text: str = ""
     """File of a finished answer that gets its pictures (rule, inserter); without it an extract of the best document."""
     pictures: Literal["own", "found"] = "own"
-    """What an extract is offered: the pictures of its own document, or of all chunks retrieved."""
-    hits: int = 10
+    """What an extract is offered: the pictures that stand in it in its document, or those of all chunks retrieved."""
+    hits: Hits = 10
     """Chunks retrieved."""
-    min_match: float | None = None
-    """Least match of the question and the best chunk, 0 to 1; 0 answers from whatever is found."""
+    min_match: Share | None = None
+    """Least fit of the question and the best chunk, 0 to 1, instead of what the index itself says; 0 answers from
+    whatever is found."""
     documents: list[str] = field(default_factory=list)
     """Ids of the documents that may be used; without any, all."""
     device: str = ""
     """`cuda:1`, `cpu`, for all but `local`; empty takes the GPU where there is one."""
     model: str = ""
     """Folder, or ORG/NAME on the Hub: of an inserter, or of a unified model."""
-    think: int = 0
+    think: NoneOrMore = 0
     """Tokens that an inserter may think before it answers."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """What differs from a unified model's own settings: `{temperature: 0, seed: 1}`."""
@@ -70,16 +75,11 @@ class AnswerConfig(ChatConfig, PlacementRules):
     """Prompt (llm, vlm, unified): one of the package's by name, or a YAML file; by default the strategy's own."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         super().__post_init__()
         if not self.out:
             raise InputError("out: missing; name the file to write, --out answer.html")
         check_suffix(Path(self.out))
-        if self.hits < 1:
-            raise InputError(f"hits: {self.hits}; at least 1")
-        if self.min_match is not None and not 0 <= self.min_match <= 1:
-            raise InputError(f"min_match: {self.min_match}; it goes from 0 to 1")
-        if self.think < 0:
-            raise InputError(f"think: {self.think}; at least 0")
         strategy = find("strategy", self.strategy, "strategy").thing
         if self.text and not getattr(strategy, "illustrates", False):
             raise InputError(f"text: strategy {self.strategy} writes its own; take rule or inserter")
@@ -103,22 +103,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not index.documents:
         raise InputError(f"{directory}: the index is empty; fill it with limner index SRC --out {directory}")
     hits = index.search(question, limit=config.hits, documents=config.documents)
-    encoder = index.encoders.text
-    encode = encoder.passages if encoder else None
+    matching = index.matching()
 
     def strategy(question: str, hits: Sequence[Hit]) -> Answered:  # a model is loaded when there is something to answer
-        return strategy_of(config, encode, index.chunks_of)(question, hits)
+        return strategy_of(config, encoding(matching.encoder, hits), index.chunks_of)(question, hits)
 
-    answered = answer(question, hits, strategy, config, encoder, config.min_match)
+    answered = answer(question, hits, strategy, config, matching, config.min_match)
     save(answered, Path(config.out))
-    print(f"{config.out}: {described(answered)}")
+    say(f"{config.out}: {described(answered)}")
 
 
 def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[[str], Sequence[Chunk]]) -> Strategy:
     text = ""
     if config.text:
         with reading(Path(config.text)):
-            text = Path(config.text).read_text(encoding="utf-8")
+            text = plain_file(Path(config.text)).read_text(encoding="utf-8")
         if not text.strip():
             raise InputError(f"{config.text}: empty; there is no answer to illustrate")
     means = Means(

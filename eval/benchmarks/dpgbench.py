@@ -21,14 +21,16 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, TextSegment
 from ...rewards.judges.grading import Verdict, fill
 from ...rewards.judges.questions import load_template, read_answer
 from ..benchmark import Given, Item, Outcome, Table, Task
-from ..entries import Entry, decoded, segments_of
+from ..entries import Entry, decoded, leads_out, segments_of
 from ..figures import Figure, Share, figure_estimate
 from ..statistics import Estimate
 
@@ -39,7 +41,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 """That are read of `dpg_bench.csv`."""
 GROUPS = ("global", "entity", "attribute", "relation", "other")
-_DETAIL = re.compile(r"(.+?), \((\d+), (\d+), \d+, \d+\), (.*), ([^,]*)")
+_DETAIL = re.compile(r"(?>(.+?), \((\d+), (\d+), \d+, \d+\), )(.*), ([^,]*)")
 """Path, left and upper edge of the quarter, question, answer."""
 
 SOURCE = "independent reproductions by TorchUMM at 083395e, with mPLUG"
@@ -64,7 +66,7 @@ class DPGBenchConfig:
     mode: Literal["full", "official"] = "full"
     """All propositions and pictures, or what the official script takes: not the file's first proposition, and of each
     prompt the last picture alone in the categories."""
-    samples: int = SAMPLES
+    samples: OneOrMore = SAMPLES
     """Pictures of each prompt, 1 to 4. A file of `answers` holds four in a grid; with 1 it is the picture itself."""
     template: str = "pictures.v1"
     """Prompts of the reward `questions`; `ask` is the one that counts here."""
@@ -120,10 +122,16 @@ def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | Non
     if not files:
         raise InputError(f"{path}: no pictures; expected one a prompt, named like it")
     return [
-        (Item(f"{name}/{sample}", _category(sample), ()), Given((Entry(None, file),)))
+        (Item(f"{name}/{sample}", _category(sample), ()), _given(path, file))
         for name, file in files.items()
         for sample in range(SAMPLES)
     ]
+
+
+def _given(folder: Path, file: Path) -> Given:
+    if fault := leads_out(folder, file):
+        return Given(failure="unreadable image", reason=fault)
+    return Given((Entry(None, file),))
 
 
 def _category(sample: int) -> str:
@@ -134,7 +142,7 @@ def _category(sample: int) -> str:
 def _prompts(path: Path) -> dict[str, tuple[str, tuple[Proposition, ...]]]:
     """Text and propositions by name, in the file's order."""
     prompts: dict[str, tuple[str, tuple[Proposition, ...]]] = {}
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+    with reading(path), plain_file(path).open(encoding="utf-8-sig", newline="") as file:
         lines = csv.DictReader(file)
         if lacking := [name for name in COLUMNS if name not in (lines.fieldnames or ())]:
             raise InputError(f"{path}: no column `{lacking[0]}`; is it dpg_bench.csv?")
@@ -161,7 +169,7 @@ def _prompts(path: Path) -> dict[str, tuple[str, tuple[Proposition, ...]]]:
 def read_replies(path: Path) -> dict[tuple[str, str], bool]:
     """Was it yes, by item id and question. Raises InputError naming the line."""
     with reading(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = plain_file(path).read_text(encoding="utf-8").splitlines()
     replies = {}
     for number, line in enumerate(lines, 1):
         match = _DETAIL.fullmatch(line)
@@ -229,7 +237,7 @@ class DPGBench:
         self.replies: dict[tuple[str, str], bool] = {}
         if config.replies:
             self.replies = read_replies(Path(config.replies))
-            self._sha256 = hashlib.sha256(Path(config.replies).read_bytes()).hexdigest()
+            self._sha256 = hashlib.sha256(plain_file(Path(config.replies)).read_bytes()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
         settings = {"by": self.config.by, "mode": self.config.mode, "samples": self.config.samples}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ...rewards.base import Completion
 from ...rewards.judges.grading import Template, Verdict, fill, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
-from ..entries import Entry, open_picture, read_entries, read_records, segments_of, spaced
+from ..entries import Entry, open_picture, read_entries, segments_of, spaced
+from ..records import read_records
 from ..results import by_category
 from ..statistics import Estimate, estimate
 
@@ -138,7 +141,7 @@ class Rubrics:
 def read_rubrics(path: Path) -> Rubrics:
     """What `get_prompt` returns for each marker, from its syntax tree. Raises InputError where it looks otherwise."""
     with reading(path):
-        data = path.read_bytes()
+        data = plain_file(path).read_bytes()
         tree = ast.parse(data)
     constants: dict[str, str] = {}
     prompts: dict[str, str] = {}
@@ -225,8 +228,9 @@ def official_view(question: Sequence[Entry], answer: Sequence[Entry]) -> View:
 
 def official_score(text: str) -> int | None:
     """The first number after `### Score`, rounded as Python does; it may be out of range."""
-    match = re.search(r"### Score.*?(-?\d+(?:\.\d+)?)", text, re.DOTALL)
-    return round(float(match[1])) if match else None
+    score = re.search(r"-?\d+(?:\.\d+)?", text.partition("### Score")[2])
+    number = float(score[0]) if score else math.nan
+    return round(number) if math.isfinite(number) else None
 
 
 def official_verdict(answer: Answer) -> Verdict:

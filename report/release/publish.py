@@ -30,12 +30,16 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import HFValidationError, filter_repo_objects, validate_repo_id
 
-from ...configs.errors import ArgumentParser, InputError, reading, run_or_exit
+from ...configs.bounds import NoneOrMore, bounded
+from ...configs.errors import ArgumentParser, InputError, keeping, reading, run_or_exit
+from ...configs.json_text import parse_json
+from ...configs.terminal import say
+from ...configs.whole import whole_directory, write_atomically
 from ...data.prompts import read_prompts
-from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, save, whole_directory
+from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, write
 from ...models.checkpoints.hub import asking_hub, load_model
 from ...models.documents.document import InterleavedDocument
-from ...models.documents.rendering import to_markdown, write_atomically
+from ...models.documents.rendering import to_markdown
 from ...models.pictures.contract import SETTINGS_FILE as IMAGE_SETTINGS
 from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling
@@ -113,7 +117,7 @@ def write_release(request: Request, directory: Path) -> Summary:
     set_default_sampling(model.policy, _trained_sampling(model.sampling, stages))
     model = Model(model.policy)
     with whole_directory(directory) as staging:
-        save(model.policy, staging)
+        write(model.policy, staging)
         _forget_paths(staging)
         release = Release(
             repo=request.repo,
@@ -134,7 +138,8 @@ def write_release(request: Request, directory: Path) -> Summary:
             text = yaml.safe_dump(dict(stage.settings), sort_keys=False, allow_unicode=True)
             write_atomically(staging / stage_file(number, stage), text)
         _write_entries(read_entries(results), staging)
-        write_atomically(staging / "README.md", model_card(release))
+        # A young model may write any character: CommonMark, too, shows U+FFFD for this one.
+        write_atomically(staging / "README.md", model_card(release).replace("\0", "\ufffd"))
         expected = digest(model.policy), model.sampling
         del model  # the check loads it again, and a large one may not fit twice
         check_release(staging, *expected)
@@ -188,7 +193,7 @@ def _reports(request: Request) -> tuple[list[Path], dict[str, Any]]:
     results: dict[str, Any] = {}
     for path in files:
         with reading(path):
-            result = json.loads(path.read_bytes())
+            result = parse_json(path.read_bytes())
         if not has_figures(result):
             raise InputError(f"{path}: no figures to show: no {{'value': ..}}, no arms, no eval_results")
         results[path.name if path.name not in results else path.as_posix()] = result
@@ -226,7 +231,7 @@ def _trained_sampling(sampling: Sampling, stages: Sequence[Stage]) -> Sampling:
 def _forget_paths(staging: Path) -> None:
     """diffusers writes into a configuration from which folder it was once read."""
     for path in staging.rglob("config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None):
             write_atomically(path, json.dumps(config, indent=2) + "\n")
 
@@ -247,8 +252,8 @@ def _parts(policy: UnifiedPolicy, staging: Path) -> dict[str, str]:
     vocabulary, config = policy.vocabulary, policy.model.config.get_text_config()
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     dtype = str(policy.model.dtype).removeprefix("torch.")
-    image_tokenizer = json.loads((staging / IMAGE_TOKENIZER / IMAGE_SETTINGS).read_text())["type"]
-    versions = json.loads((staging / SETTINGS_FILE).read_text())["versions"]
+    image_tokenizer = parse_json((staging / IMAGE_TOKENIZER / IMAGE_SETTINGS).read_text(encoding="utf-8"))["type"]
+    versions = parse_json((staging / SETTINGS_FILE).read_text(encoding="utf-8"))["versions"]
     return {
         "language model": f"`{type(policy.model).__name__}`, {parameters:,} parameters, {dtype}",
         "family": f"`{policy.family}`",
@@ -285,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--license", metavar="L", help="licence, as the Hub spells it (apache-2.0): that of the base")
     parser.add_argument("--license-link", metavar="URL", help="text of a licence that the Hub does not list")
     parser.add_argument("--dataset", action="append", default=[], metavar="ID", help="data set on the Hub (repeatable)")
-    parser.add_argument("--samples", type=int, metavar="N", help=f"samples to show (default {SAMPLES})")
+    parser.add_argument("--samples", type=bounded(NoneOrMore), metavar="N", help=f"samples to show (default {SAMPLES})")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL file of their prompts (default: the run's)")
     parser.add_argument(
         "--report",
@@ -310,12 +315,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     request.check()
     if given.dry_run:
         summary = write_release(request, given.dry_run)
-        print(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
+        say(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
         return
     api = open_repository(given.repo, given.private)
-    with tempfile.TemporaryDirectory() as folder:
+    nothing_sent = f"{given.repo} is as it was, or has all of the release; the same command does it again"
+    with keeping(nothing_sent), tempfile.TemporaryDirectory() as folder:
         summary = write_release(request, Path(folder) / "release")
-        print(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
+        say(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
 
 
 if __name__ == "__main__":

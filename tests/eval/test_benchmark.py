@@ -3,15 +3,18 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
+from limner.cli import run as cli
 from limner.configs.errors import InputError
 from limner.eval.benchmark import Item, Writing, batches, row_of
 from limner.eval.folder import Journal, read_journals
@@ -220,3 +223,16 @@ def test_a_thousand_items_are_judged_in_nearly_the_ideal_time(tmp_path):
             assert results(config.out)["accounting"]["scored"] == 1000
             ratios.append(took / max(1000 * 0.2 / 32, seconds_of_a_bare_client(url, 1000, 32)))
     assert min(ratios) < 1.5
+
+
+def test_a_prompt_beyond_the_positions_is_counted_with_both_lengths(checkpoint, tmp_path, capsys):
+    """It stops nothing but itself; where there is no other, the run is no success."""
+    questions = [{"id": n, "question": text, "answer": "no"} for n, text in enumerate(("Is it?", "Is it? " * 400))]
+    for name, kept in (("both", questions), ("long", questions[1:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in kept))
+        flags = ["--data", str(tmp_path / f"{name}.jsonl"), "--model", str(checkpoint), "--out", str(tmp_path / name)]
+        with pytest.raises(SystemExit) if name == "long" else nullcontext():
+            cli(["eval", "--config", "eval/vqa", *flags, "--sampling.max_new_tokens", "4"])
+        assert results(tmp_path / name)["accounting"]["failed"] == {"no answer: prompt too long": 1}
+    said = capsys.readouterr().err.splitlines()
+    assert re.search(r"not one of 1 scores: .* the prompt has [\d,]+ tokens, and the model 512 positions", said[0])

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ....configs.bounds import NoneOrMore, Seed, Share
 from ....configs.errors import InputError
 from ....configs.registry import register
 from ....data.sources.mramg import DOMAINS, PIC, Gallery, Refused, read_questions
@@ -27,8 +28,9 @@ from ....rewards.encoders.text import BERTSCORE, BertScore, RougeL, TextEncoder
 from ....rewards.judges.grading import Verdict
 from ....rewards.rules.insertion import OrderingCosts, ordering_score, selection
 from ...benchmark import Given, Item, Outcome, Table, Task
-from ...entries import Entry, PictureFault, decoded, read_records, segments_of, spaced
+from ...entries import Entry, PictureFault, decoded, segments_of, spaced
 from ...folder import Journal
+from ...records import read_records
 from .answers import Answering, Placed, Writer, entries_of_answer, own_answers, read_answer
 from .judge import JUDGED, Judgements
 from .table import BASELINES, CHOICE, PLACED, RECALLS, SIZES, WRITTEN, groups, scores, tables
@@ -51,13 +53,13 @@ class MRAMGConfig(Answering):
     """Judge prompts of your own, by metric: `{position: my/position.yaml}`."""
     bertscore: str = ""
     """Encoder of BERTScore, a folder or ORG/NAME; without one there is no BERTScore."""
-    bertscore_layer: int = BERTSCORE.layer
+    bertscore_layer: NoneOrMore = BERTSCORE.layer
     """The layer that is compared; 17 is meant for FacebookAI/roberta-large."""
     costs: OrderingCosts = field(default_factory=OrderingCosts)
     """Of the ordering score; the paper does not state its own."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random baseline."""
-    min_coverage: float = 1.0
+    min_coverage: Share = 1.0
     """Share of each subset's questions that a file of answers must answer, at least."""
 
     def __post_init__(self) -> None:
@@ -90,8 +92,9 @@ def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | Non
         ]
     rows: list[tuple[Item, Given | None]] = []
     for place, record in read_records(path):
-        if record.get("subset") in DOMAINS:
-            record = {**record, "id": f"{record['subset']}/{record['id']}"}
+        subset = record.get("subset")
+        if isinstance(subset, str) and subset in DOMAINS:
+            record = {**record, "id": f"{subset}/{record['id']}"}
         rows.append((Item(record["id"], "", ()), read_answer(record, place)))
     return rows
 
@@ -303,9 +306,9 @@ class MRAMG:
         if self.writes and config.gold_text:
             said.append("ROUGE-L and BERTScore are left out: the text is the ground truth's own.")
         elif not config.bertscore:
-            said.append("No BERTScore: name its encoder with --mramg.bertscore.")
+            said.append("No BERTScore: name its encoder with --options.bertscore.")
         if not config.judge:
-            said.append("No judge was asked (--mramg.judge true).")
+            said.append("No judge was asked (--options.judge true).")
         elif config.first_tag:
             said.append("Position is that of the first picture alone, as in the evaluator that is available.")
         costs = config.costs

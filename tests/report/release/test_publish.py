@@ -96,6 +96,14 @@ def test_the_card_tells_the_whole_story(release, runs):
     assert not [path for path in release_files(release).values() if any(word in path.read_bytes() for word in private)]
 
 
+def test_a_nul_in_a_sample_is_shown_and_stops_nothing(runs, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "Draw \0 now."}))
+    request = Request(str(runs / "grpo" / "model"), "me/tiny", samples=1, prompts=prompts)
+    write_release(request, tmp_path / "dry")
+    assert "Draw \ufffd now." in (tmp_path / "dry" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_samples_are_the_models_own(release):
     model = limner.load(release, device="cpu")
     assert model.sampling == Sampling(max_new_tokens=40, temperature=0.9, max_images=3)

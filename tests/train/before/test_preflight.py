@@ -1,27 +1,32 @@
 """Preflight: a sound run passes, and each planted fault is caught under its own name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from limner.configs.errors import InputError
 from limner.data.mixture import SourceConfig
+from limner.data.prompts import pack_prompt, unpack_prompt
 from limner.data.shards import ShardWriter
 from limner.models.documents.document import InterleavedDocument, TextSegment
 from limner.models.sampler.generation import Sampling
 from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
+from limner.rewards.encoders.text import RougeL, TextReward
+from limner.rewards.hybrid import HybridReward
 from limner.train import grpo
+from limner.train.before.preflight import GAP_BOUNDS, Preflight, PreflightDone, gap_bounds, run_checks
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig
-from limner.train.preflight import GAP_BOUNDS, Preflight, PreflightDone, gap_bounds, run_checks
 from limner.train.trainer import InterleavedGRPOTrainer
 from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
 
-from ..models.families.conformance import ROOM, sampled, scored
-from ..models.families.tiny import FAMILIES
-from .runs import PROMPTS, Flat, Illustrated, dataset, parameters, settings
+from ...models.families.conformance import ROOM, sampled, scored
+from ...models.families.tiny import FAMILIES
+from ..runs import PROMPTS, Flat, Illustrated, dataset, parameters, settings
 
 
 def trainer_of(policy, directory, reward=None, arguments=None, **algorithm):
@@ -59,6 +64,19 @@ def test_a_sound_run_passes_and_is_left_as_it_was(policy, tmp_path):
     assert {"documents close", "pictures are drawn", "reward pictures", "reward all together"} <= names
     assert torch.equal(parameters(policy), before) and torch.equal(torch.get_rng_state(), state)
     assert not trainer._sums and not trainer._loss_sums and all(p.grad is None for p in policy.model.parameters())
+
+
+def test_a_reference_that_no_prompt_has_is_named_as_that(policy, tmp_path):
+    reward = HybridReward([(TextReward("rouge_l", RougeL()), 1.0), (Illustrated(), 1.0)])
+    trainer = trainer_of(policy, tmp_path, reward)
+    (check,) = [check for check in run_checks(trainer) if check.name.startswith("reference of")]
+    assert not check.passed and check.name == "reference of rouge_l"
+    assert check.text.startswith(f"0 of {len(PROMPTS)} prompts have `reference` in their meta")
+    first, *others = [unpack_prompt(row["prompt"]) for row in trainer.train_dataset]
+    rows = [replace(first, meta={"reference": "A circle."}), *others]
+    trainer.train_dataset = Dataset.from_dict({"prompt": [pack_prompt(row) for row in rows]})
+    (check,) = [check for check in run_checks(trainer) if check.name.startswith("reference of")]
+    assert check.passed and f"the others no score (the first: {others[0].id})" in check.text
 
 
 def test_dropout_makes_another_policy_of_the_sampled_one(policy, tmp_path):
