@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .configs.bounds import Guidance, NoneOrMore, OneOrMore, Seed, Share, Temperature, TopP, bounded
 from .configs.commands import COMMANDS, listing, sentence
 from .configs.errors import ArgumentParser, InputError, run_or_exit
 from .configs.on_demand import on_demand
 from .configs.schema import did_you_mean
+from .configs.terminal import one_line, say
 
 if TYPE_CHECKING:
     from .data.insertion.placements import Candidate
@@ -31,20 +31,16 @@ USAGE = f"""usage: limner COMMAND [...]
 def main() -> None:
     # DeepSpeed, where it is installed, says at its import that there is no GPU: on stdout, which is for answers.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
-    try:
-        run_or_exit(run)
-    except BrokenPipeError:  # `limner ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
+    run_or_exit(run)
 
 
 def run(argv: Sequence[str]) -> None:
     name, words = (argv[0], argv[1:]) if argv else ("help", ())
     if name in (*HELP, "help"):
-        print(USAGE)
+        say(USAGE)
         return
     if name == "--version":
-        print(f"limner {_version()}")
+        say(f"limner {_version()}")
         return
     first_words = dict.fromkeys(known.partition(" ")[0] for known in COMMANDS)
     if name not in first_words:
@@ -52,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError(f"{name!r} is no command; {hint}")
     if name not in COMMANDS:
         if words and words[0] in HELP:
-            print(f"usage: limner {name} NAME [...]\n\n{listing(name)}")
+            say(f"usage: limner {name} NAME [...]\n\n{listing(name)}")
             return
         members = [known.removeprefix(f"{name} ") for known in COMMANDS if known.startswith(f"{name} ")]
         if not words or words[0] not in members:
@@ -91,8 +87,8 @@ def evaluate(argv: Sequence[str]) -> int:
         said = write_report(folder)
         if reason := no_score(folder):
             faults += 1
-            print(f"limner: error: {' '.join(reason.split())}", file=sys.stderr, flush=True)
-        print(said)
+            say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
+        say(said)
     return int(faults > 0)
 
 
@@ -100,35 +96,61 @@ def from_source(argv: Sequence[str]) -> None:
     parser = _parser("data from")
     parser.add_argument("kind", metavar="SOURCE", help="one of `limner list source`, or path/to/file.py:Name")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the source")
+    parser.add_argument("--images", default="", metavar="ROOT", help="folder of the pictures that its records name")
     _convert(parser, argv)
 
 
 def from_markdown(argv: Sequence[str]) -> None:
     parser = _parser("data from-markdown")
-    parser.set_defaults(kind="markdown", set=[])
+    parser.set_defaults(kind="markdown", set=[], images="")
     _convert(parser, argv)
 
 
 def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="what it reads")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
-    parser.add_argument("--heldout-share", type=float, default=0.1, help="share of documents held out (default 0.1)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of shards to write")
+    parser.add_argument(
+        "--heldout-share", type=bounded(Share), default=0.1, help="share of documents held out (default 0.1)"
+    )
+    parser.add_argument("--keep-duplicates", action="store_true", help="give a second document of an id another id")
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
+    parser.add_argument(
+        "--dry-run", type=bounded(OneOrMore), metavar="N", help="say what the first N records give, and write nothing"
+    )
+    arguments = parser.parse_args(argv)
+    target: Path | None = arguments.out
+    if target is None and arguments.dry_run is None:
+        parser.error("the following arguments are required: --out")
+
+    from .data.conversion import convert, open_source, setting, try_source
+
+    images = {"images": arguments.images} if arguments.images else {}
+    source = open_source(arguments.kind, dict(map(setting, arguments.set)) | images)
+    keep = arguments.keep_duplicates
+    if target is None or arguments.dry_run is not None:
+        say(try_source(source, arguments.source, arguments.dry_run, keep).table())
+        return
+    share, overwrite = arguments.heldout_share, arguments.overwrite
+    report = convert(source, arguments.source, target, heldout_share=share, keep_duplicates=keep, overwrite=overwrite)
+    say(report.summary())
+
+
+def sniff(argv: Sequence[str]) -> None:
+    parser = _parser("data sniff")
+    parser.add_argument("source", type=Path, metavar="SRC", help="a file, a folder, or ORG/NAME on the Hub")
+    parser.add_argument("--images", default="", metavar="ROOT", help="folder of the pictures that its records name")
     arguments = parser.parse_args(argv)
 
-    from .data.conversion import convert, open_source, setting
+    from .data.sniff import sniff
 
-    source = open_source(arguments.kind, dict(map(setting, arguments.set)))
-    share, overwrite = arguments.heldout_share, arguments.overwrite
-    report = convert(source, arguments.source, arguments.out, heldout_share=share, overwrite=overwrite)
-    print(report.summary())
+    say(sniff(arguments.source, arguments.images))
 
 
 def preview(argv: Sequence[str]) -> None:
     parser = _parser("data preview")
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default DIR-preview.html beside DIR)")
-    parser.add_argument("--samples", type=int, default=24, help="documents shown (default 24)")
+    parser.add_argument("--samples", type=bounded(NoneOrMore), default=24, help="documents shown (default 24)")
     parser.add_argument("--split", choices=("train", "heldout"), default="train")
     arguments = parser.parse_args(argv)
 
@@ -136,18 +158,20 @@ def preview(argv: Sequence[str]) -> None:
 
     page = arguments.out or arguments.directory.with_name(f"{arguments.directory.absolute().name}-preview.html")
     shown = write_preview(arguments.directory, page, arguments.samples, arguments.split)
-    print(f"{page}: {shown} document{'s' * (shown != 1)}")
+    say(f"{page}: {shown} document{'s' * (shown != 1)}")
 
 
 def insertion(argv: Sequence[str]) -> None:
     parser = _parser("data insertion")
     parser.add_argument("source", type=Path, metavar="SRC", help="shards, MRAMG files, or a folder of Markdown")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of tasks to write")
-    parser.add_argument("--distractors", type=int, default=6, help="wrong candidates of a task (default 6)")
+    parser.add_argument(
+        "--distractors", type=bounded(NoneOrMore), default=6, help="wrong candidates of a task (default 6)"
+    )
     parser.add_argument("--hard", type=Path, metavar="INDEX", help="index of `limner index` that finds half of them")
-    parser.add_argument("--abstain-share", type=float, default=0.1, help="tasks without gold (default 0.1)")
-    parser.add_argument("--heldout-share", type=float, default=0.1, help="documents held out (default 0.1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--abstain-share", type=bounded(Share), default=0.1, help="tasks without gold (default 0.1)")
+    parser.add_argument("--heldout-share", type=bounded(Share), default=0.1, help="documents held out (default 0.1)")
+    parser.add_argument("--seed", type=bounded(Seed), default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what DIR holds")
     arguments = parser.parse_args(argv)
 
@@ -163,7 +187,7 @@ def insertion(argv: Sequence[str]) -> None:
         hard=_found_in(arguments.hard) if arguments.hard else None,
         overwrite=arguments.overwrite,
     )
-    print(report)
+    say(report)
 
 
 def validate(argv: Sequence[str]) -> None:
@@ -181,7 +205,7 @@ def validate(argv: Sequence[str]) -> None:
         raise InputError(f"{arguments.directory}: {problems[0]}{more}")
     total = sum(sum(counts.values()) for counts in kinds.values())
     parts = [f"{split} {kind} {n}" for split, counts in kinds.items() for kind, n in counts.items() if n]
-    print(f"{arguments.directory}: {total} record{'s are' if total != 1 else ' is'} sound ({', '.join(parts)})")
+    say(f"{arguments.directory}: {total} record{'s are' if total != 1 else ' is'} sound ({', '.join(parts)})")
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -193,13 +217,15 @@ def generate(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="answer.html, answer.md or answer.json")
     settings = parser.add_argument_group("sampling", "Where none is given, the model's own settings hold.")
-    settings.add_argument("--temperature", type=float, help="0 is greedy")
-    settings.add_argument("--top-p", type=float, help="sample from the smallest set of tokens of this probability")
-    settings.add_argument("--top-k", type=int, help="sample from so many likeliest tokens; 0 is all")
-    settings.add_argument("--guidance", type=float, help="classifier-free guidance of pictures; 1 is none")
-    settings.add_argument("--max-new-tokens", type=int, help="longest answer, pictures included")
-    settings.add_argument("--max-images", type=int, help="most pictures of an answer")
-    settings.add_argument("--seed", type=int, help="another seed, another answer")
+    settings.add_argument("--temperature", type=bounded(Temperature), help="0 is greedy")
+    settings.add_argument(
+        "--top-p", type=bounded(TopP), help="sample from the smallest set of tokens of this probability"
+    )
+    settings.add_argument("--top-k", type=bounded(NoneOrMore), help="sample from so many likeliest tokens; 0 is all")
+    settings.add_argument("--guidance", type=bounded(Guidance), help="classifier-free guidance of pictures; 1 is none")
+    settings.add_argument("--max-new-tokens", type=bounded(OneOrMore), help="longest answer, pictures included")
+    settings.add_argument("--max-images", type=bounded(NoneOrMore), help="most pictures of an answer")
+    settings.add_argument("--seed", type=bounded(Seed), help="another seed, another answer")
     arguments = parser.parse_args(argv)
 
     from .models.checkpoints.hub import load_model
@@ -221,7 +247,7 @@ def generate(argv: Sequence[str]) -> None:
     }
     count = len(answer.images)
     said = [f"{count} picture{'s' * (count != 1)}", *(note for note, holds in notes.items() if holds)]
-    print(f"{arguments.out}: {'; '.join(said)}")
+    say(f"{arguments.out}: {'; '.join(said)}")
 
 
 def _found_in(folder: Path) -> Callable[[str, int], Sequence[Candidate]]:

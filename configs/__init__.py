@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -27,6 +26,7 @@ from .errors import InputError
 from .redaction import without_secrets
 from .registry import names_in
 from .schema import (
+    FOREIGN,
     Flag,
     Patch,
     Place,
@@ -42,6 +42,8 @@ from .schema import (
     section_of,
     unknown_key,
 )
+from .terminal import say
+from .whole import write_atomically
 from .yaml_file import read_yaml, scalar
 
 __all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "resolved", "save_resolved"]
@@ -51,7 +53,6 @@ DERIVED = {"generation_batch_size": "steps_per_generation"}
 """TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
 SECTIONS = ("warmup", "grpo")
 """Of a file of configs/model/: a base model's settings for each command."""
-THEIRS = ("transformers", "trl")
 CHECKPOINT = "limner.json"
 """What a checkpoint holds, in the folder of a configuration or above it."""
 HUB_CACHE = re.compile(r"/(?:models|datasets|spaces)--[^/]+/(?:snapshots|blobs)/")
@@ -96,7 +97,7 @@ def parse(
     each, and `section` says which is read. `--help` and `--help-all` print, under `usage`, and exit."""
     words = sys.argv[1:] if argv is None else list(argv)
     if {"-h", "--help", "--help-all"} & {*words}:
-        print(_help(dataclass_types, prog, usage, "--help-all" in words))
+        say(_help(dataclass_types, prog, usage, "--help-all" in words))
         raise SystemExit(0)
     fields = {name: kind for cls in dataclass_types for name, kind in fields_of(cls).items()}
     parser = _flag_parser(dataclass_types, fields)
@@ -133,23 +134,11 @@ def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
 
     Secrets are left out, at any depth, and named in its second line. The file appears whole or not at all."""
     values, secrets = resolved(*instances)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("# The configuration this run used.\n")
-            if secrets:
-                names = " ".join(", ".join(secrets).split())
-                file.write(f"# Keys and passwords are not saved; give them again: {names}\n")
-            yaml.safe_dump(values, file, sort_keys=False, allow_unicode=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)  # mkstemp's 0600 would hide it from everybody else
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    text = "# The configuration this run used.\n"
+    if secrets:
+        names = " ".join(", ".join(secrets).split())
+        text += f"# Keys and passwords are not saved; give them again: {names}\n"
+    write_atomically(Path(path), text + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def resolved(*instances: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -194,7 +183,7 @@ def _help(dataclass_types: Sequence[type], prog: str | None, usage: str, everyth
         if dataclasses.is_dataclass(cls):  # what stands in for one of theirs (`on_demand`) is none
             _explain(parser, parser, cls)
     for cls in dataclass_types:
-        origin = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in THEIRS), None)
+        origin = next((base for base in cls.__mro__ if base.__module__.partition(".")[0] in FOREIGN), None)
         if origin:
             more = "output_dir, max_steps, learning_rate and resume_from_checkpoint among them"
             group = parser.add_argument_group(

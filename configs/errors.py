@@ -1,15 +1,29 @@
-"""The one exception for a fault in what the user gave: a file, a record, a setting."""
+"""The one exception for a fault in what the user gave: a file, a record, a setting. And how a command ends."""
 
 import argparse
+import os
+import re
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .terminal import one_line, prepare_streams, say
+
+LONGEST_LINE = 2000
+"""Characters of an error. A message may quote a whole file; its beginning and its end, the remedy, are shown."""
+INTERRUPTED = 130
+NOTHING_LOST = "nothing is left half written; run the same command again"
+
 
 class InputError(ValueError):
     """Says in one line which file, record or option is at fault and what to do; the CLI prints that line alone."""
+
+
+class Unavailable(InputError):
+    """Somebody who was asked gives no answers for now; asked again later he may."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -36,20 +50,110 @@ def reading(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = error.strerror if isinstance(error, OSError) else None  # without the path, which is named already
-        reason = reason or next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = fault_of_disk(error) or next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(f"{path}: cannot be read: {reason}") from error
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A full disk, a folder that may not be written: one InputError naming what was to be written.
+
+    Nothing else is caught: what is raised over anything but the disk is a bug and stays one."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (reason := fault_of_disk(error)) is None or _of_another_place(error, Path(path)):
+            raise
+        raise InputError(f"{path}: cannot be written: {reason}") from error
+
+
+def fault_of_disk(error: BaseException) -> str | None:
+    """What the system said of a file, without the file's name; None for an error of another kind.
+
+    Libraries in Rust and C++ have exceptions of their own for it: safetensors and LanceDB quote the system's number
+    (`os error 28`), torch's writer says that it failed, SQLite that the disk is full."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error)
+    if number := re.search(r"\(os error (\d+)\)", text):
+        return os.strerror(int(number[1]))
+    if isinstance(error, OSError | sqlite3.Error) or "PytorchStreamWriter failed writing" in text:
+        return one_line(text) or type(error).__name__
+    return None
+
+
+def _of_another_place(error: Exception, path: Path) -> bool:
+    """Whether an error names a file elsewhere, which was being read meanwhile."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str) or "://" in str(path):
+        return False
+    there, here = Path(name).absolute(), path.absolute().parent
+    return not (there.is_relative_to(here) or here.is_relative_to(there))
+
+
+@contextmanager
+def keeping(what: str | Callable[[], str]) -> Iterator[None]:
+    """While a long command is at work: what an interrupt (Ctrl-C) leaves behind, and how to go on from it.
+
+    what: the words, or what finds them at that moment."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.args = stop.args or (what if isinstance(what, str) else what(),)  # the innermost knows best
+        raise
 
 
 def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
     """Runs a command with the process's arguments: a fault in the input is one line on stderr and exit code 2.
 
-    Anything else is a bug and keeps its traceback.
-    """
+    So is a file that cannot be read or written, wherever that came up; an interrupt is one line and exit code 130.
+    Anything else is a bug and keeps its traceback."""
+    prepare_streams()
     try:
         entry(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # `limner ... | head`
+        _mute_stdout()
+        raise SystemExit(1) from None
     except InputError as error:
-        line = " ".join(str(error).split())
-        # It may quote a hostile file: no terminal control codes from there.
-        print(f"limner: error: {''.join(char if char.isprintable() else '?' for char in line)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _exit(f"error: {error}", 2)
+    except OSError as error:
+        name = error.filename if error.filename is not None else _unnamed()
+        _exit(f"error: {os.fsdecode(name) if isinstance(name, bytes) else name}: {fault_of_disk(error)}", 2)
+    except BaseException as error:
+        stop = _interrupt_in(error)
+        if stop is None:
+            raise
+        _exit(f"interrupted: {' '.join(map(str, stop.args)) or NOTHING_LOST}", INTERRUPTED)
+
+
+def _exit(line: str, code: int) -> NoReturn:
+    line = one_line(line)
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    say(f"limner: {line}", to_stderr=True)
+    raise SystemExit(code) from None
+
+
+def _unnamed() -> str:
+    """What failed where the system names no file: standard output, if that can no longer be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _mute_stdout()
+        return "standard output"
+    return f"limner {' '.join(sys.argv[1:2])}"
+
+
+def _mute_stdout() -> None:
+    """What is still buffered goes nowhere: the interpreter would try it again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an error came from: a library that is interrupted at its import may raise what it likes."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error

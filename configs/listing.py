@@ -16,6 +16,7 @@ from .errors import ArgumentParser, InputError
 from .on_demand import on_demand
 from .options import described
 from .registry import NOUNS, PACKAGE, Entry, entries, imported
+from .terminal import say
 
 FILLED = {
     "reward": ("completions",),
@@ -37,9 +38,9 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     rows = [row_of(entry) for entry in entries(arguments.kind).values()]
     if arguments.json:
-        print(json.dumps(rows, indent=1))
+        say(json.dumps(rows, indent=1))
     else:
-        print("\n".join(line for row in rows for line in lines_of(row)))
+        say("\n".join(line for row in rows for line in lines_of(row)))
 
 
 def row_of(entry: Entry) -> dict[str, Any]:

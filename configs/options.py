@@ -17,7 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from .errors import InputError
 from .registry import Found
-from .schema import Place, Range, bare, build, default_of, docs_of, fields_of, kind_name, plain
+from .schema import Place, bare, bounds_of, build, default_of, docs_of, fields_of, kind_name, plain
 
 CONFIG = "config"
 Shared = Mapping[Any, Callable[[Any, str], Any]]
@@ -124,7 +124,7 @@ def described(thing: Any, filled: Collection[str] = ()) -> list[dict[str, Any]]:
     rows = []
     for field in (field for field in dataclasses.fields(options) if field.init):
         kind = fields_of(options)[field.name]
-        bounds = next((extra for extra in get_args(kind) if isinstance(extra, Range)), None)
+        bounds = bounds_of(kind)
         required = field.default is field.default_factory is dataclasses.MISSING
         rows.append(
             {

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 
 from .errors import InputError
 from .schema import did_you_mean
+from .terminal import say
 
 GROUP = "limner.plugins"
 """Entry points of other packages: each names a module or a package, whose sources are read like our own."""
@@ -182,7 +183,8 @@ def fitting(kind: str, thing: Any, where: str) -> Any:
 
 def label_of(name: str) -> str:
     """A name as one word, as it stands in metrics."""
-    name = re.sub(r"/.*/(?=[^/]+\.yaml$)", "/", name)  # a file without its folders
+    if name.endswith(".yaml") and "/" in name:  # a file without its folders
+        name = f"{name.partition('/')[0]}/{name.rpartition('/')[2]}"
     return re.sub(r"\W+", "_", re.sub(r"\.v\d+$|\.yaml$", "", name)).strip("_")
 
 
@@ -294,7 +296,7 @@ def _entries_of_others() -> tuple[Entry, ...]:
         try:
             found += _entries_in(point.module)
         except (Exception, SystemExit) as error:
-            print(f"limner: plug-in {point.name} ({point.value}): {_reason(error)}; left out", file=sys.stderr)
+            say(f"limner: plug-in {point.name} ({point.value}): {_reason(error)}; left out", to_stderr=True)
     return tuple(found)
 
 

@@ -1,10 +1,10 @@
 """Values into dataclasses: each is checked against its type hint, at any depth, and a fault names its place."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
-import math
 import re
 import reprlib
 import textwrap
@@ -16,10 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from .bounds import LARGEST, THEIRS, Range
 from .errors import InputError
 from .yaml_file import scalar
 
 T = TypeVar("T")
+UNBOUNDED: dict[Any, tuple[Range]] = {int: (LARGEST,), float: (Range(),)}
+"""What holds for numbers whose type hint has no bounds."""
+FOREIGN = ("transformers", "trl")
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -35,18 +39,6 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.source}: {'.'.join(self.path)}" if self.path else self.source
-
-
-class Range(NamedTuple):
-    """Bounds of a number, in its type hint: `Annotated[int, Range(1)]`. Infinity and NaN are never inside."""
-
-    least: float = -math.inf
-    most: float = math.inf
-
-    def __str__(self) -> str:
-        if math.isinf(self.most):
-            return f"at least {self.least:g}" if math.isfinite(self.least) else "a finite number"
-        return f"{self.least:g} to {self.most:g}" if math.isfinite(self.least) else f"at most {self.most:g}"
 
 
 class Flag(NamedTuple):
@@ -96,7 +88,9 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
         return _convert_flag(value, kind, default)
     origin, args = get_origin(kind) or kind, get_args(kind)
     if origin is Annotated:
-        return _within(convert(value, args[0], place, default), args[1:], place)
+        plain_number = args[0] in UNBOUNDED
+        found = _convert_plain(value, args[0], place) if plain_number else convert(value, args[0], place, default)
+        return _within(found, args[1:], place)
     if origin in (Union, types.UnionType):
         return _convert_union(value, kind, place, default)
     if origin is Any or origin is object:
@@ -120,7 +114,7 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
         return _convert_mapping(value, args or (Any, Any), place, default)
     if issubclass(origin, list | tuple):
         return _convert_items(value, origin, args, place)
-    return _convert_plain(value, origin, place)
+    return _within(_convert_plain(value, origin, place), UNBOUNDED.get(origin, ()), place)
 
 
 def unknown_key(key: object, names: Iterable[str], where: str) -> InputError:
@@ -158,7 +152,31 @@ def _ends_a_key(word: str, first: str) -> bool:
 def fields_of(cls: type) -> dict[str, Any]:
     """Name to type hint of what can be given. Not `field.type`: HfArgumentParser rewrites that in place."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    kinds = {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+    if is_foreign(cls):
+        kinds |= {name: Annotated[kinds[name], bounds] for name, bounds in THEIRS.items() if name in kinds}
+    return kinds
+
+
+def is_foreign(cls: type) -> bool:
+    """Whether a dataclass is one of transformers or TRL, or inherits from one."""
+    return any(base.__module__.partition(".")[0] in FOREIGN for base in cls.__mro__)
+
+
+def check_ranges(instance: Any) -> None:
+    """Holds a dataclass that Python code makes as well to the bounds in its type hints, which `build` checks for files
+    and flags. Raises InputError that begins with the field."""
+    for name, kind in fields_of(type(instance)).items():
+        if bounds := bounds_of(kind):
+            _within(getattr(instance, name), (bounds,), Place(name))
+
+
+def bounds_of(kind: Any) -> Range | None:
+    """The bounds in a type hint, also of `OneOrMore | None`."""
+    if get_origin(kind) is Annotated:
+        return next((extra for extra in get_args(kind) if isinstance(extra, Range)), None)
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+    return next(filter(None, map(bounds_of, options)), None)
 
 
 @cache
@@ -257,9 +275,11 @@ def _named(kind: Any, name: str, place: Place) -> Any:
 
 
 def _within(value: Any, extras: tuple[Any, ...], place: Place) -> Any:
-    for bounds in (extra for extra in extras if isinstance(extra, Range)):
-        if isinstance(value, int | float) and not (math.isfinite(value) and bounds.least <= value <= bounds.most):
-            raise _expected(f"a number {bounds}" if bounds.most < math.inf else str(bounds), value, place)
+    """Where the value is a number, which it need not be (`float | None`, `float | Schedule`)."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        for bounds in (extra for extra in extras if isinstance(extra, Range)):
+            if not bounds.holds(value):
+                raise _expected(bounds.words, value, place)
     return value
 
 
@@ -276,7 +296,7 @@ def _convert_union(value: Any, kind: Any, place: Place, default: Any) -> Any:
             return convert(value, member, place, default)
         except InputError:
             continue
-    raise _expected(" or ".join(map(kind_name, members)), value, place)
+    raise _expected(" or ".join(kind_name(bare(member)) for member in members), value, place)
 
 
 def _convert_mapping(value: Any, args: tuple[Any, ...], place: Place, default: Any) -> dict[Any, Any]:
@@ -311,10 +331,8 @@ def _convert_plain(value: Any, kind: type, place: Place) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)
     if kind is Path and isinstance(value, str):
         return Path(value)
     if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
@@ -333,5 +351,5 @@ def kind_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, types.UnionType):
-        return " | ".join("None" if member is types.NoneType else kind_name(member) for member in get_args(kind))
+        return " | ".join("None" if member is types.NoneType else kind_name(bare(member)) for member in get_args(kind))
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

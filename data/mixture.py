@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import IterableDataset
 
+from ..configs.bounds import Above0
 from ..configs.errors import InputError
 from ..models.documents.document import InterleavedDocument
 from ..models.tokens.processing import Processor
@@ -30,7 +31,7 @@ from .shards import read_documents, read_index
 class SourceConfig:
     path: str
     """A folder of shards."""
-    weight: float = 1.0
+    weight: Above0 = 1.0
     """Share of documents drawn from it, relative to the other sources."""
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import parse
+from ..configs.bounds import Share, Weight
 from ..configs.errors import InputError
+from ..configs.terminal import say
 from ..models.documents.rendering import write_atomically
 from .benchmark import read_verdicts
 from .figures import Comparison, Figure, compare, figures_of, mean_of
@@ -35,12 +37,12 @@ class GuardConfig:
     before: str = ""
     """Folder of the run, or of the runs, before training."""
     after: str = ""
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, Weight] = field(default_factory=dict)
     """Largest loss that is allowed, in the figure's own unit: `{pope.f1: 1.0, "mme.*": 20}`. RUN.FIGURE, * for any;
     of several that fit the longest holds. Figures without a limit are shown alone."""
     certain: bool = False
     """Only a loss whose whole 95 % interval is beyond the limit crosses it."""
-    unpaired: float = 0.01
+    unpaired: Share = 0.01
     """Largest share of the questions or prompts of a limited figure that may be missing before or after."""
     out: str = ""
     """JSON file of the table."""
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.out:
         table = {"before": config.before, "after": config.after, "rows": [asdict(row) for row in rows]}
         write_atomically(Path(config.out), json.dumps(table, indent=1) + "\n")
-    print(table_text(rows))
+    say(table_text(rows))
     return int(any(row.crossed for row in rows))
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..configs.errors import InputError, reading
+from ..configs.errors import InputError, reading, writing
 from ..models.documents.rendering import write_atomically
 
 MANIFEST = "manifest.json"
@@ -56,9 +56,10 @@ class Journal:
     """
 
     def __init__(self, folder: Path, name: str, rank: int = 0):
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.{rank}.jsonl"
-        self._file = self.path.open("ab+")
+        with writing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -70,11 +71,12 @@ class Journal:
         self._synced = time.monotonic()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode("ascii") + b"\n")
-        self._file.flush()
-        if time.monotonic() - self._synced > SYNC_S:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
+        with writing(self.path):
+            self._file.write(json.dumps(record).encode("ascii") + b"\n")
+            self._file.flush()
+            if time.monotonic() - self._synced > SYNC_S:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def __enter__(self) -> Journal:
         return self

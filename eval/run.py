@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,12 +24,14 @@ from typing import Any, ClassVar
 import torch
 
 from ..configs import build, parse, save_resolved
-from ..configs.errors import InputError
+from ..configs.bounds import Guidance, Limit, NoneOrMore, OneOrMore, Seed, Temperature, TopP
+from ..configs.errors import InputError, keeping
 from ..configs.options import make
 from ..configs.registry import Found, files_in, find
+from ..configs.terminal import say
+from ..configs.whole import whole_directory
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.chat.requests import ChatModel
-from ..models.checkpoints.folder import whole_directory
 from ..models.checkpoints.hub import find_checkpoint, load_model
 from ..models.documents.rendering import write_atomically
 from ..models.sampler.generation import Sampling
@@ -58,14 +59,14 @@ EDGE = 2**20
 class SamplingConfig:
     """How the model writes; null is its own setting."""
 
-    max_new_tokens: int | None = None
+    max_new_tokens: OneOrMore | None = None
     """Longest answer, pictures included."""
-    max_images: int | None = None
-    temperature: float | None = None
+    max_images: NoneOrMore | None = None
+    temperature: Temperature | None = None
     """0 is greedy."""
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance: float | None = None
+    top_k: NoneOrMore | None = None
+    top_p: TopP | None = None
+    guidance: Guidance | None = None
     """Classifier-free guidance of pictures; 1 is none."""
 
 
@@ -92,16 +93,16 @@ class EvalConfig:
     """File or folder of answers to score instead, in the benchmark's own format."""
     out: str = "runs/eval"
     """Folder of the run."""
-    limit: int = 0
+    limit: Limit = 0
     """Items of each category, the first ones; 0 takes all."""
     prompt: str = "{question}"
     """What the model is asked, the question in its place."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    batch_size: int = 16
+    batch_size: OneOrMore = 16
     """Answers written at a time."""
-    seed: int = 0
+    seed: Seed = 0
     judge: ChatConfig = field(default_factory=ChatConfig)
-    samples: int = 24
+    samples: NoneOrMore = 24
     """Items shown in the report."""
     suite: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Several evaluations of one model, by name: settings of each, over those here. Each is in OUT/NAME."""
@@ -144,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
     """The folders of runs that hold results now; where another process is still at work they do not yet."""
     (config,) = parse((EvalConfig,), argv, prog="limner eval")
     shard = Shard(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))  # torchrun's
-    return [Path(run.out) for run in evaluations(config) if evaluate(run, shard)]
+    with keeping(f"{config.out} keeps what is answered and scored; the same command goes on from there"):
+        return [Path(run.out) for run in evaluations(config) if evaluate(run, shard)]
 
 
 def evaluations(config: EvalConfig) -> list[EvalConfig]:
@@ -346,7 +348,7 @@ def report(what: str, progress: Iterable[int], total: int) -> None:
     for done in progress:
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
-            print(f"limner eval: {what} {done} of {total}", file=sys.stderr, flush=True)
+            say(f"limner eval: {what} {done} of {total}", to_stderr=True, flush=True)
 
 
 def write_export(config: EvalConfig, benchmark: Benchmark, answers: Mapping[str, Given]) -> None:

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from PIL import Image
 
 from ..configs.errors import InputError
+from ..configs.terminal import say
 from ..models.documents.document import open_image, to_rgb
 from ..models.documents.rendering import beginning, caption_of, markdown_html, write_atomically
 from ..retrieval.index.command import Found, find, listing, search_parser
@@ -34,10 +35,10 @@ def main(argv: Sequence[str]) -> None:
     if arguments.out and arguments.out.suffix != ".html":
         raise InputError(f"--out {arguments.out}: end the name in .html")
     found = find(arguments)
-    print(listing(found))
+    say(listing(found))
     if arguments.out:
         write_atomically(arguments.out, search_page(found))
-        print(arguments.out)
+        say(arguments.out)
 
 
 def search_page(found: Found) -> str:

@@ -19,9 +19,12 @@ from typing import Any, Literal
 from transformers.utils.logging import disable_progress_bar
 
 from ..configs import parse
+from ..configs.bounds import Hits, NoneOrMore, Share
 from ..configs.errors import InputError, reading
 from ..configs.options import make
 from ..configs.registry import find
+from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.documents.rendering import check_suffix
 from .answering import Answered, Means, Strategy, answer, described, save
@@ -51,10 +54,10 @@ class AnswerConfig(ChatConfig, PlacementRules):
     text: str = ""
     """File of a finished answer that gets its pictures (rule, inserter); without it an extract of the best document."""
     pictures: Literal["own", "found"] = "own"
-    """What an extract is offered: the pictures of its own document, or of all chunks retrieved."""
-    hits: int = 10
+    """What an extract is offered: the pictures that stand in it in its document, or those of all chunks retrieved."""
+    hits: Hits = 10
     """Chunks retrieved."""
-    min_match: float | None = None
+    min_match: Share | None = None
     """Least match of the question and the best chunk, 0 to 1; 0 answers from whatever is found."""
     documents: list[str] = field(default_factory=list)
     """Ids of the documents that may be used; without any, all."""
@@ -62,7 +65,7 @@ class AnswerConfig(ChatConfig, PlacementRules):
     """`cuda:1`, `cpu`, for all but `local`; empty takes the GPU where there is one."""
     model: str = ""
     """Folder, or ORG/NAME on the Hub: of an inserter, or of a unified model."""
-    think: int = 0
+    think: NoneOrMore = 0
     """Tokens that an inserter may think before it answers."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """What differs from a unified model's own settings: `{temperature: 0, seed: 1}`."""
@@ -70,16 +73,11 @@ class AnswerConfig(ChatConfig, PlacementRules):
     """Prompt (llm, vlm, unified): one of the package's by name, or a YAML file; by default the strategy's own."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         super().__post_init__()
         if not self.out:
             raise InputError("out: missing; name the file to write, --out answer.html")
         check_suffix(Path(self.out))
-        if self.hits < 1:
-            raise InputError(f"hits: {self.hits}; at least 1")
-        if self.min_match is not None and not 0 <= self.min_match <= 1:
-            raise InputError(f"min_match: {self.min_match}; it goes from 0 to 1")
-        if self.think < 0:
-            raise InputError(f"think: {self.think}; at least 0")
         strategy = find("strategy", self.strategy, "strategy").thing
         if self.text and not getattr(strategy, "illustrates", False):
             raise InputError(f"text: strategy {self.strategy} writes its own; take rule or inserter")
@@ -111,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     answered = answer(question, hits, strategy, config, encoder, config.min_match)
     save(answered, Path(config.out))
-    print(f"{config.out}: {described(answered)}")
+    say(f"{config.out}: {described(answered)}")
 
 
 def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[[str], Sequence[Chunk]]) -> Strategy:

@@ -14,14 +14,16 @@ from typing import Literal
 
 import numpy as np
 
+from ..configs.bounds import NoneOrMore, Share
 from ..configs.errors import InputError
+from ..configs.schema import check_ranges
 from ..data.insertion.placements import Candidate, taken_out
 from ..models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts to their vectors of length 1, [texts, width]."""
 
-HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$", re.MULTILINE)
+HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]++(.*)$", re.MULTILINE)
 IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 """Chinese and Japanese put no space between words; there each character counts as one."""
@@ -31,18 +33,17 @@ WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 class PlacementRules:
     """What the user allows; every strategy is held to it."""
 
-    max_images: int | None = None
+    max_images: NoneOrMore | None = None
     """Most pictures of an answer."""
     sections: list[str] = field(default_factory=list)
     """Headings of the answer under which pictures may stand, subsections included; without any, everywhere."""
-    min_relevance: float | None = None
+    min_relevance: Share | None = None
     """Least relevance of an inserted picture to the text around it, 0 to 1."""
     images: Literal["given", "generated", "both"] = "both"
     """Pictures of the documents, pictures the model draws, or both."""
 
     def __post_init__(self) -> None:
-        if self.max_images is not None and self.max_images < 0:
-            raise InputError(f"max_images: {self.max_images}; at least 0")
+        check_ranges(self)
         if self.min_relevance is not None and not 0 <= self.min_relevance <= 1:
             raise InputError(f"min_relevance: {self.min_relevance}; it goes from 0 to 1")
 
@@ -188,4 +189,4 @@ def _decodes(picture: ImageSegment) -> bool:
 
 
 def _plain(heading: str) -> str:
-    return " ".join(re.sub(r"[*_`:]", "", heading).split()).casefold()
+    return " ".join(re.sub(r"[*_`:]", "", heading.rstrip(" \t#")).split()).casefold()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..configs import find_config, read_yaml
+from ..configs.bounds import Guidance, OneOrMore, Seed
 from ..configs.errors import InputError
 from ..configs.schema import Flag
 from ..configs.yaml_file import scalar
@@ -30,9 +31,9 @@ SET_HERE = {"warmup/tiny": ("seed", "sources"), "grpo/tiny": ("seed", "max_steps
 class Shared(Protocol):
     """What the configurations of a study and of the demo have in common."""
 
-    seed: int
-    iterations: int
-    curve_prompts: int
+    seed: Seed
+    iterations: OneOrMore
+    curve_prompts: OneOrMore
     warmup: dict[str, Any]
     grpo: dict[str, Any]
 
@@ -45,11 +46,11 @@ class ArmConfig:
     """What tables call it; the arm's name if empty."""
     grpo: dict[str, Any] = field(default_factory=dict)
     """Settings of `grpo/tiny` to change, by dotted name; for the kind `grpo`."""
-    iterations: int | None = None
+    iterations: OneOrMore | None = None
     """Rollout batches, for the kind `grpo`; those of the study if not given. An arm whose batches are cheaper may have
     more of them in the same seconds."""
     of: str | None = None
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     """Classifier-free guidance with which held-out stories are written; 1 is none."""
 
     def __post_init__(self) -> None:
@@ -83,15 +84,15 @@ class StudyConfig:
     """Which arms stand together, in which order; best written in the file."""
     out: str = "runs/study"
     """Folder of the study: results.json, table.md, figure.svg, report.html, and a folder for each seed."""
-    seeds: int = 3
+    seeds: OneOrMore = 3
     """So many seeds, from `seed` on."""
-    seed: int = 0
+    seed: Seed = 0
     """The first seed."""
-    processes: int = 1
+    processes: OneOrMore = 1
     """So many arms at a time; each takes the memory of one, and their seconds are of a machine that is shared."""
-    iterations: int = 60
+    iterations: OneOrMore = 60
     """Rollout batches of every GRPO arm that does not say itself how many."""
-    curve_prompts: int = 128
+    curve_prompts: OneOrMore = 128
     """Held-out prompts scored while training."""
     world: WorldConfig = field(default_factory=WorldConfig)
     new_model: NewModelConfig = field(default_factory=NewModelConfig)
@@ -142,8 +143,6 @@ def check(config: StudyConfig) -> None:
         for key in ("grpo", "iterations"):
             if getattr(arm, key) and arm.kind != "grpo":
                 raise InputError(f"arms.{name}.{key}: an arm of the kind {arm.kind} does not read it")
-        if arm.iterations is not None and arm.iterations < 1:
-            raise InputError(f"arms.{name}.iterations: at least 1, not {arm.iterations}")
         allowed = BASES.get(arm.kind, ())
         if not allowed and arm.of is not None:
             raise InputError(f"arms.{name}.of: an arm of the kind {arm.kind} does not read it")

@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
-from ..configs import find_config, parse, read_yaml
-from ..configs.errors import InputError, run_or_exit
+from ..configs import find_config, parse, read_yaml, terminal
+from ..configs.bounds import OneOrMore, Seed
+from ..configs.errors import InputError, keeping, run_or_exit
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
 from ..models.documents.rendering import write_atomically
@@ -51,13 +52,13 @@ class DemoConfig:
     """Folder of the run: report.html, metrics.json, model/."""
     arms: str = ",".join(DEFAULT_ARMS)
     """Comma-separated, or `all`: warmup, control, rejection, grpo_outcome, grpo_process."""
-    seeds: int = 1
+    seeds: OneOrMore = 1
     """Repeat with so many seeds and report the spread."""
-    seed: int = 0
+    seed: Seed = 0
     """The first seed."""
-    iterations: int = 70
+    iterations: OneOrMore = 70
     """Rollout batches of GRPO; its seconds are what the other arms may spend."""
-    curve_prompts: int = 128
+    curve_prompts: OneOrMore = 128
     """Held-out prompts scored while training."""
     score: str | None = None
     """Only score this checkpoint, on the outlines of `prompts`."""
@@ -76,9 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if (config.score is None) != (config.prompts is None):
         raise InputError("--score MODEL and --prompts FILE go together")
     if config.score:
-        print(json.dumps(score_checkpoint(config.score, Path(config.prompts), config.seed), indent=1))
+        terminal.say(json.dumps(score_checkpoint(config.score, Path(config.prompts), config.seed), indent=1))
         return
-    run(config)
+    with keeping(f"{config.out} keeps the arms that are done; the same command goes on with the others"):
+        run(config)
 
 
 def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:

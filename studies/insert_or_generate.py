@@ -23,7 +23,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 
 from ..configs import find_config, parse, read_yaml
-from ..configs.errors import InputError, run_or_exit
+from ..configs.bounds import OneOrMore, Seed
+from ..configs.errors import InputError, keeping, run_or_exit
 from ..data.mixture import SourceConfig
 from ..eval.statistics import SeedEstimate, nested_estimate
 from ..models.checkpoints.folder import load
@@ -72,13 +73,13 @@ class InsertOrGenerateConfig:
     """Folder of the run: results.json, table.md, report.html, and a folder for each seed."""
     arms: str = "warmup,grpo,control"
     """Comma-separated; `control` lasts as long as `grpo` did."""
-    seeds: int = 3
+    seeds: OneOrMore = 3
     """So many seeds, from `seed` on."""
-    seed: int = 0
+    seed: Seed = 0
     """The first seed."""
-    iterations: int = 70
+    iterations: OneOrMore = 70
     """Rollout batches of GRPO."""
-    curve_prompts: int = 96
+    curve_prompts: OneOrMore = 96
     """Held-out prompts scored while training."""
     world: CandidatesWorldConfig = field(default_factory=CandidatesWorldConfig)
     new_model: NewModelConfig = field(default_factory=lambda: NewModelConfig(attend_alike=0.7))
@@ -93,7 +94,8 @@ class InsertOrGenerateConfig:
 
 def main(argv: Sequence[str] | None = None) -> None:
     (config,) = parse((InsertOrGenerateConfig,), argv, prog="limner insert-or-generate")
-    run(config)
+    with keeping(f"{config.out} keeps the arms that are done; the same command goes on with the others"):
+        run(config)
 
 
 def run(config: InsertOrGenerateConfig) -> dict[str, Any]:
@@ -211,7 +213,8 @@ def _train(name: str, config: InsertOrGenerateConfig, root: Path, seed: int, pla
         run_config, args = parse(
             (grpo.RunConfig, GRPOConfig), ["--config", "grpo/insertion", *common, *flags(config.grpo)]
         )
-        run_config.algorithm.replay.sources = _of_seed(root, run_config.algorithm.replay.sources)
+        if replay := run_config.algorithm.replayed:
+            replay.sources = _of_seed(root, replay.sources)
         unit = (args.steps_per_generation or 1) * args.num_iterations // args.gradient_accumulation_steps
         args.max_steps = unit * config.iterations
         run_config.prompts = str(root / "prompts" / "train.jsonl")

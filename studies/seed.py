@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..configs.errors import InputError
+from ..configs import terminal
+from ..configs.errors import InputError, writing
 from ..models.documents.rendering import write_atomically
 
 REACH = 0.5
@@ -50,8 +51,10 @@ def first_reach(curve: Sequence[Mapping[str, float]]) -> dict[str, float] | None
 @contextmanager
 def taken(file: Path) -> Iterator[bool]:
     """Whether this process has what the lock file stands for, until the block ends; a killed process gives it up."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as lock:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.open("w")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,4 +69,4 @@ def limit_threads(processes: int = 1) -> None:
 
 
 def say(text: str) -> None:
-    print(f"[limner] {text}", flush=True)
+    terminal.say(f"[limner] {text}", flush=True)

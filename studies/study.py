@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import parse, save_resolved
-from ..configs.errors import ArgumentParser, InputError, run_or_exit
+from ..configs.errors import ArgumentParser, InputError, keeping, run_or_exit
 from ..models.checkpoints.folder import load
 from ..models.documents.rendering import write_atomically
 from ..report.study import figure_svg, study_html, table_markdown
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--arms")
     known, rest = parser.parse_known_args(words[1:])
     (config,) = parse((StudyConfig,), ["--config", words[0], *rest], "limner study", USAGE)
-    run(config, None if known.arms is None else [name.strip() for name in known.arms.split(",") if name.strip()])
+    with keeping(f"{config.out} keeps the arms that are done; the same command goes on with the others"):
+        run(config, None if known.arms is None else [name.strip() for name in known.arms.split(",") if name.strip()])
 
 
 def run(config: StudyConfig, chosen: Sequence[str] | None = None) -> dict[str, Any]:
@@ -100,6 +102,7 @@ def _helpers(config: StudyConfig, jobs: Sequence[Job]) -> Iterator[None]:
 
 
 def _help(config: StudyConfig, jobs: Sequence[Job]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the process that ends this one
     limit_threads(config.processes)
     work(config, jobs)
 

@@ -11,7 +11,9 @@ import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
-from ..configs.errors import InputError
+from ..configs.bounds import OneOrMore
+from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..models.documents.document import InterleavedDocument
 from ..rewards.hybrid import HybridReward
 from .rollout import RolloutBatch
@@ -25,15 +27,13 @@ from .watch.trajectories import build, write_trajectories
 class HeldOutConfig:
     prompts: str = ""
     """JSONL file of prompts that the run does not train on; none for no held-out score."""
-    every: int = 20
+    every: OneOrMore = 20
     """Optimizer steps between two scores."""
-    limit: int = 64
+    limit: OneOrMore = 64
     """Prompts scored, the file's first."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "limit"):
-            if getattr(self, name) < 1:
-                raise InputError(f"heldout.{name}: {getattr(self, name)}; at least 1, or leave out heldout.prompts")
+        check_ranges(self)
 
 
 class HeldOut(TrainerCallback):
@@ -83,7 +83,7 @@ class AlarmBell(TrainerCallback):
         for alarm in self.alarms.update(state.global_step, {name: float(value) for name, value in logs.items()}):
             state.log_history.append({"step": state.global_step, "alarm": alarm.name, "text": alarm.text})
             if state.is_world_process_zero:
-                print(f"\nALARM {alarm.name}: {alarm.text}", flush=True)
+                say(f"\nALARM {alarm.name}: {alarm.text}", flush=True)
 
 
 def note_failures(trainer: InterleavedGRPOTrainer, reward: HybridReward) -> None:

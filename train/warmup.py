@@ -21,7 +21,10 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..configs import parse
-from ..configs.errors import InputError, run_or_exit
+from ..configs.bounds import NoneOrMore, OneOrMore
+from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.schema import check_ranges
+from ..configs.terminal import say
 from ..data.mixture import PackedRows, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
@@ -34,7 +37,7 @@ from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_l
 from .scale.checkpointing import WholeCheckpoints
 from .scale.lora import LoraConfig, adapted, check_rows
 from .scale.precision import save_whole, stored_dtypes, train_in_fp32
-from .scale.run_folder import resume_point, save_settings
+from .scale.run_folder import kept, resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded
 from .watch.progress import check_trackers, show_progress
 
@@ -53,16 +56,16 @@ class WarmupConfig:
     """Shard folders and their weights."""
     data: str | None = None
     """One shard folder, instead of `sources`."""
-    pack_length: int = 256
+    pack_length: OneOrMore = 256
     """Tokens of a row; a longer document is cut between segments."""
     normalisation: Normalisation = "token"
-    score_chunk: int | None = None
+    score_chunk: OneOrMore | None = None
     """Score so many tokens at a time against the vocabulary, and again in the backward pass; saves memory."""
     lora: LoraConfig | None = None
     """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
     freeze: list[str] = field(default_factory=list)
     """Submodules that stay as they are, by name, such as `model.vision_model`; an adapter leaves them alone, too."""
-    heldout_batches: int = 8
+    heldout_batches: NoneOrMore = 8
     """Rows of the held-out split to report the loss on, by modality; 0 for none."""
 
 
@@ -192,7 +195,7 @@ def run(
     args: TrainingArguments,
     policy: UnifiedPolicy | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> WarmupTrainer:
     """Trains and writes the checkpoint to `output_dir/model`."""
     if config.normalisation not in NORMALISATIONS:
@@ -202,8 +205,7 @@ def run(
         raise InputError("data: missing; name a folder of shards (--data DIR)")
     if args.max_steps <= 0:
         raise InputError("max_steps: missing; the stream of rows has no end, so say how many steps to train")
-    if config.score_chunk is not None and config.score_chunk < 1:
-        raise InputError(f"score_chunk: {config.score_chunk}; at least 1")
+    check_ranges(config)
     if config.lora and policy is None and not config.model:
         raise InputError("lora: an adapter needs a trained model under it; name it (--model DIR)")
     assert args.output_dir is not None
@@ -258,11 +260,12 @@ def say_of_pictures(trainer: WarmupTrainer) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup", section="warmup")
-    trainer = run(config, args)
+    with keeping(lambda: kept(args.output_dir)):
+        trainer = run(config, args)
     if trainer.accelerator.is_main_process:
         model = Path(args.output_dir or "") / "model"
         following = f"limner grpo --config grpo/default --model {model} --prompts FILE.jsonl"
-        print(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
+        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
     trainer.accelerator.end_training()
 
 

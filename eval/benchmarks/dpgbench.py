@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
@@ -39,7 +40,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 """That are read of `dpg_bench.csv`."""
 GROUPS = ("global", "entity", "attribute", "relation", "other")
-_DETAIL = re.compile(r"(.+?), \((\d+), (\d+), \d+, \d+\), (.*), ([^,]*)")
+_DETAIL = re.compile(r"(?>(.+?), \((\d+), (\d+), \d+, \d+\), )(.*), ([^,]*)")
 """Path, left and upper edge of the quarter, question, answer."""
 
 SOURCE = "independent reproductions by TorchUMM at 083395e, with mPLUG"
@@ -64,7 +65,7 @@ class DPGBenchConfig:
     mode: Literal["full", "official"] = "full"
     """All propositions and pictures, or what the official script takes: not the file's first proposition, and of each
     prompt the last picture alone in the categories."""
-    samples: int = SAMPLES
+    samples: OneOrMore = SAMPLES
     """Pictures of each prompt, 1 to 4. A file of `answers` holds four in a grid; with 1 it is the picture itself."""
     template: str = "pictures.v1"
     """Prompts of the reward `questions`; `ask` is the one that counts here."""

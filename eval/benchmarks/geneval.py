@@ -23,6 +23,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import AutoProcessor
 
+from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
 from ...configs.registry import register
 from ...models.chat.requests import Answer
@@ -74,7 +75,7 @@ class GenEvalConfig:
     detections: str = ""
     """JSONL of what was found: {"id": "00012/3", "objects": [{"class", "score", "box": [x0, y0, x1, y1], "color"}]}."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    samples: int = SAMPLES
+    samples: OneOrMore = SAMPLES
     """Pictures of each prompt that are written."""
     template: str = "geneval"
     """Judge prompt, scale 0 to 1."""

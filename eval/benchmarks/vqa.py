@@ -200,7 +200,7 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     letters = LETTERS[: len(choices)]
     bare = text.strip()
     match = re.match(rf"\(?([{letters}])(?:[).:,]|\s*$)", bare)
-    match = match or re.search(rf"(?i:\banswer(?: is)?\s*:?\s*)\(?([{letters}])\b", bare)
+    match = match or re.search(rf"(?i:\banswer(?: is)?\s*+:?+\s*+)\(?([{letters}])\b", bare)
     if match:
         return match[1]
     same = [letter for letter, choice in zip(letters, choices, strict=True) if normalised(choice) == normalised(bare)]

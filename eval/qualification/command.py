@@ -20,7 +20,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,7 +29,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from ...configs import parse, save_resolved
-from ...configs.errors import InputError
+from ...configs.bounds import Limit, OneOrMore, Share
+from ...configs.errors import InputError, keeping
+from ...configs.terminal import one_line, say
 from ...data.shards import INDEX
 from ...models.chat.choice import ChatConfig, chat_model
 from ...models.chat.requests import Answer, ChatModel, Request, fill
@@ -87,7 +88,7 @@ class QualifyConfig(RewardSettings):
     """Shard folder or JSONL file of documents, for the sanity set."""
     split: Literal["train", "heldout"] = "heldout"
     """Of the shards."""
-    limit: int = 200
+    limit: Limit = 200
     """Documents taken, the first ones."""
     corruptions: list[Corruption] = field(default_factory=lambda: list(get_args(Corruption)))
     """How they are damaged; the gate asks for all of them."""
@@ -95,9 +96,9 @@ class QualifyConfig(RewardSettings):
     """Rewards that score one answer, as in the training run; and/or"""
     judge: PairwiseConfig | None = None
     """a judge that sees two."""
-    threshold: float = 0.8
+    threshold: Share = 0.8
     """Least share of damaged copies that must lose."""
-    batch_size: int = 32
+    batch_size: OneOrMore = 32
     """Pairs scored at a time."""
     out: str = "runs/qualify"
     """Folder of results.json, and of the judge's replies where it has no `cache` of its own."""
@@ -256,10 +257,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prints the tables. Exits with 1 where a scorer does not pass, or has not one verdict."""
     (config,) = parse((QualifyConfig,), argv, prog="limner qualify-judge")
     logging.getLogger("limner.rewards.guard").setLevel(logging.ERROR)  # failures are counted here, by kind
-    results = qualify(config)
+    with keeping(f"{config.out} keeps the judge's replies; the same command asks only for what is missing"):
+        results = qualify(config)
     if reason := nothing_compared(results):
-        print(f"limner: error: {' '.join(reason.split())}", file=sys.stderr, flush=True)
-    print(table(results))
+        say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
+    say(table(results))
     if results["passed"] is False or reason:
         raise SystemExit(1)
 
@@ -331,7 +333,7 @@ def _compared(pairs: Iterable[Pair | Skipped], skipped: Counter[str], first: dic
     for number, pair in enumerate(pairs, 1):
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
-            print(f"limner qualify-judge: at pair {number}", file=sys.stderr, flush=True)
+            say(f"limner qualify-judge: at pair {number}", to_stderr=True, flush=True)
         if isinstance(pair, Skipped):
             skipped[pair.kind] += 1
             first.setdefault(pair.kind, pair.reason)

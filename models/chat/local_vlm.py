@@ -18,7 +18,9 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ...configs.bounds import OneOrMore, Side
 from ...configs.errors import InputError, reading
+from ...configs.schema import check_ranges
 from ..pictures.contract import complete
 from .reply_cache import ReplyCache
 from .requests import Answer, Failure, Prepared, Reply, Request, prepare, recall, remember
@@ -35,18 +37,16 @@ class LocalVLMConfig:
     device: str = ""
     """`cuda:1`, `cpu`; empty takes the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int = 4
+    batch_size: OneOrMore = 4
     """Requests answered at a time."""
-    max_new_tokens: int = 512
-    image_side: int = 1024
+    max_new_tokens: OneOrMore = 512
+    image_side: Side = 1024
     """Pictures are shrunk to this many pixels on their longer side; 0 leaves it to the model's own processor."""
     cache: str = ""
     """SQLite file of replies: what stands there is not computed again."""
 
     def __post_init__(self) -> None:
-        for name, bound in {"batch_size": 1, "max_new_tokens": 1, "image_side": 0}.items():
-            if getattr(self, name) < bound:
-                raise InputError(f"{name}: {getattr(self, name)}; at least {bound}")
+        check_ranges(self)
 
 
 class LocalVLM:

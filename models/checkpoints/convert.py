@@ -22,8 +22,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ...configs.bounds import Width, bounded
 from ...configs.errors import ArgumentParser, InputError, reading
 from ...configs.registry import entries
+from ...configs.terminal import say
 from ..attention import layer_types, widest_window
 from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
@@ -148,7 +150,9 @@ def main(argv: Sequence[str]) -> None:
         metavar="FILE_OR_DIR",
         help="Chameleon's vqgan.ckpt, or a folder that limner saved, where SRC has no image tokenizer",
     )
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="side of a picture (Emu3; default 720)")
+    parser.add_argument(
+        "--image-size", type=bounded(Width), metavar="PIXELS", help="side of a picture (Emu3; default 720)"
+    )
     parser.add_argument("--family", metavar="NAME", help="model family, where config.json does not tell it")
     given = vars(parser.parse_args(argv))
     options = {name: given[name] for name in ("image_tokenizer", "image_size") if given[name] is not None}
@@ -156,8 +160,8 @@ def main(argv: Sequence[str]) -> None:
     vocabulary, (rows, columns) = policy.vocabulary, policy.processor.image_tokenizer.shape
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     if policy.rope_switch is not None:
-        print(f"prompt and answer together have at most {policy.rope_switch:,} tokens: beyond, its rope is another one")
-    print(
+        say(f"prompt and answer together have at most {policy.rope_switch:,} tokens: beyond, its rope is another one")
+    say(
         f"wrote {given['out']}: family {policy.family}, {parameters / 1e6:,.1f} million parameters, "
         f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns} codes of {vocabulary.image_codes:,} "
         f"({1 + len(vocabulary.image):,} tokens); next: limner warmup --config warmup/documents --model {given['out']} "

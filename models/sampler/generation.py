@@ -8,17 +8,18 @@ step runs Python per row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from ...configs.errors import InputError
+from ...configs.bounds import Guidance, NoneOrMore, OneOrMore, Range, Temperature, TopP
+from ...configs.schema import check_ranges
 from ..policy import UnifiedPolicy, tempered
 from ..tokens.sequence import CODE, TokenSequence, taken_away
 
@@ -34,32 +35,22 @@ COMPACT_BELOW = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    max_new_tokens: int = 256
-    temperature: float = 1.0
+    max_new_tokens: OneOrMore = 256
+    temperature: Temperature = 1.0
     """0 is greedy decoding."""
-    top_k: int = 0
+    top_k: NoneOrMore = 0
     """Keep the k likeliest choices; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: TopP = 1.0
     """Keep the smallest set of choices with this probability."""
-    max_images: int | None = None
-    guidance: float = 1.0
+    max_images: NoneOrMore | None = None
+    guidance: Guidance = 1.0
     """Classifier-free guidance of image tokens; 1 is none. Every row then has a second one without its prompt."""
     begin_with_image: bool = False
     """The answer's first token is `<boi>`, whatever the model thinks of it."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
 
     def __post_init__(self) -> None:
-        ranges = {
-            "max_new_tokens": self.max_new_tokens >= 1,
-            "temperature": 0 <= self.temperature < math.inf,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "max_images": self.max_images is None or self.max_images >= 0,
-            "guidance": 0 <= self.guidance < math.inf,
-            "seed": 0 <= self.seed < 2**63,
-        }
-        if wrong := [name for name, holds in ranges.items() if not holds]:
-            raise InputError(f"sampling: {wrong[0]} = {getattr(self, wrong[0])} is out of range")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,12 +30,15 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import HFValidationError, filter_repo_objects, validate_repo_id
 
-from ...configs.errors import ArgumentParser, InputError, reading, run_or_exit
+from ...configs.bounds import NoneOrMore, bounded
+from ...configs.errors import ArgumentParser, InputError, keeping, reading, run_or_exit
+from ...configs.terminal import say
+from ...configs.whole import whole_directory, write_atomically
 from ...data.prompts import read_prompts
-from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, save, whole_directory
+from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, write
 from ...models.checkpoints.hub import asking_hub, load_model
 from ...models.documents.document import InterleavedDocument
-from ...models.documents.rendering import to_markdown, write_atomically
+from ...models.documents.rendering import to_markdown
 from ...models.pictures.contract import SETTINGS_FILE as IMAGE_SETTINGS
 from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling
@@ -113,7 +116,7 @@ def write_release(request: Request, directory: Path) -> Summary:
     set_default_sampling(model.policy, _trained_sampling(model.sampling, stages))
     model = Model(model.policy)
     with whole_directory(directory) as staging:
-        save(model.policy, staging)
+        write(model.policy, staging)
         _forget_paths(staging)
         release = Release(
             repo=request.repo,
@@ -286,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--license", metavar="L", help="licence, as the Hub spells it (apache-2.0): that of the base")
     parser.add_argument("--license-link", metavar="URL", help="text of a licence that the Hub does not list")
     parser.add_argument("--dataset", action="append", default=[], metavar="ID", help="data set on the Hub (repeatable)")
-    parser.add_argument("--samples", type=int, metavar="N", help=f"samples to show (default {SAMPLES})")
+    parser.add_argument("--samples", type=bounded(NoneOrMore), metavar="N", help=f"samples to show (default {SAMPLES})")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="JSONL file of their prompts (default: the run's)")
     parser.add_argument(
         "--report",
@@ -311,12 +314,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     request.check()
     if given.dry_run:
         summary = write_release(request, given.dry_run)
-        print(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
+        say(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
         return
     api = open_repository(given.repo, given.private)
-    with tempfile.TemporaryDirectory() as folder:
+    nothing_sent = f"{given.repo} is as it was, or has all of the release; the same command does it again"
+    with keeping(nothing_sent), tempfile.TemporaryDirectory() as folder:
         summary = write_release(request, Path(folder) / "release")
-        print(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
+        say(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import ArgumentParser, InputError
+from ...configs.terminal import say
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri
 from ...models.documents.rendering import CONTENT_POLICY, SMALL_PICTURE, html_page, write_atomically
 from ...train.objective.spread import SPREAD_FLOOR
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--out {arguments.out}: is a folder; name the HTML file to write")
     folders = [_folder(run) for run in (arguments.run, *arguments.compare)]
     rollouts, groups = write_viewer(arguments.out, folders, _labels(folders))
-    print(f"{arguments.out}: {rollouts} rollouts in {groups} groups")
+    say(f"{arguments.out}: {rollouts} rollouts in {groups} groups")
 
 
 def _folder(run: Path) -> Path:

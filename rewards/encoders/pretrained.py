@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import AutoModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils.hub import cached_file
 
+from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
-from ...configs.schema import Range
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -24,7 +24,7 @@ class EncoderConfig:
     device: str = ""
     """`cuda:1`, `cpu`; empty takes the GPU where there is one."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: Annotated[int, Range(1)] = 32
+    batch_size: OneOrMore = 32
     """Pictures or texts encoded at a time."""
 
     def __post_init__(self) -> None:

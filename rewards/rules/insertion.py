@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from ...configs.bounds import Above0, Weight
 from ...data.insertion.placements import Placement
 
 
@@ -17,10 +18,10 @@ from ...data.insertion.placements import Placement
 class OrderingCosts:
     """Of the edits that turn a prediction into the gold order, and what a score of 0 costs."""
 
-    insert: float = 3.0
-    delete: float = 2.0
-    substitute: float = 1.0
-    worst: float = 3.0
+    insert: Weight = 3.0
+    delete: Weight = 2.0
+    substitute: Weight = 1.0
+    worst: Above0 = 3.0
 
 
 @dataclass(frozen=True, slots=True)

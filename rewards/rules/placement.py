@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any
 
+from ...configs.bounds import Weight
 from ...configs.errors import InputError
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import Answer, as_json, from_json, read_answer
@@ -28,17 +29,17 @@ TRLReward = Callable[..., list[float | None]]
 class PlacementWeights:
     """Weights of the rewards; 0 leaves one out."""
 
-    format: float = 1.0
+    format: Weight = 1.0
     """A thought and an answer in their tags, and every entry of the list places something: 1, else 0."""
-    selection: float = 2.0
+    selection: Weight = 2.0
     """F1 of the chosen candidates."""
-    order: float = 1.0
+    order: Weight = 1.0
     """Ordering score of MRAMG-Bench."""
-    position: float = 2.0
+    position: Weight = 2.0
     """1 - distance to the gold place in sentences / length; a gold candidate that is not placed scores 0."""
-    abstention: float = 1.0
+    abstention: Weight = 1.0
     """Whether something is inserted exactly where something belongs."""
-    restraint: float = 2.0
+    restraint: Weight = 2.0
     """1 - candidates inserted beyond the number that belongs / candidates that are offered beyond it."""
 
     def __post_init__(self) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
+from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError
 from ...configs.registry import register
-from ...configs.schema import Range
 from ...models.documents.document import ImageSegment, InterleavedDocument
 from ..base import Completion, RewardOutput
 
@@ -33,9 +32,9 @@ class StructureReward:
 
     unit: str = "TI"
     """A step: T a text, I a picture; what a prompt without wishes of its own asks for."""
-    least: Annotated[int, Range(1)] = 1
+    least: OneOrMore = 1
     """Fewest steps,"""
-    most: Annotated[int, Range(1)] = 8
+    most: OneOrMore = 8
     """and most."""
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...configs import parse
+from ...configs import parse, terminal
 from ...models.documents.rendering import write_atomically
 from ..seed import say
 
@@ -24,7 +24,7 @@ def bench(
     """settings: a dataclass that has `json`, the file for the figures, or None."""
     (config,) = parse((settings,), argv, prog=f"limner bench {name}")
     figures = run(config)
-    print(table(figures))
+    terminal.say(table(figures))
     if config.json:
         write_atomically(Path(config.json), json.dumps(figures, indent=1) + "\n")
         say(f"wrote {config.json}")

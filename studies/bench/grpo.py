@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, Trainer
 from transformers.utils.logging import disable_progress_bar
 
 from ...configs import find_config, read_yaml
+from ...configs.bounds import OneOrMore, Seed
 from ...configs.errors import InputError, run_or_exit
 from ...data.prompts import pack_prompt
 from ...models.families.shared_vocabulary import SharedVocabularyPolicy
@@ -60,26 +61,26 @@ class MemoryConfig:
 
     vocabulary: int = 16_384
     """Text ids."""
-    rollouts: int = 8
-    completion_tokens: int = 128
+    rollouts: OneOrMore = 8
+    completion_tokens: OneOrMore = 128
     score_chunk: int = 128
     micro_batch_tokens: int = 350
 
 
 @dataclass
 class BenchConfig:
-    steps: int = 10
+    steps: OneOrMore = 10
     """Measured steps of each trainer."""
     json: str | None = None
     """File for the figures."""
-    rollouts: int = 32
+    rollouts: OneOrMore = 32
     """Completions a step."""
-    group_size: int = 8
-    updates: int = 1
+    group_size: OneOrMore = 8
+    updates: OneOrMore = 1
     """Optimizer steps a step. From two on TRL scores the old policy too; limner has the sampler's log-probs."""
-    completion_tokens: int = 128
+    completion_tokens: OneOrMore = 128
     """Tokens of each completion of text alone, and limit of a document."""
-    seed: int = 0
+    seed: Seed = 0
     model: NewModelConfig = field(default_factory=NewModelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from ...configs.bounds import Above0, Layers, OneOrMore, Width
 from ...configs.errors import InputError, run_or_exit
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import THINK_END, Answer
@@ -66,22 +67,22 @@ class InsertionBenchConfig:
     world: WorldSize = field(default_factory=WorldSize)
     noise: AnswerNoise = field(default_factory=AnswerNoise)
     """Of warm-up answers."""
-    hidden_size: int = 128
-    layers: int = 3
-    warmup_steps: int = 2400
-    warmup_batch: int = 32
-    warmup_rate: float = 2e-3
-    grpo_batches: int = 40
+    hidden_size: Width = 128
+    layers: Layers = 3
+    warmup_steps: OneOrMore = 2400
+    warmup_batch: OneOrMore = 32
+    warmup_rate: Above0 = 2e-3
+    grpo_batches: OneOrMore = 40
     """Rollout batches, with four updates each."""
-    grpo_prompts: int = 24
+    grpo_prompts: OneOrMore = 24
     """Tasks a batch, each answered eight times."""
-    grpo_rate: float = 3e-4
-    pair_steps: int = 600
-    heldout: int = 300
+    grpo_rate: Above0 = 3e-4
+    pair_steps: OneOrMore = 600
+    heldout: OneOrMore = 300
     """Tasks for the figures; none of them is trained on."""
-    timed: int = 40
+    timed: OneOrMore = 40
     """Of them, answered one by one for the latency, `turns` times."""
-    turns: int = 3
+    turns: OneOrMore = 3
     out: str = "runs/insertion"
     json: str | None = None
     """File for the figures."""

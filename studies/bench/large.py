@@ -26,15 +26,16 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
+from ...configs.bounds import OneOrMore, Seed
 from ...configs.errors import InputError, run_or_exit
 from ...data.prompts import pack_prompt
 from ...models.tokens.processing import Processor
 from ...rewards.base import Completion, RewardOutput
+from ...train.before.preflight import Check, run_checks
 from ...train.from_scratch.image_tokenizer import ImageTokenizerConfig
 from ...train.from_scratch.new_model import NewModelConfig, new_policy
 from ...train.plan.command import model_shape
 from ...train.plan.memory import CONTEXT, Run, predict
-from ...train.preflight import Check, run_checks
 from ...train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from ...worlds.picture_stories.scenes import outlines, story_prompt
 from ..seed import limit_threads, say
@@ -51,23 +52,23 @@ PLANNED = {"rollout": ("rollout",), "scoring": (), "update": ("log-probs", "back
 
 @dataclass
 class LargeConfig:
-    steps: int = 3
+    steps: OneOrMore = 3
     """Measured steps."""
     json: str | None = None
     """File for the figures."""
-    rollouts: int = 16
+    rollouts: OneOrMore = 16
     """Completions a step."""
-    group_size: int = 8
-    updates: int = 1
+    group_size: OneOrMore = 8
+    updates: OneOrMore = 1
     """Optimizer steps a step."""
-    completion_tokens: int = 320
+    completion_tokens: OneOrMore = 320
     """Limit of a document: one picture and its text by default."""
-    vocabulary: int = 32_768
+    vocabulary: OneOrMore = 32_768
     """Text ids."""
-    score_chunk: int | None = None
-    micro_batch_tokens: int | None = None
+    score_chunk: OneOrMore | None = None
+    micro_batch_tokens: OneOrMore | None = None
     bf16: bool = True
-    seed: int = 0
+    seed: Seed = 0
     model: NewModelConfig = field(
         default_factory=lambda: NewModelConfig(
             hidden_size=2048,

@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
 )
 
+from ...configs.bounds import OneOrMore
 from ...models.families.chameleon import ChameleonPolicy
 from ...models.families.emu3 import Emu3Policy
 from ...models.families.janus.policy import JanusPolicy
@@ -39,7 +40,7 @@ SIZES = NewModelConfig()
 class BenchModel:
     make: Callable[[], UnifiedPolicy]
     baseline: Callable[[UnifiedPolicy], Baseline] = OneHeadBaseline
-    turns: int = 5
+    turns: OneOrMore = 5
     """Timed runs of each contender; fewer where they are long, and so less noisy."""
 
 

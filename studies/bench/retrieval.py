@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ...configs.bounds import Limit, OneOrMore, Seed, Weight
 from ...configs.errors import InputError, run_or_exit
 from ...retrieval.index.store import index_vectors, write_vectors
 from ...retrieval.index.tables import nearest
@@ -46,17 +47,17 @@ NOISE = 0.1
 
 @dataclass
 class BenchConfig:
-    vectors: int = 1_000_000
-    dimensions: int = 384
-    clusters: int = 1000
-    directions: int = 48
+    vectors: Limit = 1_000_000
+    dimensions: OneOrMore = 384
+    clusters: OneOrMore = 1000
+    directions: OneOrMore = 48
     """In which the vectors of a cluster differ."""
-    spread: float = 0.7
+    spread: Weight = 0.7
     """Mean distance of a vector from its cluster's centre, which has length 1."""
-    queries: int = 200
-    exact_queries: int = 5
+    queries: OneOrMore = 200
+    exact_queries: OneOrMore = 5
     """Timed without the index."""
-    seed: int = 0
+    seed: Seed = 0
     folder: str | None = None
     """Where the table is written, and then stays; by default a temporary folder."""
     json: str | None = None

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.cache_utils import Cache
 from transformers.utils.logging import disable_progress_bar
 
+from ...configs.bounds import OneOrMore, Seed
 from ...configs.errors import InputError, run_or_exit
 from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling, generate
@@ -51,11 +52,11 @@ class BenchConfig:
     models: list[str] = field(default_factory=lambda: list(MODELS))
     groups: list[int] = field(default_factory=lambda: [8, 32])
     """Completions of the one prompt."""
-    turns: int | None = None
+    turns: OneOrMore | None = None
     """Timed runs of each contender; by default those of the model."""
-    text_tokens: int = 16
+    text_tokens: OneOrMore = 16
     """Mean length of a text; a text may be twice as long."""
-    seed: int = 0
+    seed: Seed = 0
     json: str | None = None
     """File for the figures."""
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from limner.configs import build
+from limner.configs.bounds import Range
 from limner.configs.errors import InputError
 from limner.configs.options import check, described, make, options_of
 from limner.configs.registry import Found, find
-from limner.configs.schema import Range, fields_of
+from limner.configs.schema import fields_of
 
 
 class Model:

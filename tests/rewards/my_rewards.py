@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from limner.configs.schema import Range
+from limner.configs.bounds import Range
 from limner.models.chat.requests import ChatModel
 from limner.rewards.base import RewardOutput
 

@@ -285,7 +285,7 @@ def test_a_whole_configuration(tmp_path, mine):
     text = """
     endpoints: {critic: {base_url: http://localhost:8000/v1, model: NAME, cache: critic.sqlite}}
     encoders: {default: {device: cpu, dtype: bfloat16}}
-    reward_guard: {timeout: 5, patience: 2}
+    reward_guard: {timeout: 5, patience: 20}
     rewards:
       format: 1
       judge/text_relevance: {weight: 1, endpoint: critic}
@@ -299,7 +299,7 @@ def test_a_whole_configuration(tmp_path, mine):
         ("judge_text_relevance", 1.0),
         ("Brevity", 0.5),
     ]
-    assert {(guard.timeout_s, guard.patience) for guard in reward.guards} == {(5.0, 2)}
+    assert {(guard.timeout_s, guard.patience_s) for guard in reward.guards} == {(5.0, 20.0)}
     assert reward.guards[2].reward.score.words == 80
     reward.guards[1].reward.score.endpoint.close()
     save_resolved(tmp_path / "resolved.yaml", settings)
@@ -336,7 +336,7 @@ FILE = "rewards: {format: 1, structure: {weight: 2, unit: IT}}"
             {"format": 1, "structure": {"weight": 2, "unit": "IT"}, "mine.py:plain": 0.5},
         ),
         (FILE, ["--rewards", "{format: 0, structure: 3}"], {"format": 0, "structure": 3}),
-        ("reward_guard: {patience: 2}", ["--rewards", "{structure: 1}"], {"format": 1.0, "structure": 1}),
+        ("reward_guard: {calls: 2}", ["--rewards", "{structure: 1}"], {"format": 1.0, "structure": 1}),
         (None, ["--rewards.format", "0"], {"format": 0}),
         (FILE, ["--rewards.format", "0"], {"format": 0, "structure": {"weight": 2, "unit": "IT"}}),
         (None, ["--rewards.structure", "2"], {"format": 1.0, "structure": 2}),
@@ -373,7 +373,7 @@ def test_flags_are_weights_and_options_like_a_files(given):
         (["--rewards", "{formt: 1}"], "no reward is called 'formt'; did you mean format"),
         (["--rewards", "3"], "--rewards: expected a mapping, got 3"),
         (["--rewards.format.pattern.more", "1"], "--rewards.format.pattern.more: rewards.format has no part pattern"),
-        (["--reward_guard.patience", "0"], "patience: 0 failed calls in a row; give 1 or more"),
+        (["--reward_guard.patience", "0"], "patience: 0 seconds; a call may take 300"),
         (["--endpoints.critic.modle", "m"], "--endpoints.critic.modle: unknown key; did you mean model"),
     ],
 )

@@ -17,30 +17,31 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ...configs.bounds import Above0, NoneOrMore, OneOrMore, Seed, Weight, Width
 from ...models.pictures.contract import VQImageTokenizer
 
 
 @dataclass
 class ImageTokenizerConfig:
-    image_size: int = 32
+    image_size: Width = 32
     """Pixels of a side."""
-    patch: int = 8
+    patch: Width = 8
     """Pixels folded into channels before the convolutions."""
     tiled: bool = True
     """Each code sees its own tile of the picture only."""
-    channels: tuple[int, ...] = (96,)
+    channels: tuple[Width, ...] = (96,)
     """Width of each resolution; each but the last halves it."""
-    codes: int = 256
-    code_size: int = 32
+    codes: OneOrMore = 256
+    code_size: OneOrMore = 32
     """D, width of a code's embedding."""
-    autoencoder_steps: int = 400
-    quantised_steps: int = 200
-    decoder_steps: int = 300
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    foreground_weight: float = 4.0
+    autoencoder_steps: NoneOrMore = 400
+    quantised_steps: NoneOrMore = 200
+    decoder_steps: NoneOrMore = 300
+    batch_size: OneOrMore = 64
+    learning_rate: Above0 = 3e-3
+    foreground_weight: Weight = 4.0
     """Extra weight of pixels that differ from the picture's commonest colour; 0 for photographs."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 def train_image_tokenizer(

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig
 
+from ...configs.bounds import Layers, OneOrMore, Seed, Weight, Width
 from ...models.families.shared_vocabulary import SharedVocabularyPolicy
 from ...models.policy import UnifiedPolicy, family
 from ...models.tokens.processing import Processor
@@ -22,18 +23,18 @@ class NewModelConfig:
     """A Llama, and what its family puts around it."""
 
     family: str = SharedVocabularyPolicy.family
-    text_vocabulary: int = 3072
+    text_vocabulary: OneOrMore = 3072
     """Tokens of the byte-level BPE, controls included."""
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    layers: int = 4
-    heads: int = 4
-    max_positions: int = 2048
-    initializer_range: float = 0.06
+    hidden_size: Width = 128
+    intermediate_size: Width = 384
+    layers: Layers = 4
+    heads: OneOrMore = 4
+    max_positions: OneOrMore = 2048
+    initializer_range: Weight = 0.06
     """Std of the weights at the start. Transformers' 0.02 suits wide models; at width 128 it costs twice the steps."""
-    attend_alike: float = 0.0
+    attend_alike: Weight = 0.0
     """Identity added to query and key weights at the start, so that copying is learnt sooner; see `attend_alike`."""
-    seed: int = 0
+    seed: Seed = 0
     image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
 
 

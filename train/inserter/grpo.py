@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from datasets import Dataset
@@ -25,7 +25,9 @@ from transformers.trainer_utils import IntervalStrategy
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from ...configs.bounds import Range
 from ...configs.errors import InputError
+from ...configs.schema import check_ranges
 from ...data.insertion.placements import InsertionTask
 from ...data.insertion.tasks import read_tasks
 from ...retrieval.strategies.inserter import IMAGE_SIDE, Prompter, load_model, save_inserter
@@ -41,12 +43,11 @@ class InsertionConfig:
     """Of a run with `task: insertion`."""
 
     rewards: PlacementWeights = field(default_factory=PlacementWeights)
-    image_side: int = IMAGE_SIDE
+    image_side: Annotated[int, Range(28, 16_384)] = IMAGE_SIDE
     """A vision-language model sees candidates with at most this many pixels on their longer side."""
 
     def __post_init__(self) -> None:
-        if self.image_side < 28:
-            raise InputError(f"insertion.image_side: {self.image_side}; at least 28")
+        check_ranges(self)
 
 
 class InserterTrainer(WholeCheckpoints, GRPOTrainer):

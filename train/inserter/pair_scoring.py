@@ -18,7 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ...configs import parse
+from ...configs.bounds import Above0, OneOrMore, Seed
 from ...configs.errors import InputError, run_or_exit
+from ...configs.schema import check_ranges
+from ...configs.terminal import say
 from ...data.insertion.placements import InsertionTask
 from ...data.insertion.tasks import read_tasks
 from ...retrieval.strategies.inserter import PairScorer, load_model, save_inserter
@@ -32,19 +35,17 @@ class PairScoringConfig:
     """Tasks, as `limner data insertion` writes them."""
     out: str = ""
     """Folder to write: the model with its head."""
-    steps: int = 500
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    rank: int = 128
+    steps: OneOrMore = 500
+    batch_size: OneOrMore = 8
+    learning_rate: Above0 = 1e-4
+    rank: OneOrMore = 128
     """Width in which sentences and candidates are compared."""
     frozen: bool = False
     """Train the head alone, on the model as it is."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "rank"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)}; at least 1")
+        check_ranges(self)
 
 
 def targets(task: InsertionTask) -> Tensor:
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     losses = fit_pairs(scorer, tasks, config)
     save_inserter(scorer.model, prompter.processor, Path(config.out), scorer.head)
-    print(f"{config.out}: loss {losses[0]:.3f} -> {sum(losses[-20:]) / len(losses[-20:]):.3f}")
+    say(f"{config.out}: loss {losses[0]:.3f} -> {sum(losses[-20:]) / len(losses[-20:]):.3f}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from transformers import TrainingArguments
 
+from ...configs.bounds import Above0, Factor, Guidance, NoneOrMore, OneOrMore, Share, Weight
 from ...configs.errors import InputError
 from ...data.mixture import SourceConfig
 from .advantages import Baseline
@@ -42,8 +43,8 @@ READ = (
 
 @dataclass
 class PerModality:
-    text: float
-    image: float
+    text: Weight
+    image: Weight
 
     @property
     def pair(self) -> tuple[float, float]:
@@ -54,11 +55,11 @@ class PerModality:
 class Schedule:
     """A straight line over the run, level behind its end."""
 
-    start: float
+    start: Factor
     """Value at the first step."""
-    end: float
+    end: Factor
     """Value at the end of the line."""
-    over: float = 1.0
+    over: Above0 = 1.0
     """Share of the run at which that is."""
 
     def at(self, progress: float) -> float:
@@ -70,11 +71,11 @@ class Schedule:
 class ReplayConfig:
     sources: list[SourceConfig] = field(default_factory=list)
     """Shard folders of warm-up documents to keep learning from; none for no replay."""
-    weight: float = 0.3
+    weight: Weight = 0.3
     """Weight of their cross-entropy beside the policy loss."""
-    rows: int = 2
+    rows: OneOrMore = 2
     """Packed rows a micro-batch."""
-    pack_length: int = 256
+    pack_length: OneOrMore = 256
 
 
 @dataclass
@@ -86,17 +87,17 @@ class AlgorithmConfig:
     of the best of the segments that are compared with each other, in the context in which it was sampled, and of the
     `<eos>` of the best completion. Both have no advantages, ratio, KL or entropy bonus, so that the settings of those
     do nothing."""
-    outcome_weight: float = 1.0
+    outcome_weight: Weight = 1.0
     """Weight of the advantage of the whole document."""
-    process_weight: float = 0.0
+    process_weight: Weight = 0.0
     """Weight of the advantages of its segments."""
     process_pooled: bool = False
     """Normalise segment rewards over the whole group instead of the k-th text and the k-th image by themselves."""
-    process_discount: float = 1.0
+    process_discount: Share = 1.0
     """Weight of each further segment in a token's process advantage; 1 sums all later ones, 0 takes its own alone."""
     process_mean: bool = False
     """Mean of the remaining segment rewards instead of their sum."""
-    process_miscount: float = 1.0
+    process_miscount: Weight = 1.0
     """What each segment costs in process advantage that an answer lacks, or has too many, beside the best answers of
     its group; on `<eos>`, or on the first token of the one too many. 0 as it was in U-GRPO: stopping early is free."""
     advantage_baseline: Baseline = "mean"
@@ -110,11 +111,11 @@ class AlgorithmConfig:
     cut_answers: CutAnswers = "train"
     """Answers that the length limit cuts: `train` on them as on others; `mask` them out of the loss, though not out of
     their group (DAPO's overlong filtering); or `punish` length in the outcome, cut or not, from `overlong_from` on."""
-    overlong_from: float = 0.8
+    overlong_from: Share = 0.8
     """Share of `max_completion_length` from where `punish` takes up to 1 off the outcome (DAPO's soft punishment)."""
     train_cut_pictures: bool = False
     """Train on the tokens of a picture that the length limit cut, too: it was never painted, so no reward saw it."""
-    spread_floor: float = SPREAD_FLOOR
+    spread_floor: Above0 = SPREAD_FLOOR
     """That standard deviation is taken to be at least this, so that noise does not become a full advantage; a group
     whose rewards vary by less counts as dead. In units of the reward, 0 to 1; raise it to the noise of a judge."""
     negative_weight: float | Schedule = 1.0
@@ -137,33 +138,39 @@ class AlgorithmConfig:
     kl: KL = "k3"
     """How it is estimated: `k3` with the importance ratio, `k2`, or `full`, over all choices of each token; that one
     runs the reference in every loss and holds its scores of a part (`micro_batch_tokens`) in memory."""
-    kl_clamp: float = 5.0
+    kl_clamp: Above0 = 5.0
     """Nats within which k3 and k2 take the log-ratio of reference and policy."""
-    reference_sync: int | None = None
+    reference_sync: OneOrMore | None = None
     """Optimizer steps after which the reference becomes the policy as it is then, again and again; null for never."""
     entropy_bonus: PerModality = field(default_factory=lambda: PerModality(0.0, 0.0))
     """Weight of the entropy that the loss rewards; with a target, what it starts from."""
     entropy_target: PerModality | None = None
     """Nats a token: below them the bonus is paid and raised step by step, above them it is lowered."""
-    entropy_bonus_step: float = 0.005
+    entropy_bonus_step: Above0 = 0.005
     """Change of the bonus at each optimizer step, where there is a target."""
-    entropy_bonus_max: float = 1.0
+    entropy_bonus_max: Weight = 1.0
     """Largest bonus, where there is a target."""
     modality_weight: PerModality = field(default_factory=lambda: PerModality(1.0, 1.0))
     """Weight of a modality's tokens in the loss; 0 leaves that modality as it is."""
     normalisation: Normalisation = "modality-balanced"
     """What the loss is a mean over: all tokens, sequences, segments, or the modalities in equal parts."""
-    max_images: int | None = 8
+    max_images: NoneOrMore | None = 8
     """The model may begin no further image in an answer; null for no limit."""
-    refill_rounds: int = 0
+    refill_rounds: NoneOrMore = 0
     """Times that groups from which nothing can be learned are replaced by those of further prompts (DAPO)."""
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     """Classifier-free guidance of image tokens, in rollouts and in scoring alike; 1 is none."""
-    micro_batch_tokens: int | None = None
+    micro_batch_tokens: OneOrMore | None = None
     """Cut each micro-batch into parts of at most so many tokens; memory then does not grow with documents."""
-    score_chunk: int | None = None
+    score_chunk: OneOrMore | None = None
     """Score so many tokens at a time against the vocabulary, and again in the backward pass."""
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    replay: ReplayConfig | None = field(default_factory=ReplayConfig)
+    """Warm-up rows beside the policy loss; null for none, as with no sources."""
+
+    @property
+    def replayed(self) -> ReplayConfig | None:
+        """What is replayed, if anything is."""
+        return self.replay if self.replay and self.replay.sources else None
 
     @property
     def has_reference(self) -> bool:

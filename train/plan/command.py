@@ -20,7 +20,10 @@ import torch
 from transformers import AutoConfig, TrainingArguments
 
 from ...configs import parse
+from ...configs.bounds import Above0, OneOrMore, Share
 from ...configs.errors import InputError, reading, run_or_exit
+from ...configs.schema import check_ranges
+from ...configs.terminal import say
 from ...models.checkpoints.convert import family_of_type
 from ...models.checkpoints.folder import IMAGE_TOKENIZER
 from ...models.policy import freeze
@@ -43,7 +46,7 @@ CHUNK, RANK = 1024, 16
 class _AsIfThere:
     """A run's own arguments, read as if `gpus` processes ran: this machine may have none of the GPUs."""
 
-    gpus: int = 1
+    gpus: OneOrMore = 1
     """GPUs of the run, all nodes together."""
 
     def __post_init__(self) -> None:
@@ -71,27 +74,19 @@ class PlannedWarmup(_AsIfThere, TrainingArguments):
 class PlanConfig:
     stage: Literal["grpo", "warmup"] = "grpo"
     """Which command's run, and section of a file of configs/model/."""
-    memory: float = 80.0
+    memory: Above0 = 80.0
     """GB of one GPU."""
     strategy: Strategy = "ddp"
     """How the launcher shares the model: ddp, DeepSpeed's zero2 and zero3, or fsdp."""
-    prompt_length: int = 512
+    prompt_length: OneOrMore = 512
     """Tokens of a long prompt, its pictures included."""
-    image_share: float = 0.0
+    image_share: Share = 0.0
     """Share of a long completion that is image codes, which cost less to score than text; 0 is the safe side."""
-    image_codes: int | None = None
+    image_codes: OneOrMore | None = None
     """Codes of the image tokenizer; read from `model` where that is a checkpoint of ours."""
 
     def __post_init__(self) -> None:
-        holds = {
-            "memory": self.memory > 0,
-            "prompt_length": self.prompt_length >= 1,
-            "image_share": 0 <= self.image_share <= 1,
-            "image_codes": self.image_codes is None or self.image_codes >= 1,
-        }
-        for name, good in holds.items():
-            if not good:
-                raise ValueError(f"{name}: {getattr(self, name)} is out of range")
+        check_ranges(self)
 
 
 # ---- what is planned ----
@@ -161,7 +156,7 @@ def _codes_of_tokenizer(path: Path) -> int | None:
 
 
 def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run:
-    algorithm, replay = config.algorithm, config.algorithm.replay
+    algorithm, replay = config.algorithm, config.algorithm.replayed
     assert args.steps_per_generation and args.max_completion_length and args.num_generations
     return Run(
         rows=args.per_device_train_batch_size,
@@ -181,8 +176,8 @@ def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run
         score_chunk=algorithm.score_chunk,
         micro_batch_tokens=algorithm.micro_batch_tokens,
         image_share=plan.image_share,
-        replay_rows=replay.rows if replay.sources else 0,
-        replay_length=replay.pack_length,
+        replay_rows=replay.rows if replay else 0,
+        replay_length=replay.pack_length if replay else 0,
     )
 
 
@@ -414,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f"image_share: {config.model} has no image tokenizer; give its codes (--image_codes N)")
     run = warmup_settings(config, args, plan) if warmup else settings(config, args, plan)
     text, fits = report(shape, run, plan.memory)
-    print(text)
+    say(text)
     if not fits:
         raise SystemExit(1)
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...configs.bounds import OneOrMore, Weight
 from ...configs.errors import InputError
+from ...configs.schema import check_ranges
 from ...models.policy import UnifiedPolicy
 
 
@@ -20,15 +22,14 @@ from ...models.policy import UnifiedPolicy
 class LoraConfig:
     """There is no dropout: the sampled policy would not be the scored one."""
 
-    rank: int = 16
-    alpha: float = 32.0
+    rank: OneOrMore = 16
+    alpha: Weight = 32.0
     """The adapter's output is scaled by alpha / rank."""
     targets: str | list[str] = "all-linear"
     """Names of modules to adapt; `all-linear` is every linear layer but the output head."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"lora.rank: {self.rank}; at least 1")
+        check_ranges(self)
 
     def adapter(self, model: PreTrainedModel) -> Any:
         """The `peft_config` of a trainer of this model. Raises InputError that names the wrong setting."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers import Trainer
 
 from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
 from ...configs.registry import files_in
 from ...configs.schema import plain
+from ...configs.terminal import say
+from ...configs.whole import OLD, take_back
 from ...models.documents.rendering import write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
@@ -27,10 +32,19 @@ OF_A_CALL = ("resume_from_checkpoint", "output_dir")
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
+    for aside in output_dir.glob(f"_limner-*/{OLD}/checkpoint-*"):
+        take_back(output_dir / aside.name)
     found = [
         (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
     ]
     return [path for _, path in sorted(found)]
+
+
+def kept(output_dir: str | None) -> str:
+    """What a run that stopped leaves, and how it goes on."""
+    if existing := checkpoints(Path(output_dir or "")):
+        return f"{existing[-1]} is kept; the same command with --resume_from_checkpoint last goes on from it"
+    return f"{output_dir}: no checkpoint was written yet, so start again (--save_steps says how often one is)"
 
 
 def resume_point(output_dir: Path, resume: str | None) -> str | None:
@@ -66,6 +80,18 @@ def resume_point(output_dir: Path, resume: str | None) -> str | None:
     return str(_whole(Path(resume)))
 
 
+@contextmanager
+def naming_what_is_kept(output_dir: Path, trainer: Trainer) -> Iterator[None]:
+    """A fault in the middle of a run says what there is of it and how to go on."""
+    try:
+        yield
+    except InputError as error:
+        step = trainer.state.global_step
+        if not step:
+            raise
+        raise InputError(f"{error}. Steps done: {step}; {kept(str(output_dir))}") from error
+
+
 def _whole(checkpoint: Path) -> Path:
     """Runs write whole checkpoints; one that was copied or cleaned up may be half of one."""
     try:
@@ -89,7 +115,7 @@ def save_settings(output_dir: Path, resume: str | None, *settings: Any) -> None:
             kept = output_dir / f"config.until-{step}.yaml"
             if not kept.exists():  # else a resume from there has failed, and config.yaml is of that one
                 write_atomically(kept, earlier.read_bytes())
-            print(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
+            say(f"resumed with other settings, the earlier ones are in {kept}: {', '.join(changed)}", flush=True)
     save_resolved(output_dir / CONFIG, *settings)
     keep_plugins(output_dir, settings)
 

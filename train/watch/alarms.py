@@ -13,8 +13,9 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from ...configs.bounds import MILLION, Above0, Range
 from ...configs.errors import InputError
 
 MODALITIES = ("text", "image")
@@ -38,37 +39,37 @@ HELDOUT = "heldout/score"
 class AlarmsConfig:
     """Bounds. A point is one set of metrics as logged; rewards and scores are taken to go from 0 to 1."""
 
-    window: int = 8
+    window: Annotated[int, Range(2, MILLION)] = 8
     """Last points that a figure is taken over (median or mean)."""
-    baseline: int = 4
+    baseline: Annotated[int, Range(2, MILLION)] = 4
     """First points, with which later ones are compared."""
-    heldout_window: int = 6
+    heldout_window: Annotated[int, Range(4, MILLION)] = 6
     """Last held-out scores that a trend is fitted to."""
-    heldout_fall: float = 0.05
+    heldout_fall: Above0 = 0.05
     """Fall of the held-out score over them that counts, in its own unit."""
-    reward_rise: float = 0.02
+    reward_rise: Above0 = 0.02
     """Rise of the training reward over the same stretch that counts."""
-    entropy_share: float = 0.1
+    entropy_share: Above0 = 0.1
     """Share of its first value below which entropy has collapsed, ..."""
-    solved: float = 0.9
+    solved: Above0 = 0.9
     """... unless the reward is above this: entropy may fall because the task is learned."""
-    kl: float = 0.5
+    kl: Above0 = 0.5
     """Nats a token, to the reference."""
-    kl_growth: float = 1.25
+    kl_growth: Above0 = 1.25
     """KL of the last window over where a line through the two windows before it leads; linear growth is 1."""
-    signal_share: float = 0.01
+    signal_share: Above0 = 0.01
     """Share of a modality in the gradient's L1 norm (with respect to log-probs) below which it has vanished."""
-    dead_groups: float = 0.95
+    dead_groups: Above0 = 0.95
     """Share of groups."""
-    cut_rise: float = 0.1
+    cut_rise: Above0 = 0.1
     """Rise of the share of completions that the length limit cuts."""
-    pictures_fall: float = 0.25
+    pictures_fall: Above0 = 0.25
     """Share of the pictures of an answer, as at the start, by which their number falls."""
-    replay_gap_growth: float = 5.0
+    replay_gap_growth: Above0 = 5.0
     """Growth of the largest gap between sampled and scored log-prob over that of the first points; ..."""
-    replay_gap_floor: float = 1e-4
+    replay_gap_floor: Above0 = 1e-4
     """... gaps below this, in nats, are rounding (float32)."""
-    near_duplicates_rise: float = 0.2
+    near_duplicates_rise: Above0 = 0.2
     """Rise of the share of pairs of pictures of one answer that look alike."""
 
     def check(self) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ...configs.bounds import OneOrMore, Share
 from ...data.insertion.placements import Candidate, InsertionTask, Placement
 from ...data.insertion.prompt import answer_text, messages
 from ...models.tokens.text_tokenizer import CONTROL_TOKENS, train_text_tokenizer
@@ -53,10 +54,10 @@ CHAT_TEMPLATE = (
 class WorldSize:
     sentences: tuple[int, int] = (3, 4)
     """Fewest and most of a text."""
-    candidates: int = 10
-    shown: float = 0.6
+    candidates: OneOrMore = 10
+    shown: Share = 0.6
     """Share of the sentences whose picture is among the candidates."""
-    abstain: float = 0.1
+    abstain: Share = 0.1
     """Share of tasks in which no candidate belongs."""
 
 
@@ -64,12 +65,12 @@ class WorldSize:
 class AnswerNoise:
     """How often a placement of a warm-up answer is wrong; shares of 0 to 1."""
 
-    biased: float = 0.65
+    biased: Share = 0.65
     """Animals one sentence late; furniture left out."""
-    moved: float = 0.1
+    moved: Share = 0.1
     """At any other place."""
-    missing: float = 0.1
-    extra: float = 0.1
+    missing: Share = 0.1
+    extra: Share = 0.1
     """Of answers: a distractor inserted as well."""
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...configs.bounds import Limit
+from ...configs.terminal import say
 from ...data.prompts import read_lines
 from ...data.shards import read_documents
 from ...models.documents.candidates import marker
@@ -22,20 +24,20 @@ from .scenes import InsertionNoise, Plan, draw_plans, insertion_documents, inser
 
 @dataclass
 class CandidatesWorldConfig:
-    heldout_prompts: int = 400
+    heldout_prompts: Limit = 400
     """Plans kept out of every stage, for the figures."""
-    train_prompts: int = 4000
+    train_prompts: Limit = 4000
     """Plans that GRPO writes stories for; to some nothing is offered."""
-    interleaved: int = 10_000
+    interleaved: Limit = 10_000
     """Noisy warm-up stories."""
-    understanding: int = 16_000
+    understanding: Limit = 16_000
     """Clean questions, most of them about candidates."""
-    text_to_image: int = 3600
+    text_to_image: Limit = 3600
     """Clean pictures of a sentence."""
 
 
 def prepare(
-    root: Path, world: CandidatesWorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = print
+    root: Path, world: CandidatesWorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = say
 ) -> tuple[list[Plan], list[Plan], dict[str, Any]]:
     """Prompts, tokenizers, shards and the untrained model; (held-out plans, training plans, figures).
 

@@ -24,7 +24,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeGuard
 
+from ...configs.bounds import Share
 from ...configs.errors import InputError
+from ...configs.schema import check_ranges
 from ...data.sentences import sentences
 from ...models.documents.candidates import offer
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
@@ -97,17 +99,15 @@ class Plan:
 class InsertionNoise:
     """How often a step of a warm-up story is wrong; shares of 0 to 1. All zero gives clean data."""
 
-    biased: float = 0.65
+    biased: Share = 0.65
     """A near miss in size or place is inserted where none fits; big things are drawn where no picture is wanted."""
-    choice: float = 0.12
+    choice: Share = 0.12
     """Another of the three choices than the one wanted."""
     story: Noise = field(default_factory=Noise)
     """Of sentences and drawn pictures, as in `picture_stories`."""
 
     def __post_init__(self) -> None:
-        for name in ("biased", "choice"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"noise.{name}: {getattr(self, name)} is no share between 0 and 1")
+        check_ranges(self)
 
 
 NO_NOISE = InsertionNoise(0, 0, CLEAN)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...configs.bounds import Limit
+from ...configs.terminal import say
 from ...data.mixture import token_report
 from ...data.shards import ShardWriter, read_documents
 from ...models.checkpoints.folder import save
@@ -42,20 +44,20 @@ from .scenes import (
 
 @dataclass
 class WorldConfig:
-    heldout_prompts: int = 600
+    heldout_prompts: Limit = 600
     """Outlines kept out of every stage, for the figures."""
-    train_prompts: int = 4000
+    train_prompts: Limit = 4000
     """Outlines that GRPO writes stories for."""
-    interleaved: int = 10_000
+    interleaved: Limit = 10_000
     """Noisy warm-up stories."""
-    understanding: int = 6000
+    understanding: Limit = 6000
     """Clean questions and captions."""
-    text_to_image: int = 3600
+    text_to_image: Limit = 3600
     """Clean pictures of a sentence."""
 
 
 def prepare(
-    root: Path, world: WorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = print
+    root: Path, world: WorldConfig, new_model: NewModelConfig, seed: int, say: Callable[[str], None] = say
 ) -> tuple[list[Outline], list[Outline], dict[str, Any]]:
     """Prompts, tokenizers, shards and the untrained model; (held-out outlines, training outlines, figures).
 

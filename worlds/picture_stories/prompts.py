@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.registry import register
+from ...configs.whole import write_atomically
 from ...data.prompts import check_keys, read_lines
 from ...models.documents.document import InterleavedDocument
 from .scenes import Outline, read_outline, story_prompt
@@ -27,4 +28,4 @@ def read_outlines(path: Path) -> list[Outline]:
 
 def write_outlines(path: Path, outlines: Sequence[Outline]) -> None:
     lines = [json.dumps({"outline": [scene.words for scene in outline]}) + "\n" for outline in outlines]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_atomically(path, "".join(lines))

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ...configs.bounds import Share
 from ...configs.errors import InputError
+from ...configs.schema import check_ranges
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 
 SIZES = {"small": 4, "big": 7}
@@ -153,19 +155,17 @@ _SENTENCES = {scene.sentence: scene for scene in SCENES}
 class Noise:
     """How often a step of an interleaved warm-up story is wrong; shares of 0 to 1. All zero gives clean data."""
 
-    biased: float = 0.65
+    biased: Share = 0.65
     """Small yellow things called big; purple drawn blue; diamonds drawn square. Above one half, the mode is wrong."""
-    sentence: float = 0.12
+    sentence: Share = 0.12
     """One attribute of the sentence is another."""
-    picture: float = 0.15
+    picture: Share = 0.15
     """One attribute of the picture is another than its sentence's."""
-    missing: float = 0.10
+    missing: Share = 0.10
     """The picture is missing."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            if not 0 <= getattr(self, item.name) <= 1:
-                raise InputError(f"noise.{item.name}: {getattr(self, item.name)} is no share between 0 and 1")
+        check_ranges(self)
 
 
 CLEAN = Noise(0, 0, 0, 0)

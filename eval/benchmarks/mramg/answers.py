@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from ....configs.bounds import OneOrMore
 from ....configs.errors import InputError
 from ....data.insertion.placements import ANY_MARKER, InsertionTask, Placement, read_markers
 from ....data.sources.mramg import DOMAINS, read_corpus
@@ -50,7 +51,7 @@ class Answering:
     """Pictures of what is found among all documents; or those of the documents that hold the answer."""
     index: str = ""
     """Folder of `limner index`, made of the benchmark's folder."""
-    top_k: int = 10
+    top_k: OneOrMore = 10
     """Chunks that are found for a question."""
 
     def __post_init__(self) -> None:

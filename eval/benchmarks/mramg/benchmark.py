@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ....configs.bounds import NoneOrMore, Seed, Share
 from ....configs.errors import InputError
 from ....configs.registry import register
 from ....data.sources.mramg import DOMAINS, PIC, Gallery, Refused, read_questions
@@ -52,13 +53,13 @@ class MRAMGConfig(Answering):
     """Judge prompts of your own, by metric: `{position: my/position.yaml}`."""
     bertscore: str = ""
     """Encoder of BERTScore, a folder or ORG/NAME; without one there is no BERTScore."""
-    bertscore_layer: int = BERTSCORE.layer
+    bertscore_layer: NoneOrMore = BERTSCORE.layer
     """The layer that is compared; 17 is meant for FacebookAI/roberta-large."""
     costs: OrderingCosts = field(default_factory=OrderingCosts)
     """Of the ordering score; the paper does not state its own."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random baseline."""
-    min_coverage: float = 1.0
+    min_coverage: Share = 1.0
     """Share of each subset's questions that a file of answers must answer, at least."""
 
     def __post_init__(self) -> None:

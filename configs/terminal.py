@@ -1,0 +1,51 @@
+"""What is said on a terminal. Words of others may stand in it, so nothing reaches the terminal that would steer it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import unicodedata
+from typing import TextIO
+
+SPACES = {"\n", "\t"}
+JOINERS = {"\u200c", "\u200d"}
+"""Persian and emoji are written with them; they steer nothing."""
+
+
+def visible(text: str) -> str:
+    """The text with every control character (ANSI, bidi, a lone surrogate) as its escape: `\\x1b`, `\\u202e`."""
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def one_line(text: object) -> str:
+    """Visible, and without the breaks that would make it several lines."""
+    return visible(" ".join(str(text).split()))
+
+
+def say(text: object = "", *, to_stderr: bool = False, flush: bool = False) -> None:
+    """`print` for a terminal, of all that limner says."""
+    print(visible(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=flush)
+
+
+def prepare_streams() -> None:
+    """A terminal that cannot show a character (a C locale) gets its escape; warnings of ours are made visible, too."""
+    for stream in (sys.stdout, sys.stderr):
+        _show_or_escape(stream)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Visible())
+
+
+class _Visible(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _show_or_escape(stream: TextIO) -> None:
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
+def _visible(char: str) -> str:
+    shown = char.isprintable() or char in SPACES or char in JOINERS or unicodedata.category(char) == "Zs"
+    return char if shown else char.encode("unicode_escape").decode("ascii")
