@@ -48,6 +48,9 @@ COMMANDS = {
         "studies.bench.sampler:main", "time the sampler, and transformers' own `generate` beside it"
     ),
     "bench lora": Command("studies.bench.lora:main", "time rollouts with an adapter, merged and not, and without one"),
+    "bench data": Command(
+        "studies.bench.data:main", "convert, read, wait, go on: records a second, beside webdataset and `datasets`"
+    ),
     "bench insertion": Command("studies.bench.insertion:main", "train an embedded inserter, and time its two modes"),
     "bench retrieval": Command(
         "studies.bench.retrieval:main", "recall, latency and size of a vector index against exact search"

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ..configs.errors import InputError
 from ..configs.json_text import parse_json
@@ -132,7 +132,7 @@ def _take(members: dict[str, bytes], key: str, name: Any, suffixes: list[str]) -
 
 def _encode_picture(image: Image.Image, original: bytes | None) -> tuple[bytes, str]:
     if original is not None:
-        opened = open_image(original)
+        opened = image if _is_of(image, original) else open_image(original)
         if opened.size != image.size:
             raise ValueError(f"the encoded picture is {opened.size}, the image {image.size}")
         if opened.format in EXTENSIONS:
@@ -140,6 +140,11 @@ def _encode_picture(image: Image.Image, original: bytes | None) -> tuple[bytes, 
     data = encode_png(image)
     open_image(data)  # the limits that the reader will apply
     return data, "png"
+
+
+def _is_of(image: Image.Image, data: bytes) -> bool:
+    """Whether it was opened from these bytes and not yet read."""
+    return isinstance(image, ImageFile.ImageFile) and isinstance(image.fp, io.BytesIO) and image.fp.getvalue() == data
 
 
 def _encode_codes(codes_N: np.ndarray) -> bytes:

@@ -6,7 +6,6 @@ records.document(17)
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 from bisect import bisect_right
@@ -19,9 +18,9 @@ import numpy as np
 
 from ...configs.errors import InputError, plain_file
 from ...models.documents.document import InterleavedDocument
-from ..records import MAX_RECORD_BYTES, Record, decode_record
-from .index import Shard, ShardIndex, unpacked_offsets
-from .reading import check_size, group_members
+from ..records import MAX_RECORD_BYTES, MEMBER, Record, decode_record
+from .index import BLOCK, Shard, ShardIndex, unpacked_offsets
+from .reading import check_size
 
 MOST_OPEN = 32
 """Shards that are open at a time."""
@@ -54,12 +53,8 @@ class Records:
             start, end = int(starts[within]), int(starts[within + 1])
             # Not `seek` and `read`: processes forked later share where a file stands.
             data = os.pread(file.fileno(), min(end - start, 2 * MAX_RECORD_BYTES), start)
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-                record = next(iter(group_members(archive, path)), None)
-            if record is None:
-                raise ValueError("no member there")
-            return record
-        except (OSError, tarfile.TarError, ValueError, RecursionError) as error:
+            return {"__url__": str(path), **members_of(data)}
+        except (OSError, ValueError) as error:
             message = error.args[0] if isinstance(error, ValueError) and error.args else error
             raise InputError(f"{path}, record {within}: {message}; fetch or write the shards again") from None
 
@@ -72,7 +67,7 @@ class Records:
         try:
             check_size(path, shard)
             starts = unpacked_offsets(shard) if shard.offsets else _found_offsets(path, shard)
-            file = path.open("rb")
+            file = plain_file(path, None).open("rb")
         except (OSError, tarfile.TarError, ValueError) as error:
             raise InputError(f"{path}: {error}; fetch or write the shards again") from None
         if len(self._open) >= MOST_OPEN:
@@ -86,6 +81,36 @@ class Records:
     def close(self) -> None:
         while self._open:
             self._open.popitem()[1][0].close()
+
+
+def members_of(data: bytes) -> Record:
+    """The record in a stretch of a tar, as `tarfile` would read it in five times the time.
+
+    Raises ValueError for all but plain files of one record, with our names.
+    """
+    record: Record = {}
+    at = 0
+    while at + BLOCK <= len(data) and data[at]:
+        head = data[at : at + BLOCK]
+        name = head[:100].split(b"\0", 1)[0].decode("ascii", "replace")
+        match = MEMBER.fullmatch(name)
+        summed = sum(head) - sum(head[148:156]) + 8 * ord(" ")
+        if match is None or head[156:157] not in (b"0", b"\0") or _octal(head[148:156]) != summed:
+            raise ValueError(f"unexpected member {name!r}")
+        if record.setdefault("__key__", match[1]) != match[1]:
+            raise ValueError(f"member {name!r} among those of record {record['__key__']}")
+        size, start = _octal(head[124:136]), at + BLOCK
+        if start + size > len(data):
+            raise ValueError(f"member {name!r} is cut")
+        record[match[2]] = data[start : start + size]
+        at = start + -(-size // BLOCK) * BLOCK
+    if not record:
+        raise ValueError("no member there")
+    return record
+
+
+def _octal(field: bytes) -> int:
+    return int(field.strip(b"\0 ") or b"0", 8)
 
 
 def _found_offsets(path: Path, shard: Shard) -> np.ndarray:

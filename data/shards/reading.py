@@ -31,7 +31,7 @@ def raw_records(index: ShardIndex, shard: Shard) -> Iterator[Record]:
         check_size(path, shard)
         # "r:" admits no compression: a small shard cannot unfold into a huge one.
         with tarfile.open(plain_file(path, None), mode="r:") as archive:
-            for record in group_members(archive, path):
+            for record in group_by_keys(_members(archive, path)):
                 key, count = record["__key__"], count + 1
                 yield record
         if count != shard.records:
@@ -48,11 +48,6 @@ def check_size(path: Path, shard: Shard) -> None:
         raise ValueError("a symbolic link; put the file itself there")
     if (size := path.stat().st_size) != shard.bytes:
         raise ValueError(f"{size} bytes instead of {shard.bytes}: truncated or replaced")
-
-
-def group_members(archive: tarfile.TarFile, path: Path) -> Iterator[Record]:
-    """The records of an open tar. Raises ValueError for members that are not ours."""
-    return group_by_keys(_members(archive, path))
 
 
 def _members(archive: tarfile.TarFile, path: Path) -> Iterator[dict[str, Any]]:

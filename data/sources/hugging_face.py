@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from ...configs.errors import InputError
 from ...configs.registry import register
-from .captioned import CaptionSettings, caption_of, captioned
 from .chat import Built, ChatSettings, chat_documents, row_id
 from .dialects import references, speaks
 from .jsonl import document_of, is_document
+from .pairs.captioned import CaptionSettings, caption_of, captioned
 from .pictures import Gallery
 from .report import Problem, Refused, Report
 from .rows import Row, record_files, rows, suffix_of

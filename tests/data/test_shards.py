@@ -89,7 +89,7 @@ def npy(array):
     [
         ({"json": None}, ".json is missing"),
         ({"json": b"{"}, "Expecting"),
-        ({"json": b"[" * 100_000}, "recursion"),
+        ({"json": b"[" * 100_000}, "nested more than"),
         ({"json": b"[]"}, "expected an object"),
         ({"image0.png": None}, "is not in the record"),
         ({"image0.png": b"not a picture"}, "image does not open"),

@@ -7,9 +7,30 @@ import pytest
 from limner.configs.errors import InputError
 from limner.data.shards import read_index
 from limner.data.shards.index import packed_offsets, unpacked_offsets
-from limner.data.shards.keyed import Records
+from limner.data.shards.keyed import Records, members_of
 
 from ..shard_files import write
+
+
+def test_a_stretch_that_is_no_record_is_refused(tmp_path):
+    index = read_index(write(tmp_path / "d", 2))
+    data = index.file(index.shards[0]).read_bytes()
+    end = int(unpacked_offsets(index.shards[0])[1])
+    assert members_of(data[:end])["__key__"] == "000000000"
+    changed = bytearray(data[:end])
+    changed[0:9] = b"../../../"
+    linked = bytearray(data[:end])
+    linked[156] = ord("2")
+    bad = {
+        "among those of record": data,
+        "is cut": data[: end - 512],
+        "no member": bytes(1024),
+        "unexpected member '../../../": bytes(changed),
+        "unexpected member '000000000": bytes(linked),
+    }
+    for message, stretch in bad.items():
+        with pytest.raises(ValueError, match=message):
+            members_of(stretch)
 
 
 def test_records_are_read_by_number(tmp_path):

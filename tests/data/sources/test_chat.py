@@ -243,7 +243,7 @@ def test_records_that_no_training_could_use_are_named_by_rule(folder):
         "no answer": {"messages": messages("a")[:1]},
         "empty answer": {"messages": messages("a", " ")},
         "speech": {"messages": messages("<|speech_3|> Say it.")},
-        "broken text": {"messages": messages("a", "\ud800")},
+        "broken line": {"messages": messages("a", "\ud800")},
         "no turns": {"text": "a"},
         "no record": [1, 2],
     }
@@ -252,7 +252,7 @@ def test_records_that_no_training_could_use_are_named_by_rule(folder):
     report, documents = converted("chat", path)
     assert len(documents) == 1 and report.records == len(records) + 2
     assert [problem.kind for problem in report.problems] == [*records, "broken line"]
-    assert read_index(folder / "out").report["rules"]["left out"]["broken line"] == 1
+    assert read_index(folder / "out").report["rules"]["left out"]["broken line"] == 2
 
 
 def test_ratings_by_name(folder):

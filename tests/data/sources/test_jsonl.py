@@ -48,7 +48,7 @@ def test_both_forms_say_the_same(folder):
         ({"prompt": "a", "answer": [{"text": "b", "image": "c"}]}, "segment: segment 2"),
         ({"prompt": "a", "answer": [{"text": "b", "trainable": 1}]}, "`trainable` is true or false"),
         ({"prompt": "a", "answer": [{"text": "b", "colour": 1}]}, "unknown field 'colour'"),
-        ({"prompt": "a", "answer": ["\ud800"]}, "broken text"),
+        ({"prompt": "a", "answer": ["\ud800"]}, "broken line"),
         ({"prompt": "a", "answer": ["b"], "kind": "poem"}, "kind 'poem' is none of interleaved"),
         ({"prompt": "a", "answer": ["b"], "meta": 3}, "`meta` is an object"),
         ({"prompt": "a", "answer": [{"image": "../a.png"}]}, "outside: segment 2: ../a.png"),

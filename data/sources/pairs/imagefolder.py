@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...configs.errors import InputError
-from ...configs.registry import register
+from ....configs.errors import InputError
+from ....configs.registry import register
+from ..chat import Built
+from ..pictures import SUFFIXES
+from ..report import Problem, Refused, Report
+from ..rows import rows
 from .captioned import CaptionSettings, caption_of, captioned, of_json
-from .chat import Built
-from .pictures import SUFFIXES
-from .report import Problem, Refused, Report
-from .rows import rows
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 BESIDE = (".txt", ".caption", ".json")

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...configs.errors import InputError, reading
-from ...configs.registry import register
-from ...models.documents.document import MAX_IMAGE_BYTES
+from ....configs.errors import InputError, reading
+from ....configs.registry import register
+from ....models.documents.document import MAX_IMAGE_BYTES
+from ..chat import Built
+from ..pictures import SUFFIXES, Pictures
+from ..report import Problem, Refused, Report
 from .captioned import CaptionSettings, caption_of, captioned, of_json
-from .chat import Built
-from .pictures import SUFFIXES, Pictures
-from .report import Problem, Refused, Report
 
 TARS = (".tar", ".tar.gz", ".tgz")
 WORDS = ("txt", "text", "caption")

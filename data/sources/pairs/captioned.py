@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...configs.json_text import parse_json
-from ...models.documents.document import InterleavedDocument, TextSegment
-from .chat import Built, valid_text
-from .pictures import Picture, PictureSettings
-from .report import Refused
+from ....configs.json_text import parse_json
+from ....models.documents.document import InterleavedDocument, TextSegment
+from ..chat import Built, valid_text
+from ..pictures import Picture, PictureSettings
+from ..report import Refused
 
 CAPTIONS = ("text", "caption", "prompt", "sharegpt4v", "description", "txt")
 """Where a caption is looked for, in this order."""

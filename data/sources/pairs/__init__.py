@@ -1,0 +1,1 @@
+"""Pictures with captions: in folders and in tars."""
