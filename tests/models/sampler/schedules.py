@@ -4,10 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.policy import UnifiedPolicy
 from limner.models.sampler.request import Request, Sample, Sampling
 from limner.models.sampler.slots import Sampler
-from limner.models.tokens.sequence import CODE, TokenSequence, taken_away
+from limner.models.tokens.sequence import CODE, taken_away
+from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
 TOLERANCE = 1e-4
 MIXED = (
@@ -21,8 +23,11 @@ MIXED = (
 )
 
 
-def mixed(prompts: list[TokenSequence]) -> list[Request]:
-    """Requests of different prompts and settings, some of them of one prompt."""
+def mixed(policy: UnifiedPolicy) -> list[Request]:
+    """Requests of different prompts, two of them with pictures, and of different settings; some are of one prompt."""
+    red, blue = (ImageSegment(draw_scene(SCENES[scene])) for scene in (3, 40))
+    parts = [[TextSegment("Describe this picture: "), red], [TextSegment("Fold")], [blue, TextSegment("or"), red]]
+    prompts = policy.processor.encode_all([InterleavedDocument(tuple(segments)) for segments in parts])
     return [Request(prompts[n * 5 // 7 % len(prompts)], MIXED[n % 7], row=3 * n) for n in range(2 * len(MIXED))]
 
 
@@ -111,6 +116,12 @@ def scheduled(
         samples |= sampler.leave()
     assert not sampler.requests and not sampler.busy
     return [samples[number] for number in range(len(requests))]
+
+
+def check_rows_that_come_and_go(policy: UnifiedPolicy) -> None:
+    """Admitted while others run, each with settings of its own, they are what a plain loop writes."""
+    requests = mixed(policy)[: len(MIXED)]
+    check_same(scheduled(policy, requests, seed=1, late=True), [plain(policy, request) for request in requests])
 
 
 def check_same(found: list[Sample], expected: list[Sample]) -> None:

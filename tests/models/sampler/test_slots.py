@@ -22,7 +22,7 @@ def policy(request):
 
 @pytest.fixture(scope="module")
 def requests(policy):
-    return mixed(policy.processor.encode_all([document.prompt for document in documents()]))
+    return mixed(policy)
 
 
 @pytest.fixture(scope="module")
