@@ -1,5 +1,10 @@
 """UnifiedPolicy: what a base-model family must offer. Everything else in limner is written against this page.
 
+A family must say `family`, `hidden`, `text_logits`, `image_logits` and `parts`. It may say `image_features` and
+`vision` (a picture encoder of its own), `standing_still` (what a sampler may keep), `code_ids` (codes among the text
+ids), `from_upstream` (its authors' checkpoints), `new_layout` and `create` (new models), and the class attributes. What
+is left is the same for all.
+
 A family is passed the module to call (`model`) where gradients flow, because under DDP, FSDP or ZeRO that is the
 *wrapped* one: log-probs of an unwrapped module would skip the gradient synchronisation.
 """

@@ -37,7 +37,7 @@ class Sampler:
     def __init__(self, policy: UnifiedPolicy, fixed: bool = False, late: bool | None = None):
         self.policy, self.vocabulary, self.fixed = policy, policy.vocabulary, fixed
         self.device = next(policy.model.parameters()).device
-        self.late = self.device.type != "cpu" if late is None else late
+        self.late = self.device.type == "cuda" if late is None else late
         self.grammar = Grammar(self.vocabulary, self.device)
         self.state, self.mirror = State.empty(self.device), Mirror()
         self.cache = SlotCache(policy.model.config.get_text_config().num_hidden_layers, self.device)
