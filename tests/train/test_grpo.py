@@ -274,6 +274,7 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
         ({}, {"surrogate": "ppo"}, "algorithm.surrogate: 'ppo' is none of clip, cispo"),
         ({}, {"reference_sync": 8}, "algorithm.reference_sync: there is no reference"),
         ({}, {"refill_rounds": -1}, "algorithm.refill_rounds: negative"),
+        ({}, {"rollout_rows": 0}, "algorithm.rollout_rows: 0 is no number of rows"),
         ({}, {"normalisation": "tokens"}, "algorithm.normalisation: 'tokens' is none of token, sequence"),
     ],
 )
