@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sqlite3
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,16 @@ from .terminal import one_line, prepare_streams, say
 
 LONGEST_LINE = 2000
 """Characters of an error. A message may quote a whole file; its beginning and its end, the remedy, are shown."""
+LARGEST = 8 * 2**30
+"""Bytes of a file that is read as a whole."""
+HOLES_FROM, WRITTEN = 64 * 2**20, 1 / 64
+"""A file of so many bytes of which a smaller share stands on the disk is all holes; no compression does that."""
+KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 INTERRUPTED = 130
 NOTHING_LOST = "nothing is left half written; run the same command again"
 
@@ -54,6 +65,24 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = fault_of_disk(error) or next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(f"{path}: cannot be read: {reason}") from error
+
+
+def plain_file(path: Path, most: int | None = LARGEST) -> Path:
+    """The path, if what stands there is a plain file that can be read whole: `plain_file(path).read_bytes()`.
+
+    most: bytes; None for files that are mapped, not read. Raises OSError where nothing is there, and ValueError that
+    does not name the path for pipes, devices, too large files and those that are all holes. A folder is left to who
+    opens it.
+    """
+    status = os.stat(path)
+    if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
+        raise ValueError(f"{kind}, no plain file")
+    if most is not None and status.st_size > most and not stat.S_ISDIR(status.st_mode):
+        raise ValueError(f"{status.st_size} bytes; the limit is {most}")
+    written = getattr(status, "st_blocks", status.st_size) * 512
+    if stat.S_ISREG(status.st_mode) and status.st_size >= HOLES_FROM and written < status.st_size * WRITTEN:
+        raise ValueError(f"{status.st_size} bytes, nearly all of them holes (a sparse file)")
+    return path
 
 
 @contextmanager

@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from .errors import InputError, fault_of_disk
-from .files import plain_file
+from .errors import InputError, fault_of_disk, plain_file
 
 DEEPEST = 50
 """Lists and mappings inside one another."""

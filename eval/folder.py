@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..configs.errors import InputError, reading, writing
-from ..configs.files import plain_file
+from ..configs.errors import InputError, plain_file, reading, writing
 from ..configs.json_text import parse_json
 from ..configs.whole import write_atomically
 

@@ -44,8 +44,29 @@ def check_layers(model: PreTrainedModel) -> None:
         raise InputError(f"{type(model).__name__}: limner cannot train {reason}")
 
 
-def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor | dict[str, Tensor]:
-    """A boolean mask [B, 1, T, cached + T] as the attention of this module takes it; by layer type where two."""
+def sees_all_before(config: Any) -> bool:
+    """All layers of a text configuration let a token see all before it."""
+    return layer_types(config) == [FULL]
+
+
+def causal_mask(rows: int, tokens: int, module: PreTrainedModel) -> Tensor | None:
+    """Of rows that begin together and have no cache, for `attention_mask`; what is padded stands behind.
+
+    None where the kernel's own causal mask will do: it skips half of the products, and reads no mask.
+    """
+    if sees_all_before(module.config.get_text_config()):
+        return None
+    order = torch.arange(tokens, device=module.device)
+    return (order <= order[:, None])[None, None].expand(rows, -1, -1, -1)
+
+
+def attention_mask(mask: Tensor | None, module: PreTrainedModel) -> Tensor | dict[str, Tensor] | None:
+    """A boolean mask [B, 1, T, cached + T] as the attention of this module takes it; by layer type where two.
+
+    None stays None: transformers makes it the causal one.
+    """
+    if mask is None:
+        return None
     config: Any = module.config.get_text_config()
     masks = {}
     for layer_type in layer_types(config):

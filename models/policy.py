@@ -1,5 +1,10 @@
 """UnifiedPolicy: what a base-model family must offer. Everything else in limner is written against this page.
 
+A family must say `family`, `hidden`, `text_logits`, `image_logits` and `parts`. It may say `image_features` and
+`vision` (a picture encoder of its own), `standing_still` (what a sampler may keep), `code_ids` (codes among the text
+ids), `from_upstream` (its authors' checkpoints), `new_layout` and `create` (new models), and the class attributes. What
+is left is the same for all.
+
 A family is passed the module to call (`model`) where gradients flow, because under DDP, FSDP or ZeRO that is the
 *wrapped* one: log-probs of an unwrapped module would skip the gradient synchronisation.
 """
@@ -23,7 +28,7 @@ from transformers.cache_utils import Cache
 
 from ..configs.errors import InputError
 from ..configs.registry import find
-from .attention import check_layers, rope_switch
+from .attention import check_layers, rope_switch, sees_all_before
 from .heads import Float32Heads
 from .pictures.vision import Vision
 from .tokens.processing import Processor
@@ -57,6 +62,7 @@ class UnifiedPolicy(ABC):
         self.float32_heads = Float32Heads()
         self.rope_switch = rope_switch(model.config.get_text_config())
         """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""
+        self.sees_all_before = sees_all_before(model.config.get_text_config())
         self._never_sampled = torch.tensor(self.vocabulary.never_sampled)
         self._stock_forward = model.forward
         # Not the bound method: accelerate takes a forward's function and binds it to the model.
@@ -96,15 +102,15 @@ class UnifiedPolicy(ABC):
         self,
         ids_BT: Tensor,
         positions_BT: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Cache | None,
         features: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states [B, T, H] of joint ids; `cache`, if given, takes their keys and values.
 
-        `mask` is boolean [B, 1, T, cached + T], True where a token may attend; windows and chunks of single layers come
-        on top (`attention_mask`). `features` [n, H] stand at the n
-        placeholders of the ids, in the order of rows and tokens.
+        `mask` is boolean [B, 1, T, cached + T], True where a token may attend; windows of single layers come on top
+        (`attention_mask`). None is the causal one of rows that begin together, with nothing cached. `features` [n, H]
+        stand at the n placeholders of the ids, in the order of rows and tokens.
         """
 
     @abstractmethod
@@ -249,7 +255,8 @@ class UnifiedPolicy(ABC):
         if self.rope_switch is not None:
             self.check_length(int(batch.positions_BT.max()) + 1)
         features = self.features_of(batch)
-        hidden = self.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None, features)[:, :-1]
+        positions_BT, mask = self._seen_in(batch)
+        hidden = self.hidden(batch.ids_BT, positions_BT, mask, None, features)[:, :-1]
         target = batch.ids_BT[:, 1:]
         chosen = batch.trainable_BT[:, 1:]
         text_at, image_at = chosen & (target < size), chosen & (target >= size)
@@ -262,7 +269,8 @@ class UnifiedPolicy(ABC):
 
         image_states = [hidden[image_at]]
         if guidance != 1.0:
-            ids_BT, positions_BT, mask = batch.without_prompt(self.vocabulary)
+            ids_BT, *other = batch.without_prompt(self.vocabulary)
+            positions_BT, mask = (positions_BT, mask) if self.vocabulary.pads_prompt else other
             kept_BT = (ids_BT == batch.ids_BT)[batch.ids_BT == self.vocabulary.controls.image]
             unconditional = self.hidden(
                 ids_BT, positions_BT, mask, None, None if features is None else features[kept_BT]
@@ -283,6 +291,16 @@ class UnifiedPolicy(ABC):
             entropy = entropy.masked_scatter(at, h)
             kl = kl if d is None else kl.masked_scatter(at, d)
         return pad(logp, (1, 0)), pad(entropy, (1, 0)), pad(kl, (1, 0))
+
+    def _seen_in(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
+        """Positions and mask of a batch; none where attention may be causal and nothing else.
+
+        Padding then has positions, too: where they began anew transformers would find a packed row.
+        """
+        rows, tokens = batch.ids_BT.shape
+        if self.sees_all_before and batch.is_unpacked:
+            return torch.arange(tokens, device=batch.ids_BT.device).expand(rows, -1), None
+        return batch.positions_BT, batch.mask_BTT()
 
     def guided_image_logits(
         self, hidden: Tensor, without: Tensor | None = None, guidance: float | Tensor = 1.0

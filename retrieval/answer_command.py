@@ -20,8 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..configs import parse
 from ..configs.bounds import Hits, NoneOrMore, Share
-from ..configs.errors import InputError, reading
-from ..configs.files import plain_file
+from ..configs.errors import InputError, plain_file, reading
 from ..configs.options import make
 from ..configs.registry import find
 from ..configs.schema import check_ranges

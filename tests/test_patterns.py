@@ -35,7 +35,8 @@ ALL_OVER = ("findall", "split", "sub", "subn")
 NOT_OURS = ["eval/benchmarks/official_prompts.py", "models/chat/tags.py", "rewards/judges/grading.py"]
 """Where a pattern comes from a setting, or is a part of one; READERS has those of the package."""
 GIVEN = {
-    "data/shards.py": r"\.shards\.([0-9a-f]{16}\.partial|previous)",
+    "configs/whole.py": r"\.model\.(previous|old-[0-9]+)",
+    "models/documents/rendering.py": r"answer(-[0-9]+)?",
     "eval/benchmarks/vqa.py": r"(?i:\banswer(?: is)?\s*+:?+\s*+)\(?([ABCD])\b|\(?([ABCD])(?:[).:,]|\s*$)",
     "rewards/encoders/imagereward.py": r"^blocks\.(\d+)\.attn\.",
     "train/scale/lora.py": r"model\.vision(\..*)?|model\.vqmodel(\..*)?",

@@ -102,16 +102,17 @@ def rollout(
     prompts: Sequence[InterleavedDocument],
     sampling: Sampling,
     numbers: Sequence[int] | None = None,
+    at_once: int | None = None,
 ) -> list[Rollout]:
     """One completion a prompt; neighbours that are the same object, the rows of a group, share their prefill.
 
-    `numbers` of the rows, by which they are drawn; by default from 0.
+    `numbers` of the rows, by which they are drawn; by default from 0. No more than `at_once` are sampled at a time.
     """
     if not prompts:
         return []
     groups = [list(rows) for _, rows in groupby(prompts, key=id)]
     sequences = policy.processor.encode_all([rows[0].prompt for rows in groups])
-    samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], numbers)
+    samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], numbers, at_once)
     readings = [
         policy.processor.read(sample.ids_C.tolist(), prompt.candidates)
         for prompt, sample in zip(prompts, samples, strict=True)

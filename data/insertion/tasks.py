@@ -27,8 +27,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...configs.errors import InputError, reading
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file, reading
 from ...configs.whole import take_back, whole_directory
 from ...models.documents.document import MAX_IMAGE_BYTES, InterleavedDocument, encode_png, open_image, to_rgb
 from ..conversion import fitting_source, is_heldout, open_source, read

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...configs.errors import InputError
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file
 from ...configs.json_text import parse_json
 from ...configs.whole import take_back
 from ..records import KINDS

@@ -16,8 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ...configs.errors import InputError
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file
 from ...models.documents.document import InterleavedDocument
 from ..records import MAX_RECORD_BYTES, MEMBER, Record, decode_record
 from .index import BLOCK, Shard, ShardIndex, unpacked_offsets

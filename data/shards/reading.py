@@ -18,8 +18,7 @@ from webdataset import filters
 from webdataset.pipeline import DataPipeline
 from webdataset.tariterators import group_by_keys
 
-from ...configs.errors import InputError
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file
 from ...models.documents.document import InterleavedDocument
 from ..records import MAX_RECORD_BYTES, MEMBER, Record, decode_record
 from .index import SPLITS, Shard, ShardIndex, read_index

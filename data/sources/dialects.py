@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...configs.errors import InputError, reading
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file, reading
 from ...configs.json_text import parse_json
 from .report import Refused, Report
 

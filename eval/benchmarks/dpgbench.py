@@ -22,8 +22,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ...configs.bounds import OneOrMore
-from ...configs.errors import InputError, reading
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file, reading
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, TextSegment

@@ -24,8 +24,7 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor
 
 from ...configs.bounds import OneOrMore
-from ...configs.errors import InputError, reading
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file, reading
 from ...configs.registry import register
 from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, to_rgb

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ...configs.errors import InputError, reading
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file, reading
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment

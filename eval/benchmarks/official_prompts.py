@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...configs.errors import InputError, reading
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file, reading
 
 SHORTEST = 80
 """Characters of a text that can be a prompt; what is shorter is a label."""

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from ...configs.files import plain_file
+from ...configs.errors import plain_file
 
 Origin = Literal["given", "generated", "inserted"]
 ORIGINS: tuple[Origin, ...] = ("given", "generated", "inserted")

@@ -140,7 +140,7 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         self,
         ids_BT: Tensor,
         positions_BT: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Cache | None,
         features: Tensor | None = None,
     ) -> Tensor:

@@ -27,8 +27,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonVQVAEEncoderResnetBlock,
 )
 
-from ...configs.errors import InputError, reading
-from ...configs.files import plain_file
+from ...configs.errors import InputError, plain_file, reading
 from .contract import IMAGE_TOKENIZERS, SETTINGS_FILE, ImageTokenizer, load_image_tokenizer
 from .stock import StockImageTokenizer
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from ..attention import causal_mask
 from ..policy import UnifiedPolicy
 from ..tokens.sequence import TokenSequence, taken_away
 from .request import Request
@@ -77,8 +78,7 @@ def prefill(policy: UnifiedPolicy, requests: Sequence[Request], known: Iterable[
     for row, ids_T in enumerate(starts.values()):
         ids[row, : len(ids_T)] = ids_T
     ids, order = ids.to(device), torch.arange(max(length), device=device)
-    mask = (order <= order[:, None])[None, None].expand(n, -1, -1, -1)  # padding stands behind: nobody sees it
-    cache = DynamicCache()
+    cache, mask = DynamicCache(), causal_mask(n, max(length), policy.model)
     hidden = policy.hidden(ids, order.expand(n, -1), mask, cache, features)
     last = torch.tensor(length, device=device) - 1
     hidden = hidden[torch.arange(n, device=device), last]

@@ -37,7 +37,7 @@ class Sampler:
     def __init__(self, policy: UnifiedPolicy, fixed: bool = False, late: bool | None = None):
         self.policy, self.vocabulary, self.fixed = policy, policy.vocabulary, fixed
         self.device = next(policy.model.parameters()).device
-        self.late = self.device.type != "cpu" if late is None else late
+        self.late = self.device.type == "cuda" if late is None else late
         self.grammar = Grammar(self.vocabulary, self.device)
         self.state, self.mirror = State.empty(self.device), Mirror()
         self.cache = SlotCache(policy.model.config.get_text_config().num_hidden_layers, self.device)
@@ -45,12 +45,13 @@ class Sampler:
         """Of the last token of every slot, [slots, H]."""
         self.requests: dict[int, Request] = {}
         self.kinds, self._need = Kinds(), 0
-        self._known: Prefix | None = None
+        self._known: list[Prefix] = []
         """The prompt that came last: the rest of its group may follow."""
         self._seen_again: Tensor | None = None
         """Features of the last picture of each slot, [slots, features, H], for a model that looks at its own."""
         self._indices: dict[str, tuple[np.ndarray, Tensor]] = {}
-        self._message: tuple[np.ndarray, Message] | None = None
+        self._message: tuple[np.ndarray, np.ndarray, Message] | None = None
+        """The ids that were drawn last, on their way; the slots of texts, and where those stood at the draw."""
 
     @property
     def running(self) -> int:
@@ -105,10 +106,11 @@ class Sampler:
 
     def _prefill(self, requests: Sequence[Request], starts: Sequence, slots: np.ndarray) -> np.ndarray:
         """Fills cache and hidden states of these slots, and says how many tokens each begins with."""
-        fresh = prefill(self.policy, requests, self._known.row if self._known else ())
+        fresh = prefill(self.policy, requests, [key for prefix in self._known for key in prefix.row])
+        prefixes = [*self._known, *([] if fresh is None else [fresh])]
         length = np.zeros(len(slots), dtype=np.int64)
-        for prefix in (self._known, fresh):
-            if prefix is None or not (at := [n for n, key in enumerate(starts) if key in prefix.row]):
+        for prefix in prefixes:
+            if not (at := [n for n, key in enumerate(starts) if key in prefix.row]):
                 continue
             rows = [prefix.row[starts[n]] for n in at]
             length[at] = [prefix.length[row] for row in rows]
@@ -120,9 +122,7 @@ class Sampler:
             self.hidden[slots_n] = prefix.hidden[rows_n]
         last = requests[-1].prompt
         kept = (key_of(last), key_without(self.policy, last))
-        newest = fresh if fresh is not None and key_of(last) in fresh.row else self._known
-        assert newest is not None
-        self._known = newest.only(kept, [last])
+        self._known = [prefix.only(kept, [last]) for prefix in prefixes if prefix.row.keys() & {*kept}]
         return length
 
     def _reserve(self, tokens: int) -> None:
@@ -197,6 +197,9 @@ class Sampler:
         order_S = torch.from_numpy(order).to(self.device)
         place_of = np.full(self.slots, -1)
         place_of[order] = np.arange(len(order))
+        if self._message is not None:
+            text, stood, message = self._message
+            self._message = place_of[text], stood, message
         self.mirror.arrange(order, added)
         new = np.arange(len(order) + added)
         for links in (self.mirror.leader, self.mirror.twin):
@@ -292,7 +295,7 @@ class Sampler:
         mirror.drawn = mirror.drawn + (before != grammar.finished)
         mirror.place = grammar.host_after[before]
         if len(text):
-            self._message = text, Message(ids)
+            self._message = text, text, Message(ids)
         painted = np.flatnonzero(mirror.place == grammar.painted)
         mirror.place[mirror.drawn >= mirror.limit] = grammar.finished
         if len(painted) and self.vocabulary.controls.image in self.vocabulary.image:
@@ -314,8 +317,8 @@ class Sampler:
         """Learns which texts go on, open a picture or end; the one wait of a step, and of none inside pictures."""
         if self._message is None:
             return
-        (text, message), self._message = self._message, None
-        mirror, ids = self.mirror, message.read()[text]
+        (text, stood, message), self._message = self._message, None
+        mirror, ids = self.mirror, message.read()[stood]
         mirror.told[text] = ids
         mirror.place[text] = self.grammar.host_led_to[ids]
         mirror.place[mirror.drawn >= mirror.limit] = self.grammar.finished

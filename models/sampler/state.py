@@ -24,7 +24,7 @@ class Message:
     """A tensor on its way to the host, which is waited for when it is read."""
 
     def __init__(self, tensor: Tensor):
-        self.copy = tensor.to("cpu", non_blocking=True)  # into pinned memory
+        self.copy = tensor.to("cpu", non_blocking=tensor.is_cuda)  # then into pinned memory
         self.sent = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
     def read(self) -> np.ndarray:

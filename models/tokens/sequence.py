@@ -129,6 +129,12 @@ class TokenBatch:
     pixels_BI: Tensor
     """Pictures that the model sees by features, in order, padded with zeros: [B, I, 3, S, S], or [B, 0] without any."""
 
+    @property
+    def is_unpacked(self) -> bool:
+        """Every row is one sequence, padded on the right: then a causal mask is all that attention needs."""
+        sequence_BT = self.sequence_BT
+        return bool((sequence_BT[:, 0] == 0).all() & (sequence_BT[:, 1:] <= sequence_BT[:, :-1]).all())
+
     def mask_BTT(self) -> Tensor:
         """True where a token may attend: earlier (or itself) and of the same sequence. Shape [B, 1, T, T]."""
         length = self.ids_BT.shape[1]

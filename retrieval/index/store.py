@@ -109,7 +109,7 @@ class Index:
                 raise InputError(f"{place}: holds {strange[0]!r}, which is no part of an index; name another folder")
         with writing(place):
             database = lancedb.connect(place)
-            if "manifest" in database.list_tables().tables:
+            if cls.exists(place):
                 raise InputError(f"{place}: holds an index already; open it, or name another folder")
             for name in database.list_tables().tables:  # of one killed while it was made
                 database.drop_table(name)
@@ -128,8 +128,13 @@ class Index:
 
     @staticmethod
     def exists(place: str | Path) -> bool:
-        there = "://" in str(place) or Path(place).is_dir()  # LanceDB would make the folder
-        return there and "manifest" in lancedb.connect(str(place)).list_tables().tables
+        if "://" not in str(place) and not Path(place).is_dir():  # LanceDB would make the folder
+            return False
+        try:
+            lancedb.connect(str(place)).open_table("manifest")
+        except Exception as error:  # not there, or of one killed while it made just this; what is damaged is there
+            return "was not found" not in str(error)
+        return True
 
     @classmethod
     def open(cls, place: str | Path, encoders: Encoders | None = None, *, device: str = "") -> Index:

@@ -10,6 +10,7 @@ from typing import Literal
 from ...configs.registry import register
 from ...models.documents.document import InterleavedDocument, TextSegment
 from ..base import Completion, RewardOutput
+from .structure import outline_of
 
 _THINK_VIS = re.compile(r"(?:\s*<think>[^<>]+</think>\s*<vis>\N{OBJECT REPLACEMENT CHARACTER}</vis>)+\s*")
 
@@ -34,7 +35,7 @@ class FormatReward:
     def _holds(self, completion: Completion) -> bool:
         if not completion.ended:
             return False
-        answer, outline = completion.answer, completion.prompt.meta.get("outline")
+        answer, outline = completion.answer, outline_of(completion.prompt)
         if outline is not None and len(answer.images) != len(outline):
             return False
         if self.pattern == "think-vis":

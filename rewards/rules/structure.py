@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError
@@ -63,7 +64,7 @@ def structure_of(document: InterleavedDocument) -> str:
 
 def asked_structures(prompt: InterleavedDocument, unit: str = "TI") -> list[str]:
     """The structures a prompt itself asks for; none where it has no wish. Raises InputError for a malformed one."""
-    wish, outline = prompt.meta.get("structure"), prompt.meta.get("outline")
+    wish, outline = prompt.meta.get("structure"), outline_of(prompt)
     if wish is None:
         return [unit * len(outline)] if outline else []
     found = wish if isinstance(wish, list) else [wish]
@@ -73,6 +74,14 @@ def asked_structures(prompt: InterleavedDocument, unit: str = "TI") -> list[str]
             "two T beside each other), or a list of such words"
         )
     return found
+
+
+def outline_of(prompt: InterleavedDocument) -> list[Any] | None:
+    """The scenes that a prompt plans, if it does. Raises InputError for anything but a list."""
+    outline = prompt.meta.get("outline")
+    if not isinstance(outline, list | None):
+        raise InputError(f'prompt {prompt.id!r}: meta "outline" is {outline!r:.80}; give a list, an entry a scene')
+    return outline
 
 
 def planned_pictures(prompt: InterleavedDocument) -> int:

@@ -8,6 +8,7 @@
 limner bench sampler [--json FILE]
 
 Documents have three steps, a text and a picture each. The sampler writes them first; the others write the same ids.
+Beside it: how often the host waits for the device in a step, and what refilled slots gain on waves (`slots`).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .baselines import Baseline, columns, run_ceiling, write_batched, write_unba
 from .clock import cuda_peak_bytes, device, now
 from .command import bench
 from .models import MODELS
+from .slots import refilled_over_waves, waits
 
 STEPS = 3
 GOALS = {"unbatched": 3.0, "batched": 1.5, "ceiling": 0.8}
@@ -86,11 +88,14 @@ def run(config: BenchConfig) -> dict[str, Any]:
         policy.model.to(device()).eval()  # type: ignore[arg-type]
         baseline = model.baseline(policy)
         prompt = policy.processor.encode(story_prompt(outlines(config.seed, 1)[0]))
+        turns, most = config.turns or model.turns, max(config.groups)
+        waited, gained = waits(policy, prompt, most), refilled_over_waves(policy, prompt, most, turns)
         sampling = Sampling(Steps(policy, prompt, config.text_tokens).limit, max_images=STEPS, seed=config.seed)
         for group in config.groups:
             say(f"{name}, group of {group}")
             row = {"model": name, "group": group, "parameters": policy.model.num_parameters()}
-            rows.append(row | measure(policy, baseline, prompt, sampling, group, config.turns or model.turns))
+            row |= {"waits": waited, "refilled_over_waves": spread(gained)}
+            rows.append(row | measure(policy, baseline, prompt, sampling, group, turns))
     return {
         "rows": rows,
         "settings": {
@@ -190,7 +195,10 @@ def measure(
 
 def paired_ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest of the ratios turn by turn."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
     return {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
@@ -286,7 +294,15 @@ def table(figures: Mapping[str, Any]) -> str:
     for row in rows:
         peaks = (row["peak_bytes"][name] / 1e6 for name in names)
         lines.append(f"{row['model']:18}{row['group']:6}" + "".join(f"{peak:11.1f}" for peak in peaks))
-    lines.append("largest sum of tensors alive beyond the weights; unbatched: of one document")
+    lines += [
+        "largest sum of tensors alive beyond the weights; unbatched: of one document",
+        "",
+        f"{'waits of the host':24}{'a text step':>14}{'a picture step':>16}{'refilled over waves':>24}",
+    ]
+    for name, row in {row["model"]: row for row in rows}.items():
+        waited, ratio = row["waits"], row["refilled_over_waves"]
+        gain = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        lines.append(f"{name:24}{waited['text']:14.2f}{waited['picture']:16.2f}{gain:>24}")
     return "\n".join(lines)
 
 

@@ -55,7 +55,7 @@ def test_records_are_read_however_they_are_published(tmp_path, name, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '[{"a": 1},', '{"a": 1}\n}', "\0", "", "[]"]
+    "text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", '[{"a": 1},', '{"a": 1}\n}', "\0", "", "[]", '"\\ud800"']
 )
 def test_what_is_no_json_is_one_line(tmp_path, text):
     (tmp_path / "records.jsonl").write_text(text)

@@ -83,10 +83,12 @@ def markdown(rng: Random, folder: Path) -> Call:
     (folder / "sound.md").write_text("# Sound\n\nText. ![a](a.png)\n")
 
     def call() -> None:
-        problems: list[Any] = []
-        names = [document.id for document, _ in read_markdown(folder, problems)]
-        said = {Path(name).name.removesuffix(".md") for name in names} | {Path(p.file).stem for p in problems}
+        report = Report()
+        read = [document for document, _ in read_markdown(folder, report)]
+        said = {Path(document.id).stem for document in read} | {Path(p.file).stem for p in report.problems}
         assert {"case", "sound"} <= said, "neither a document nor a problem"
+        kept, lost = sum(len(document.images) for document in read), sum(p.pictures for p in report.problems)
+        assert report.written == kept + lost, "a picture is neither kept nor a problem"
 
     return call
 

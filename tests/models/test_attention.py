@@ -1,6 +1,7 @@
 """Windows and ropes: what a token sees is what the stock model lets it see, packed, sampled and scored; else it is
 refused by name."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,10 +17,10 @@ from transformers import (
 from limner.configs.errors import InputError
 from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
 from limner.models.sampler.generation import Sampling, generate
-from limner.models.tokens.sequence import collate
+from limner.models.tokens.sequence import TokenBatch, collate
 
 from .families.conformance import ROOM, documents
-from .families.tiny import WINDOW, llama, windowed
+from .families.tiny import FAMILIES, WINDOW, llama, windowed
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SWITCH = 60
@@ -117,3 +118,42 @@ def test_a_window_as_long_as_the_document_changes_nothing():
         policy.model.config.sliding_window = None
         full, _ = policy.log_probs(policy.model, batch)
     assert torch.equal(wide, full) and (narrow - full).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "janus"])
+def test_rows_of_one_sequence_are_scored_without_a_mask_and_the_same(family, monkeypatch):
+    policy, masks = FAMILIES[family](), []
+    stock = policy.hidden
+    monkeypatch.setattr(policy, "hidden", lambda *args: masks.append(args[2]) or stock(*args))
+    sequences = policy.processor.encode_all(documents())
+
+    def scored(batch, guidance):
+        policy.model.zero_grad()
+        logp_BT, _ = policy.log_probs(policy.model, batch, guidance=guidance)
+        logp_BT.sum().backward()
+        found = {name: p.grad.clone() for name, p in policy.model.named_parameters() if p.grad is not None}
+        return logp_BT.detach(), found
+
+    rows, packed = ([[item] for item in sequences], [sequences[:2], sequences[2:]])
+    for guidance in (1.0, 2.0):
+        batch = collate(rows, policy.vocabulary)
+        masks.clear()
+        (logp, grads), without = scored(batch, guidance), list(masks)
+        assert (without[0] is None) == policy.sees_all_before
+        with monkeypatch.context() as dense:
+            dense.setattr(TokenBatch, "is_unpacked", False)
+            expected, expected_grads = scored(batch, guidance)
+        assert (logp - expected).abs().max() < 1e-4
+        for name, grad in grads.items():
+            assert torch.allclose(grad, expected_grads[name], atol=1e-3, rtol=1e-3), name
+    masks.clear()
+    scored(collate(packed, policy.vocabulary), 1.0)
+    assert masks[0] is not None, "a packed row has more than one sequence"
+
+
+def test_which_rows_are_one_sequence():
+    vocabulary, sequences = llama().vocabulary, llama().processor.encode_all(documents()[:3])
+    batch = collate([[item] for item in sequences], vocabulary, 200)
+    assert batch.is_unpacked
+    assert not collate([sequences[:2], sequences[2:]], vocabulary).is_unpacked
+    assert not replace(batch, sequence_BT=batch.sequence_BT.roll(1, 1)).is_unpacked, "padding on the left"

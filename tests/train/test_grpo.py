@@ -274,6 +274,7 @@ def test_rejection_learns_nothing_from_groups_that_agree(make_policy, tmp_path):
         ({}, {"surrogate": "ppo"}, "algorithm.surrogate: 'ppo' is none of clip, cispo"),
         ({}, {"reference_sync": 8}, "algorithm.reference_sync: there is no reference"),
         ({}, {"refill_rounds": -1}, "algorithm.refill_rounds: negative"),
+        ({}, {"rollout_rows": 0}, "algorithm.rollout_rows: 0 is no number of rows"),
         ({}, {"normalisation": "tokens"}, "algorithm.normalisation: 'tokens' is none of token, sequence"),
     ],
 )
@@ -343,6 +344,16 @@ def test_old_checkpoints_leave_and_a_step_saved_again_replaces_itself(make_polic
     trained(make_policy(0), saving(tmp_path, max_steps=3, save_steps=3))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
     assert not (tmp_path / "checkpoint-3" / "old").exists()
+
+
+def test_resuming_from_the_last_step_takes_none_more(make_policy, tmp_path):
+    """As a run that was killed between its last checkpoint and its model."""
+    straight = trained(make_policy(0), saving(tmp_path))
+    args = saving(tmp_path)
+    resumed = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    resumed.train(resume_from_checkpoint=resume_point(tmp_path, "last"))
+    assert resumed.state.global_step == 2 and torch.equal(parameters(resumed.policy), parameters(straight.policy))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
 
 
 class StopAfter(TrainerCallback):

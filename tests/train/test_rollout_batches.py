@@ -244,6 +244,22 @@ def test_rollouts_are_drawn_by_their_numbers(make_policy):
     assert rollout(policy, [], sampling) == []
 
 
+def test_rollouts_in_chunks_are_the_same(make_policy, tmp_path, monkeypatch):
+    policy, rows = make_policy(0), set()
+    hidden = policy.hidden
+    monkeypatch.setattr(policy, "hidden", lambda ids, *rest: rows.add(len(ids)) or hidden(ids, *rest))
+    found = []
+    for rollout_rows in (None, 3):
+        algorithm = AlgorithmConfig(rollout_rows=rollout_rows)
+        trainer = InterleavedGRPOTrainer(policy, Flat(), algorithm, settings(tmp_path), dataset())
+        rows.clear()
+        found.append(trainer.sample([PROMPTS[0]] * 4 + [PROMPTS[1]] * 4, 1, range(8)))
+        assert max(rows) == (rollout_rows or 8)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.sequence.ids_T, other.sequence.ids_T)
+        assert (one.logp_T - other.logp_T).abs().max() < 1e-4
+
+
 # ---- reference and entropy over a run ----
 
 

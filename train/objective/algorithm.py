@@ -156,6 +156,9 @@ class AlgorithmConfig:
     """What the loss is a mean over: all tokens, sequences, segments, or the modalities in equal parts."""
     max_images: NoneOrMore | None = 8
     """The model may begin no further image in an answer; null for no limit."""
+    rollout_rows: OneOrMore | None = None
+    """Rows that a process samples at a time: when some have ended, the next take their places. Null for all at once. It
+    bounds the memory of the KV cache; the answers are the same."""
     refill_rounds: NoneOrMore = 0
     """Times that groups from which nothing can be learned are replaced by those of further prompts (DAPO)."""
     guidance: Guidance = 1.0
@@ -241,10 +244,10 @@ class AlgorithmConfig:
             )
 
     def _check_loss(self) -> None:
-        for name in ("micro_batch_tokens", "score_chunk"):
+        for name, of in (("micro_batch_tokens", "tokens"), ("score_chunk", "tokens"), ("rollout_rows", "rows")):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"algorithm.{name}: {value} is no number of tokens; leave it out to switch it off")
+                raise InputError(f"algorithm.{name}: {value} is no number of {of}; leave it out to switch it off")
         for name in ("epsilon", "epsilon_high", "beta", "entropy_bonus", "modality_weight", "positive_nll"):
             if min(getattr(self, name).pair) < 0:
                 raise InputError(f"algorithm.{name}: negative")

@@ -24,6 +24,7 @@ from ...configs.errors import InputError, reading, run_or_exit
 from ...configs.json_text import parse_json
 from ...configs.schema import check_ranges
 from ...configs.terminal import say
+from ...models.attention import sees_all_before
 from ...models.checkpoints.convert import family_of_type
 from ...models.checkpoints.folder import IMAGE_TOKENIZER
 from ...models.policy import freeze
@@ -133,6 +134,7 @@ def model_shape(
             linear=sum(weight.numel() for weight in linear),
             linear_sides=sum(sum(weight.shape) for weight in linear),
             stored=embedding.element_size(),
+            windowed=not sees_all_before(text),
         )
     if shape.image_codes >= shape.vocabulary:
         raise InputError(f"image_codes: {image_codes}, but {model} has {shape.vocabulary} ids in all")
@@ -173,6 +175,7 @@ def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run
         lora_rank=config.lora.rank if config.lora else None,
         reference=algorithm.has_reference,
         guided=algorithm.guidance != 1.0,
+        rollout_rows=algorithm.rollout_rows,
         score_chunk=algorithm.score_chunk,
         micro_batch_tokens=algorithm.micro_batch_tokens,
         image_share=plan.image_share,
@@ -210,6 +213,15 @@ def _score_chunk(run: Run) -> list[Option]:
         return []
     section = "algorithm." if run.rollouts else ""
     return [(f"{section}score_chunk {CHUNK}", replace(run, score_chunk=CHUNK))]
+
+
+def _rollout_rows(run: Run) -> list[Option]:
+    """Halves of what is sampled at a time."""
+    options, rows = [], run.sampled_rows // 2
+    while rows >= 1:
+        options.append((f"algorithm.rollout_rows {rows}", replace(run, rollout_rows=rows)))
+        rows //= 2
+    return options
 
 
 def _checkpointing(run: Run) -> list[Option]:
@@ -280,7 +292,7 @@ def _smaller_groups(run: Run) -> list[Option]:
 
 
 CHANGES: tuple[Change, ...] = (
-    *(_score_chunk, _checkpointing, _micro_batch, _micro_batch_tokens, _sharding, _lora),
+    *(_score_chunk, _checkpointing, _micro_batch, _micro_batch_tokens, _rollout_rows, _sharding, _lora),
     *(_no_reference, _fewer_rollouts, _smaller_groups),
 )
 """What costs nothing or little time first; then what changes the training."""

@@ -61,6 +61,8 @@ class ModelShape:
     """Inputs plus outputs of those layers: the adapter's parameters at rank 1."""
     stored: int
     """Bytes of a parameter as the checkpoint has it."""
+    windowed: bool = False
+    """Layers see a window, so that every batch has a mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Run:
     reference: bool = False
     """A KL term, hence a frozen copy; LoRA has it for nothing, with the adapter off."""
     guided: bool = False
+    rollout_rows: int | None = None
     score_chunk: int | None = None
     micro_batch_tokens: int | None = None
     image_share: float = 0.0
@@ -99,8 +102,13 @@ class Run:
 
     @property
     def rollouts(self) -> int:
-        """Rows that one GPU samples at a time."""
+        """Rows that one GPU samples for a generation batch."""
         return self.rows * self.steps_per_generation
+
+    @property
+    def sampled_rows(self) -> int:
+        """Those of them that it samples at a time."""
+        return min(self.rollouts, self.rollout_rows or self.rollouts)
 
     @property
     def part_rows(self) -> int:
@@ -120,8 +128,9 @@ class Run:
 
     @property
     def graph_squares(self) -> int:
-        """Entries of their attention masks."""
-        return self.forwards * self.part_rows * self.length**2 + self.replay_rows * self.replay_length**2
+        """Entries of their attention masks: those of packed rows, and of guidance, which takes prompts away."""
+        masked = self.part_rows if self.guided or not self.rollouts else 0
+        return masked * self.length**2 + self.replay_rows * self.replay_length**2
 
     @property
     def scored_tokens(self) -> int:
@@ -266,9 +275,12 @@ def tied_gradient(model: ModelShape, run: Run) -> int:
 
 
 def kv_cache(model: ModelShape, run: Run) -> int:
-    """rows x (prompt + completion) x layers x kv heads x head dim x 2 x dtype; twice under guidance: `generation`."""
+    """rows x (prompt + completion) x layers x kv heads x head dim x 2 x dtype; twice under guidance: `sampler.cache`.
+
+    The rows are those sampled at a time; the cache grows to that in blocks.
+    """
     token = model.layers * model.kv_heads * model.head_dim * 2 * sampled(model, run)
-    return run.forwards * run.rollouts * run.length * token
+    return run.forwards * run.sampled_rows * run.length * token
 
 
 def sampler_step(model: ModelShape, run: Run) -> int:
@@ -279,8 +291,8 @@ def sampler_step(model: ModelShape, run: Run) -> int:
     size = sampled(model, run)
     repeated = 2 * model.heads * model.head_dim * size * run.length if model.heads != model.kv_heads else 0
     text_choices = model.vocabulary - model.image_codes
-    step = run.rollouts * (text_choices * SAMPLER_SCORE + run.forwards * repeated)
-    prompts = -(-run.rollouts // run.num_generations)
+    step = run.sampled_rows * (text_choices * SAMPLER_SCORE + run.forwards * repeated)
+    prompts = -(-run.sampled_rows // run.num_generations)
     return max(step, prompts * run.prompt * (3 * model.intermediate + 4 * model.hidden) * size)
 
 
@@ -307,14 +319,20 @@ def layer_token(model: ModelShape, run: Run) -> int:
 
 def layer_activations(model: ModelShape, run: Run) -> int:
     """tokens x `layer_token` + rows x length^2 x dtype: sdpa turns the boolean mask into numbers, in every layer."""
-    return run.graph_tokens * layer_token(model, run) + run.graph_squares * compute(model, run)
+    return run.graph_tokens * layer_token(model, run) + mask_entries(model, run) * compute(model, run)
+
+
+def mask_entries(model: ModelShape, run: Run) -> int:
+    """rows x length^2, but for rows of one sequence each, whose attention is causal without a mask."""
+    unmasked = run.forwards * run.part_rows * run.length**2 if model.windowed else 0
+    return max(unmasked + run.replay_rows * run.replay_length**2, run.graph_squares)
 
 
 def activations(model: ModelShape, run: Run) -> int:
     """layers x `layer_activations`, or with checkpointing layers x tokens x hidden x dtype; the last norm; the mask."""
     stream = 4 if autocast(model, run) else compute(model, run)
     kept = run.graph_tokens * model.hidden * stream if run.checkpointing else layer_activations(model, run)
-    return model.layers * kept + run.graph_tokens * model.hidden * (4 + stream) + run.graph_squares
+    return model.layers * kept + run.graph_tokens * model.hidden * (4 + stream) + mask_entries(model, run)
 
 
 def layer_backward(model: ModelShape, run: Run) -> int:

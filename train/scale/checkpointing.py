@@ -35,6 +35,7 @@ class WholeCheckpoints:
     model: Any
     args: Any
     state: Any
+    control: Any
     accelerator: Any
     _staging: str | None = None
     """Where checkpoints go that are being written."""
@@ -45,6 +46,13 @@ class WholeCheckpoints:
         if self.accelerator.is_main_process:
             sweep(Path(self.args.output_dir))
         return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """A run that was killed behind its last step has none to go; transformers would take one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        else:
+            self.control.should_training_stop = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with reading(Path(resume_from_checkpoint)):

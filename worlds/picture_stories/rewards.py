@@ -19,9 +19,9 @@ from .scenes import Outline, Scene, parse_scene, read_pictures, read_sentence
 def outline_of(prompt: InterleavedDocument) -> Outline:
     """Raises InputError where the prompt is not one of this world."""
     words = prompt.meta.get("outline")
-    if not words:
+    if not words or not isinstance(words, list) or not all(isinstance(scene, str) for scene in words):
         raise InputError(
-            f"prompt {prompt.id!r} has no outline; the picture-story rewards need "
+            f"prompt {prompt.id!r} has no outline of words; the picture-story rewards need "
             '{"outline": ["small red circle top left", ...]}'
         )
     return tuple(parse_scene(scene) for scene in words)

@@ -99,6 +99,8 @@ def locate(shown: Shown, page: Path, folder: Folder) -> Path:
     if parts.scheme == "data":
         svg = parts.path.lower().startswith("image/svg")
         raise Refused(*DRAWING if svg else ("corrupt", "the picture that is written into the page is no base64"))
+    if len(parts.scheme) == 1:  # a drive
+        raise Refused("outside", "not inside the folder, and nothing else is looked at; copy it there")
     if parts.scheme or parts.netloc:
         raise Refused("remote", "only files of the folder are read; download it there")
     seen = unquote(parts.path)
@@ -113,11 +115,13 @@ def locate(shown: Shown, page: Path, folder: Folder) -> Path:
             links = links or (not real.is_relative_to(root) and Path(os.path.normpath(path)).is_relative_to(root))
         except (OSError, ValueError, RuntimeError):  # a name too long, a NUL in it, a loop of links
             continue
-    if shown.by_name and (found := _by_name(seen, page, folder)):
+    found = _by_name(seen, page, folder)
+    if shown.by_name and found:
         return found
     if links or not _lexically_inside((root if seen.startswith("/") else page.parent) / seen.lstrip("/"), root):
         raise Refused("outside", "not inside the folder, and nothing else is looked at; copy it there")
-    raise Refused("missing", "no such file" if parts.path else "no file named")
+    there = f"; there is {name_of(found, root)}" if found else ""
+    raise Refused("missing", f"no such file{there}" if parts.path else "no file named")
 
 
 def _left_out(path: Path) -> bool:

@@ -80,8 +80,8 @@ def path_in(destination: str) -> str:
     """The path without the size and the title behind it."""
     target = SIZE.sub("", destination.strip())
     for quote in ('"', "'"):
-        opened = target.rfind(quote, 0, len(target) - 1)
-        if target.endswith(quote) and opened > 0 and target[opened - 1].isspace() and is_picture(target[:opened]):
+        opened = target.find(f" {quote}")
+        if target.endswith(quote) and 0 < opened < len(target) - 2 and is_picture(target[:opened]):
             target = SIZE.sub("", target[:opened].strip())
     return target.strip().removeprefix("<").removesuffix(">")
 

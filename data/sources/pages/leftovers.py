@@ -31,11 +31,12 @@ LOOKS = re.compile(
             r"\.\. (?:\|[^|\n]{1,80}\| )?(?:image|figure)::[^\n]{0,200}",
             r"\\includegraphics\b[^\n}]{0,200}",
             r"\binclude_graphics\([^)\n]{0,200}",
-            r"\{(?:figure|image)\}[^\n]{0,200}",
+            r"[`~:][ \t]?\{(?:figure|image)\}[^\n]{0,200}",
             r"(?<!\S)![^\s!\[]{1,200}" + ENDING + "!",
             r"\{[{%][^{}\n]{0,200}" + ENDING,
             rf"{EMBEDDED}[0-9]+",
             r"\bdata:image/[^\s\"')>]{0,200}",
+            r"^[ \t]{0,8}[\w./%+-]{1,200}" + ENDING + r"[ \t]{0,8}$",
             r"^[ \t]{0,8}<?https?://[^\s<>]{1,200}" + ENDING + r"(?:\?[^\s<>]{0,200})?>?[ \t]{0,8}$",
         )
     ),

@@ -26,6 +26,8 @@ from .shown import DRAWING, VERSION, Shown, in_html, is_picture, literals
 
 ATTRIBUTES = re.compile(r"[ \t]{0,8}(?:\n[ \t]{0,8})?\{(?![{%<]|# )[^{}\n]{1,500}\}(?!\})")
 """Directly behind a picture: `{ width=300 }` of pandoc and MkDocs, `{: .right}` of kramdown, on the next line too."""
+EMPTY = re.compile(r"\s*(?:\{[^{}]*\}\s*)?")
+"""Between a picture and the end of a link around it: nothing, or its attributes."""
 IMPORT = re.compile(r"""^import[ \t]+([A-Za-z_$][\w$]{0,80})[ \t]+from[ \t]+["']([^"'\n]{1,500})["'];?[ \t]*$""", re.M)
 """Of an MDX page."""
 SHELL = re.compile(r"</?(picture|source|figure|figcaption)\b", re.IGNORECASE)
@@ -102,7 +104,7 @@ def parse(text: str, body_start: int) -> Page:
             found = _in_inline(_inline(token.content, parser, env), env) if "{=html}" in token.info else []
         elif token.type == "code_block":
             page.quiet.append((start, end))
-            if "![" in token.content or "<img" in token.content:
+            if any(mark in token.content for mark in ("![", "<", "{{", "{%", "[[")):
                 page.indented += _placed(_in_inline(_inline(token.content, parser, env), env), token, lines, starts)
         elif token.type == "definition":
             definitions.append((token, start, end))
@@ -204,7 +206,7 @@ def _in_inline(children: list[Token], env: dict[str, Any], html_only: bool = Fal
             region.link_end = end
         elif child.type != "link_close":
             alone = item is not None and not item.quiet and (item.shown or item.what == "shell tag")
-            bare = bare and bool(alone or (child.type in ("text", "softbreak") and not child.content.strip()))
+            bare = bare and bool(alone or (child.type in ("text", "softbreak") and EMPTY.fullmatch(child.content)))
         found += [item] if item else []
     return found + region.leave()
 
@@ -275,7 +277,9 @@ def _in_code(token: Token, start: int, end: int) -> list[Cut]:
         return []
     shown: list[Shown] = []
     for arguments, path in CHUNK.findall(token.content):
-        shown += [Shown(target) for target in ([path] if path else filter(is_picture, literals(arguments)))]
+        shown += [
+            Shown(target, by_name=True) for target in ([path] if path else filter(is_picture, literals(arguments)))
+        ]
     alone = all(CHUNK_ONLY.fullmatch(line) for line in token.content.split("\n"))
     return [Cut(start if alone else end, end, tuple(shown))] if shown else []
 

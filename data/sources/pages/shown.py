@@ -92,7 +92,7 @@ def in_template(inside: str) -> list[Shown]:
     alt = next((keyed[key] for key in ("alt", "caption", "title") if keyed.get(key)), "")
     targets = [value for key, value in arguments if is_picture(value) and key not in ("link", "href", "target")]
     if not targets and arguments[0][1].lower() in PICTURE_TAGS:
-        unnamed = [value for key, value in arguments[1:] if not key]
+        unnamed = [value for key, value in arguments[1:] if not key and arguments[0][1] != "figure"]
         targets = [keyed[key] for key in KEYS if keyed.get(key)][:1] or unnamed[:1]
     return [Shown(target, alt, by_name=True) for target in targets]
 

@@ -156,7 +156,7 @@ class JanusPolicy(UnifiedPolicy):
         self,
         ids_BT: Tensor,
         positions_BT: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Cache | None,
         features: Tensor | None = None,
     ) -> Tensor:

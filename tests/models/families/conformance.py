@@ -22,6 +22,8 @@ from limner.models.sampler.generation import Sample, Sampling, generate
 from limner.models.tokens.sequence import CODE, TokenBatch, TokenSequence, collate, images_before
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
+from .schedules import check_rows_that_come_and_go
+
 TOLERANCE = 1e-4
 ROOM = 90
 """Tokens that hold at least two pictures of any tiny family."""
@@ -438,6 +440,7 @@ CHECKS: Sequence[Callable[[UnifiedPolicy], None]] = (
     check_replay,
     check_guidance,
     check_rows_alone,
+    check_rows_that_come_and_go,
     check_padding,
     check_training_mode,
     check_gradients,

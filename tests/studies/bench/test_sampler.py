@@ -125,6 +125,7 @@ def test_figures_and_table(make_policy, tmp_path, monkeypatch, capsys):
         assert set(row["tokens_per_second"]) == set(row["peak_bytes"]) == names
         assert min(row["tokens_per_second"].values()) > 0
         assert row["peak_bytes"]["unbatched"] < row["peak_bytes"]["batched"]
+        assert row["refilled_over_waves"]["value"] > 0
         for name, ratio in row["limner_over"].items():
             paired = [a / b for a, b in zip(row["turns"]["limner"], row["turns"][name], strict=True)]
             assert ratio == pytest.approx({"value": sum(paired) / 2, "low": min(paired), "high": max(paired)})
@@ -145,6 +146,7 @@ def test_a_goal_that_is_missed_is_named():
     over = {name: ratio for name in bench_sampler.GOALS}
     rates = dict.fromkeys(("limner", *over), 1.0)
     row = {"model": "m", "group": 8, "tokens_per_second": rates, "limner_over": over, "limner_over_cpu": over}
+    row |= {"waits": {"text": 1.0, "picture": 0.0}, "refilled_over_waves": ratio}
     settings = {"device": "cpu", "threads": 1, "torch": "", "transformers": "", "steps": STEPS}
     printed = bench_sampler.table({"rows": [{**row, "peak_bytes": rates}], "settings": settings})
     assert "missed: m 8 unbatched, m 8 batched\n" in printed

@@ -95,7 +95,8 @@ def batch_of(policy: SharedVocabularyPolicy, run: Run) -> TokenBatch:
     rows_BT = torch.arange(length).expand(run.rows, length)
     zeros_BT = torch.zeros_like(ids_BT)
     answer_BT, no_pictures = rows_BT >= run.prompt, torch.zeros(run.rows, 0)
-    return TokenBatch(ids_BT, rows_BT, zeros_BT, zeros_BT, answer_BT, zeros_BT, ~answer_BT, no_pictures)
+    sequence_BT = zeros_BT if run.rollouts else (rows_BT >= length // 2).long()  # a warm-up packs its rows
+    return TokenBatch(ids_BT, rows_BT, sequence_BT, zeros_BT, answer_BT, zeros_BT, ~answer_BT, no_pictures)
 
 
 def bytes_saved(policy: SharedVocabularyPolicy, run: Run, under) -> int:
@@ -240,18 +241,27 @@ def test_kv_cache_is_exact(policy, guidance, tmp_path):
         assert memory.kv_cache(shape, replace(run, half=half)) == real
 
 
-@pytest.mark.parametrize("completion", [48, 240])
+@pytest.mark.parametrize(("completion", "packed"), [(48, False), (240, False), (240, True)])
 @pytest.mark.parametrize("numbers", ["fp32", "autocast", "bf16"])
-def test_saved_activations_are_within_5_percent(policy, make_policy, numbers, completion, tmp_path):
+def test_saved_activations_are_within_5_percent(policy, make_policy, numbers, completion, packed, tmp_path):
     for real in (policy, make_policy()):
         strategy = "zero2" if numbers == "bf16" else "ddp"  # DeepSpeed's model is in bf16 itself
         run = replace(RUN, completion=completion, half=numbers != "fp32", strategy=strategy)
+        run = replace(run, steps_per_generation=0 if packed else 1)
         real.model.to(torch.bfloat16 if numbers == "bf16" else torch.float32)
         shape = replace(shape_of(real, tmp_path), stored=2 if numbers == "bf16" else 4)
         under = torch.autocast("cpu", torch.bfloat16) if numbers == "autocast" else nullcontext()
         predicted = memory.activations(shape, run) + memory.cast_weights(shape, run) + memory.log_probs(shape, run)
         predicted -= memory.SCORE_PASSING * memory.scores(shape, run)
         assert predicted == pytest.approx(bytes_saved(real, run, under), rel=0.05)
+
+
+def test_rows_sampled_at_a_time_bound_the_cache(policy, tmp_path):
+    run, shape = replace(RUN, steps_per_generation=8), shape_of(policy, tmp_path)
+    all_at_once = memory.kv_cache(shape, run)
+    assert memory.kv_cache(shape, replace(run, rollout_rows=4)) == all_at_once // 4
+    assert memory.kv_cache(shape, replace(run, rollout_rows=100)) == all_at_once
+    assert memory.sampler_step(shape, replace(run, rollout_rows=4)) < memory.sampler_step(shape, run)
 
 
 def test_guidance_saves_a_second_pass(policy, tmp_path):

@@ -340,6 +340,26 @@ import lamp from './img/PIC.png';
 ![x](img/PIC.png)
 
 :::
+## bare_path md 0
+{% gallery %}
+img/PIC.png
+img/PIC.png
+{% endgallery %}
+## indented_tag md 0
+    {{< figure src="img/PIC.png" >}}
+## link_with_attributes md 1
+[![x](img/PIC.png){ width=3 }](url){ .b }
+## title_with_a_quote md 1
+![x](img/PIC.png 'it's')
+## octopress_figure md 1
+{% figure [caption:"x"] %}
+![x](img/PIC.png)
+{% endfigure %}
+## here md 1
+```{r}
+#| label: x
+knitr::include_graphics(here::here("img", "PIC.png"))
+```
 ## obsidian md 3
 ![[PIC.png]]
 

@@ -139,6 +139,10 @@ def test_missing_is_not_outside(tmp_path):
             locate(Shown(target), folder / "posts/a.md", found)
         kinds[target] = refused.value.kind
     assert list(kinds.values()) == ["missing"] * 3 + ["outside"] * 3
+    (folder / "Lamp.png").write_bytes(encoded())
+    with pytest.raises(Refused) as refused:
+        locate(Shown("lamp.PNG"), folder / "posts/a.md", scan(folder))
+    assert refused.value.reason == "no such file; there is Lamp.png"
 
 
 def test_a_name_alone_finds_the_nearest_picture(tmp_path):

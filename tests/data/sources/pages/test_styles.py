@@ -88,7 +88,7 @@ def test_no_markup_of_a_picture_is_left(corpus):
         )  # code, and comments
         found = re.findall(r"!\[|<img|</?picture|<source|\{%|\{\{|\{ ?:|width=|:width:|^import", text)
         assert not found or name in said, (name, text)
-    assert report.removed == {"template tag": 7, "definition": 4, "import": 1, "shell tag": 12}
+    assert report.removed == {"template tag": 11, "definition": 4, "import": 1, "shell tag": 12}
     assert Counter(note.kind for note in report.notes) == {"animated": 1}
 
 

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from limner.configs import read_yaml
-from limner.configs.errors import InputError
-from limner.configs.files import HOLES_FROM, plain_file
+from limner.configs.errors import HOLES_FROM, InputError, plain_file
 from limner.data.prompts import read_values
 from limner.eval.benchmarks import dpgbench, mmie, object_files, official_prompts, vqa
 from limner.eval.entries import open_picture

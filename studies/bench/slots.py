@@ -1,0 +1,89 @@
+"""What rows that join and leave are worth, and how often the sampler waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+import torch
+
+from ...models.policy import UnifiedPolicy
+from ...models.sampler.generation import complete
+from ...models.sampler.request import Request, Sampling
+from ...models.sampler.state import Message
+from ...models.tokens.sequence import TokenSequence
+from .clock import now
+
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "Memcpy DtoH")
+"""Beginnings of the names of what makes the host wait, as the profiler has them."""
+TEXT_STEPS = 16
+WAVES, SHORT, LONG = 4, 8, 96
+"""Rows at a time of all; the shortest and the longest completion, in tokens."""
+
+
+def waits(policy: UnifiedPolicy, prompt: TokenSequence, rows: int) -> dict[str, float]:
+    """How often the host waits in a step of texts, and in one of pictures.
+
+    Each is the difference of two runs, so that what beginning and ending cost is not in it.
+    """
+    image = policy.vocabulary.image_length
+
+    def counted(**settings: Any) -> int:
+        requests = [Request(prompt, Sampling(seed=1, **settings), row) for row in range(rows)]
+        return _count(lambda: complete(policy, requests))
+
+    texts = [counted(max_new_tokens=steps, max_images=0) for steps in (TEXT_STEPS, 2 * TEXT_STEPS)]
+    pictures = [counted(max_new_tokens=1 + steps, begin_with_image=True) for steps in (1, image)]
+    return {
+        "text": (texts[1] - texts[0]) / TEXT_STEPS,
+        "picture": (pictures[1] - pictures[0]) / max(image - 1, 1),
+    }
+
+
+def _count(work: Callable[[], Any]) -> int:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    with _messages() as read, torch.profiler.profile(activities=activities) as profile:
+        work()
+    events = profile.key_averages()
+    found = sum(event.count for event in events if event.key.startswith(WAITS))
+    return found + (0 if torch.cuda.is_available() else len(read))  # on a CPU no copy shows
+
+
+@contextmanager
+def _messages() -> Iterator[list[None]]:
+    read, stock = [], Message.read
+
+    def counted(self: Message) -> Any:
+        read.append(None)
+        return stock(self)
+
+    Message.read = counted  # type: ignore[method-assign]
+    try:
+        yield read
+    finally:
+        Message.read = stock  # type: ignore[method-assign]
+
+
+def refilled_over_waves(policy: UnifiedPolicy, prompt: TokenSequence, rows: int, turns: int) -> list[float]:
+    """Seconds of waves over those of refilled slots, turn by turn: texts of unequal lengths, so many at a time."""
+    chance = Random(0)
+    lengths = [chance.randint(SHORT, LONG) for _ in range(WAVES * rows)]
+    requests = [Request(prompt, Sampling(n, max_images=0, seed=1), row) for row, n in enumerate(lengths)]
+
+    def waves() -> None:
+        for first in range(0, len(requests), rows):
+            complete(policy, requests[first : first + rows])
+
+    ways: list[Callable[[], Any]] = [waves, lambda: complete(policy, requests, rows)]
+    ratios = []
+    for turn in range(turns):
+        seconds = {}
+        for way in ways if turn % 2 else ways[::-1]:
+            started = now()
+            way()
+            seconds[way] = now() - started
+        ratios.append(seconds[ways[0]] / seconds[ways[1]])
+    return ratios
