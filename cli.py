@@ -135,6 +135,31 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     say(report.summary())
 
 
+def encode(argv: Sequence[str]) -> None:
+    parser = _parser("data encode")
+    parser.add_argument("directory", metavar="DIR", help="folder of shards, or the address of one")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="checkpoint whose image tokenizer makes codes")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR2", help="folder of shards to write")
+    parser.add_argument("--batch", type=bounded(OneOrMore), default=64, help="pictures encoded at a time (default 64)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU, where there is one")
+    parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR2 holds")
+    arguments = parser.parse_args(argv)
+
+    import torch
+
+    from .data.shards import encode_shards
+    from .models.checkpoints.folder import load_tokenizer
+    from .models.checkpoints.hub import find_checkpoint
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(find_checkpoint(arguments.model), device)
+    options = {"batch": arguments.batch, "overwrite": arguments.overwrite}
+    done = encode_shards(arguments.directory, arguments.out, tokenizer, **options)
+    kept = f", {done.kept} shards were done before" if done.kept else ""
+    rate = done.pictures / max(done.seconds, 1e-9)
+    print(f"{arguments.out}: {done.pictures} pictures in {done.seconds:.1f} s on {device}, {rate:.0f} a second{kept}")
+
+
 def sniff(argv: Sequence[str]) -> None:
     parser = _parser("data sniff")
     parser.add_argument("source", type=Path, metavar="SRC", help="a file, a folder, or ORG/NAME on the Hub")

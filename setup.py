@@ -41,6 +41,8 @@ setup(
         "einops>=0.8,<1",
         "webdataset>=1.0,<2",
         "numpy>=2,<3",
+        "fsspec[http]>=2025.3",
+        "pyarrow>=20,<27",
         "pillow>=11.3,<14",
         "pyyaml>=6,<7",
         "tensorboard>=2.18,<3",

@@ -18,6 +18,7 @@ COMMANDS = {
     ),
     "data from-markdown": Command("cli:from_markdown", "the same as `data from markdown`, for one version more"),
     "data sniff": Command("cli:sniff", "say which source reads a file or folder, and by what command"),
+    "data encode": Command("cli:encode", "cache the codes of pictures, so that training need not make them"),
     "data preview": Command("cli:preview", "an HTML page of samples of a shard folder"),
     "data validate": Command("cli:validate", "check every record of a shard folder"),
     "data insertion": Command(

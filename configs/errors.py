@@ -3,11 +3,13 @@
 import argparse
 import os
 import re
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
 from .terminal import one_line, prepare_streams, say
@@ -112,8 +114,9 @@ def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
     Anything else is a bug and keeps its traceback."""
     prepare_streams()
     try:
-        entry(sys.argv[1:])
-        sys.stdout.flush()
+        with _interruptible():
+            entry(sys.argv[1:])
+            sys.stdout.flush()
     except BrokenPipeError:  # `limner ... | head`
         _mute_stdout()
         raise SystemExit(1) from None
@@ -127,6 +130,30 @@ def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
         if stop is None:
             raise
         _exit(f"interrupted: {' '.join(map(str, stop.args)) or NOTHING_LOST}", INTERRUPTED)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """An interrupt while a library is imported ends the process there: nothing is at work yet, and libraries swallow
+    it, or go on half imported."""
+
+    def interrupt(_: int, frame: Any) -> NoReturn:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                say(f"limner: interrupted: {NOTHING_LOST}", to_stderr=True, flush=True)
+                os._exit(INTERRUPTED)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or current_thread() is not main_thread():
+        yield  # `nohup`, and a shell's `&`, have it ignored
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _exit(line: str, code: int) -> NoReturn:

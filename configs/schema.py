@@ -163,12 +163,12 @@ def is_foreign(cls: type) -> bool:
     return any(base.__module__.partition(".")[0] in FOREIGN for base in cls.__mro__)
 
 
-def check_ranges(instance: Any) -> None:
+def check_ranges(instance: Any, section: str = "") -> None:
     """Holds a dataclass that Python code makes as well to the bounds in its type hints, which `build` checks for files
-    and flags. Raises InputError that begins with the field."""
+    and flags. Raises InputError that begins with the field, or `section.field`."""
     for name, kind in fields_of(type(instance)).items():
         if bounds := bounds_of(kind):
-            _within(getattr(instance, name), (bounds,), Place(name))
+            _within(getattr(instance, name), (bounds,), Place(f"{section}.{name}" if section else name))
 
 
 def bounds_of(kind: Any) -> Range | None:

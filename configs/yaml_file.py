@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from .errors import InputError, fault_of_disk
+from .files import plain_file
 
 DEEPEST = 50
 """Lists and mappings inside one another."""
@@ -20,12 +21,14 @@ def read_yaml(path: Path, source: str | None = None) -> dict[str, Any]:
     """The mapping in a YAML file; every fault is an `InputError` that begins with `source` (default: the path)."""
     source = source or str(path)
     try:
-        with path.open("rb") as file:
+        with plain_file(path).open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
         if len(data) > LARGEST_FILE:
             raise InputError(f"{source}: more than {LARGEST_FILE:,} bytes; no configuration is that long")
         mapping = parse_yaml(data.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(f"{source}: cannot be read: {fault_of_disk(error) or error}") from error
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""

@@ -12,8 +12,9 @@ from typing import Any
 from PIL import Image
 
 from ..configs.errors import InputError
+from ..configs.whole import write_atomically
 from ..models.documents.document import ImageSegment, InterleavedDocument
-from ..models.documents.rendering import document_html, html_page, write_atomically
+from ..models.documents.rendering import document_html, html_page
 from .shards import ShardIndex, read_documents, read_index
 
 MAX_SIDE = 256

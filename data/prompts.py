@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..configs.errors import InputError, reading
+from ..configs.files import plain_file
 from ..configs.json_text import parse_json
 from ..configs.options import make
 from ..configs.registry import entries, find, register
@@ -57,7 +58,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
 def read_values(path: Path) -> list[tuple[str, Any]]:
     """(place, value) of each JSON value of a file, with spaces, line breaks or commas between. Raises InputError."""
     with reading(path):
-        text = path.read_text(encoding="utf-8-sig")
+        text = plain_file(path).read_text(encoding="utf-8-sig")
     return list(_values(text, path))
 
 

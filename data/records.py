@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..configs.errors import InputError
+from ..configs.json_text import parse_json
 from ..models.documents.document import ImageSegment, InterleavedDocument, encode_png, open_image
 
 KINDS = ("interleaved", "understanding", "text_to_image")
@@ -81,7 +82,7 @@ def decode_record(record: Record) -> InterleavedDocument:
     try:
         if "json" not in members:
             raise ValueError("its .json is missing")
-        value = json.loads(members.pop("json"))
+        value = parse_json(members.pop("json"))
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # a lone surrogate would only fail in the tokenizer
         pictures = []
         for i, slot in enumerate(_image_slots(value)):

@@ -60,7 +60,7 @@ def _validate_shard(index: ShardIndex, shard: Shard, kinds: Counter[str], seen: 
     """`seen` maps document ids and record keys to where they were; this and `kinds` are updated."""
     problems: list[ShardProblem] = []
     try:
-        for record in raw_records(index.directory, shard):
+        for record in raw_records(index, shard):
             key = record["__key__"]
             here = f"{shard.file}, record {key}"
             try:
@@ -76,7 +76,7 @@ def _validate_shard(index: ShardIndex, shard: Shard, kinds: Counter[str], seen: 
             except InputError as error:
                 reasons = [str(error)]
             problems += [ShardProblem(shard.file, key, reason) for reason in reasons]
-        with (index.directory / shard.file).open("rb") as file:
+        with index.file(shard).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
                 problems.append(ShardProblem(shard.file, "", "its bytes changed: sha256 is not that of the index"))
     except InputError as error:

@@ -20,9 +20,9 @@ from typing import Any, Protocol, get_args, runtime_checkable
 from PIL import Image
 
 from ..configs.errors import InputError
+from ..configs.whole import write_atomically
 from ..models.chat.requests import Answer, ChatModel, FailureKind, Reply, Request, fill
 from ..models.documents.document import InterleavedDocument, encode_png
-from ..models.documents.rendering import write_atomically
 from ..models.policy import PromptTooLong, UnifiedPolicy
 from ..models.sampler.generation import Sampling
 from ..models.writing import Answer as Written

@@ -20,7 +20,7 @@ from ..configs import parse
 from ..configs.bounds import Share, Weight
 from ..configs.errors import InputError
 from ..configs.terminal import say
-from ..models.documents.rendering import write_atomically
+from ..configs.whole import write_atomically
 from .benchmark import read_verdicts
 from .figures import Comparison, Figure, compare, figures_of, mean_of
 from .folder import read_json

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..configs.errors import InputError
 from ..data.prompts import inside as below
-from ..models.documents.document import ImageSegment, InterleavedDocument, Origin, Segment, TextSegment, open_image
+from ..models.documents.document import ImageSegment, InterleavedDocument, Origin, Segment, TextSegment, read_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,12 @@ def inside(root: Path, name: str, place: str) -> Path:
         raise InputError(f"{place}: {error}") from None
 
 
+def leads_out(root: Path, file: Path) -> str:
+    """In words, where a file of a folder is a link to a place outside of it; empty where it is not."""
+    out = not file.resolve().is_relative_to(root.resolve())
+    return f"{file}: a link out of {root}; put the picture itself there" if out else ""
+
+
 def segments_of(entries: Iterable[Entry], trainable: bool = False, origin: Origin = "given") -> tuple[Segment, ...]:
     """Texts and opened pictures in their order. Raises PictureFault."""
     segments: list[Segment] = []
@@ -103,7 +109,7 @@ def decoded(segments: Sequence[Segment]) -> tuple[Segment, ...]:
 def open_picture(path: Path) -> Image.Image:
     """The picture, not yet decoded. Raises PictureFault."""
     try:
-        return open_image(path.read_bytes())
+        return read_image(path)
     except FileNotFoundError:
         raise PictureFault("missing image", f"{path}: no such file") from None
     except (OSError, ValueError) as error:

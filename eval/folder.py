@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.errors import InputError, reading, writing
-from ..models.documents.rendering import write_atomically
+from ..configs.files import plain_file
+from ..configs.json_text import parse_json
+from ..configs.whole import write_atomically
 
 MANIFEST = "manifest.json"
 SYNC_S = 0.5
@@ -38,7 +40,7 @@ def keep_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> Any:
     """Raises InputError where the file cannot be read."""
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(plain_file(path).read_text(encoding="utf-8"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,7 +96,7 @@ def read_journals(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line)
                 except ValueError as error:
                     raise InputError(f"{path}:{number}: damaged ({error}); delete the line to have it redone") from None
 

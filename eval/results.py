@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.errors import InputError
+from ..configs.whole import write_atomically
 from ..models.documents.document import ImageSegment, InterleavedDocument
-from ..models.documents.rendering import write_atomically
 from .benchmark import Benchmark, Given, Item, Outcome, prompt_of, read_verdicts
 from .entries import segments_of
 from .figures import Measured, figures_json

@@ -29,11 +29,10 @@ from ..configs.errors import InputError, keeping
 from ..configs.options import make
 from ..configs.registry import Found, files_in, find
 from ..configs.terminal import say
-from ..configs.whole import whole_directory
+from ..configs.whole import whole_directory, write_atomically
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.chat.requests import ChatModel
 from ..models.checkpoints.hub import find_checkpoint, load_model
-from ..models.documents.rendering import write_atomically
 from ..models.sampler.generation import Sampling
 from .benchmark import (
     AnswersItself,

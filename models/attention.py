@@ -55,13 +55,16 @@ def attention_mask(mask: Tensor, module: PreTrainedModel) -> Tensor | dict[str, 
 
 
 def _in_window(mask: Tensor, window: int) -> Tensor:
-    """A token sees so many, itself among them.
+    """A token sees so many of those that it may attend, itself among them.
 
-    The tokens of a sequence stand in a row without a gap, so how far back one is, is a difference of columns.
+    In a batch the tokens of a sequence stand in a row without a gap, so how far back one is, is a difference of
+    columns. Of a single query, whose column is not known, those that it may attend are counted.
     """
     queries, keys = mask.shape[-2:]
     if keys <= window:
         return mask
+    if queries == 1:
+        return mask & (mask.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= window)
     column = torch.arange(keys, device=mask.device)
     return mask & (column[keys - queries :, None] - column < window)
 

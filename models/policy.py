@@ -284,7 +284,9 @@ class UnifiedPolicy(ABC):
             kl = kl if d is None else kl.masked_scatter(at, d)
         return pad(logp, (1, 0)), pad(entropy, (1, 0)), pad(kl, (1, 0))
 
-    def guided_image_logits(self, hidden: Tensor, without: Tensor | None = None, guidance: float = 1.0) -> Tensor:
+    def guided_image_logits(
+        self, hidden: Tensor, without: Tensor | None = None, guidance: float | Tensor = 1.0
+    ) -> Tensor:
         """Image scores in float32; with the hidden states of the same tokens without their prompt, guided ones:
 
         without + guidance * (with - without) (Ho and Salimans, arXiv 2207.12598, as VILA-U and Janus use it on logits).
@@ -316,8 +318,11 @@ class UnifiedPolicy(ABC):
         model.requires_grad_(False).eval()
         return type(self)(model, self.processor)
 
-    def allowed_text_logits(self, hidden: Tensor, images_before: Tensor, max_images: int | None) -> Tensor:
-        """Scores of the text ids in float32 [n, V], -inf for what the grammar forbids after so many images, [n]."""
+    def allowed_text_logits(self, hidden: Tensor, images_before: Tensor, max_images: int | Tensor | None) -> Tensor:
+        """Scores of the text ids in float32 [n, V], -inf for what the grammar forbids after so many images, [n].
+
+        `max_images` is that of all, or [n].
+        """
         with self.float32_heads.on(hidden.device):
             scores = self.text_logits(hidden).float()
         # In place, and few columns: a mask of all choices costs as much as the softmax.

@@ -23,8 +23,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..configs.whole import write_atomically
 from ..models.documents.document import InterleavedDocument
-from ..models.documents.rendering import document_html, write_atomically
+from ..models.documents.rendering import document_html
 from . import page
 from .metrics import (
     ARMS,

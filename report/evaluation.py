@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..configs.whole import write_atomically
 from ..eval.folder import read_json
 from ..eval.results import RESULTS, SAMPLES
 from ..models.documents.document import InterleavedDocument
-from ..models.documents.rendering import document_html, write_atomically
+from ..models.documents.rendering import document_html
 from . import page
 from .page import Html, details, element, facts, join, note, section, table
 

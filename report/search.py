@@ -11,8 +11,9 @@ from PIL import Image
 
 from ..configs.errors import InputError
 from ..configs.terminal import say
+from ..configs.whole import write_atomically
 from ..models.documents.document import open_image, to_rgb
-from ..models.documents.rendering import beginning, caption_of, markdown_html, write_atomically
+from ..models.documents.rendering import beginning, caption_of, markdown_html
 from ..retrieval.index.command import Found, find, listing, search_parser
 from ..retrieval.index.corpus import PIC, Hit, Picture, some
 from .page import Html, element, escape, note, page

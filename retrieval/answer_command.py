@@ -21,13 +21,14 @@ from transformers.utils.logging import disable_progress_bar
 from ..configs import parse
 from ..configs.bounds import Hits, NoneOrMore, Share
 from ..configs.errors import InputError, reading
+from ..configs.files import plain_file
 from ..configs.options import make
 from ..configs.registry import find
 from ..configs.schema import check_ranges
 from ..configs.terminal import say
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.documents.rendering import check_suffix
-from .answering import Answered, Means, Strategy, answer, described, save
+from .answering import Answered, Means, Strategy, answer, described, encoding, save
 from .index.corpus import Chunk, Hit
 from .index.store import Index
 from .placing import Encode, PlacementRules
@@ -58,7 +59,8 @@ class AnswerConfig(ChatConfig, PlacementRules):
     hits: Hits = 10
     """Chunks retrieved."""
     min_match: Share | None = None
-    """Least match of the question and the best chunk, 0 to 1; 0 answers from whatever is found."""
+    """Least fit of the question and the best chunk, 0 to 1, instead of what the index itself says; 0 answers from
+    whatever is found."""
     documents: list[str] = field(default_factory=list)
     """Ids of the documents that may be used; without any, all."""
     device: str = ""
@@ -101,13 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not index.documents:
         raise InputError(f"{directory}: the index is empty; fill it with limner index SRC --out {directory}")
     hits = index.search(question, limit=config.hits, documents=config.documents)
-    encoder = index.encoders.text
-    encode = encoder.passages if encoder else None
+    matching = index.matching()
 
     def strategy(question: str, hits: Sequence[Hit]) -> Answered:  # a model is loaded when there is something to answer
-        return strategy_of(config, encode, index.chunks_of)(question, hits)
+        return strategy_of(config, encoding(matching.encoder, hits), index.chunks_of)(question, hits)
 
-    answered = answer(question, hits, strategy, config, encoder, config.min_match)
+    answered = answer(question, hits, strategy, config, matching, config.min_match)
     save(answered, Path(config.out))
     say(f"{config.out}: {described(answered)}")
 
@@ -116,7 +117,7 @@ def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[
     text = ""
     if config.text:
         with reading(Path(config.text)):
-            text = Path(config.text).read_text(encoding="utf-8")
+            text = plain_file(Path(config.text)).read_text(encoding="utf-8")
         if not text.strip():
             raise InputError(f"{config.text}: empty; there is no answer to illustrate")
     means = Means(

@@ -23,34 +23,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..configs.errors import InputError
+from ..configs.whole import write_atomically
 from ..data.insertion.placements import Candidate, InsertionTask, Placement, compose, settled
 from ..data.sentences import sentences
 from ..models.chat.requests import ChatModel
 from ..models.documents.document import InterleavedDocument, TextSegment, open_image, to_rgb
-from ..models.documents.rendering import (
-    beginning,
-    check_suffix,
-    document_html,
-    html_page,
-    save_markdown,
-    write_atomically,
-)
+from ..models.documents.rendering import beginning, check_suffix, document_html, html_page, save_markdown
 from .index.corpus import PIC, Chunk, Hit, some
 from .index.encoders import TextEncoder
-from .index.tables import STOP_WORDS, searched_text
+from .index.matching import Fit, Matching
+from .index.tables import searched_text
 from .placing import Encode, PlacementRules, absent, restricted, words
 
 EXTRACT_WORDS = 600
 """Longest extract: about three chunks."""
 GOES_ON = "[...]"
-MIN_MATCH = 0.5
-"""At least half of what a question asks for is in some chunk. Measured with the next, docs/answering.md."""
-MIN_MATCH_ENCODED = 0.35
-"""Cosines of MiniLM: questions and the best chunk 0.39 and more, questions on other subjects 0.34 at most."""
-ASKING = set(f"{STOP_WORDS} about get give have has like look make made mean much need tell use work".split())
-"""Words of the asking, not of what is asked for."""
-STEM = 5
-"""Letters by which two words are taken for one: `roasting`, `roasted`."""
 PAGE_CSS = """
 .sources { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; font-size: 0.9rem; }
 .sources h2 { font-size: 1rem; margin: 0 0 0.5rem; }
@@ -120,34 +107,36 @@ def answer(
     hits: Sequence[Hit],
     strategy: Strategy,
     rules: PlacementRules | None = None,
-    encoder: TextEncoder | None = None,
+    matching: Matching | None = None,
     min_match: float | None = None,
 ) -> Answered:
     """The strategy's answer, held to the rules.
 
-    encoder: that of the index, for `best_match` and `placing.relevance`. min_match: least match of the question and
-    some chunk, by default MIN_MATCH or MIN_MATCH_ENCODED; 0 takes whatever was found. Raises InputError for an empty
-    question, where nothing was found, and where nothing that was found answers it.
+    matching: that of the index (`Index.matching`); its encoder is used for `placing.relevance` too, where it reads what
+    was found. min_match: least fit of the question and some chunk, by default the floor of `matching`; 0 takes whatever
+    was found. Raises InputError for an empty question, where nothing was found, and where nothing that was found
+    answers it.
     """
     if not question.strip():
         raise InputError("the question is empty")
     if not hits:
         raise InputError(f"nothing in the index fits {question[:80]!r}; ask in its words, or index more documents")
-    least = (MIN_MATCH_ENCODED if encoder else MIN_MATCH) if min_match is None else min_match
-    if least and (found := best_match(question, hits, encoder))[0] < least:
-        said = (
-            f"the best chunk, {found[1].id} ({beginning(found[1].title)}), matches to {found[0]:.2f}, below {least:.2f}"
-        )
+    matching = matching or Matching()
+    fit, chunk = best_match(question, hits, matching, min_match)
+    if fit.margin < 1:
+        said = f"the best chunk, {chunk.id} ({beginning(chunk.title)}), fits to {fit.value:.2f} by {fit.by}"
+        said += f", below {fit.least:.2f}"
         raise InputError(f"nothing in the index answers {question[:80]!r}: {said}; ask otherwise, or lower --min_match")
     written = strategy(question, hits)
-    encode = encoder.passages if encoder else None
     rules = rules or PlacementRules()
-    document, removed = restricted(written.document, written.candidates, rules, encode)
+    document, removed = restricted(written.document, written.candidates, rules, encoding(matching.encoder, hits))
     sources = _still_used(written.sources, document)
     faults = written.faults + Counter(f"no section {name!r}" for name in absent(document, rules.sections))
     meta = {
         **document.meta,
         "question": question,
+        "match": {"by": fit.by, "fit": round(fit.value, 4), "floor": round(fit.least, 4)},
+        "searched": matching.ways(),
         "sources": [asdict(source) for source in sources],
         "faults": dict(faults),
         "removed": dict(removed),
@@ -156,20 +145,23 @@ def answer(
     return replace(written, document=document, faults=faults, sources=sources, removed=removed)
 
 
-def best_match(question: str, hits: Sequence[Hit], encoder: TextEncoder | None = None) -> tuple[float, Chunk]:
+def best_match(
+    question: str, hits: Sequence[Hit], matching: Matching, min_match: float | None = None
+) -> tuple[Fit, Chunk]:
     """How well the best of the chunks fits the question, and which that is.
 
-    The cosine of their vectors; without an encoder the share of the question's words that the chunk has, 1 for a
-    question that names nothing. Title and captions belong to a chunk, as in the search.
+    Title and captions belong to a chunk, as in the search. Not against one floor for all: chunks in a language that the
+    encoder does not read are compared by letters.
     """
-    texts = [searched_text(hit.chunk) for hit in hits]
-    if encoder:
-        fits = (encoder.passages(texts) @ encoder.queries([question])[0]).tolist()
-    else:
-        asked = {word[:STEM] for word in words(question) if word not in ASKING}
-        fits = [len(asked & {word[:STEM] for word in words(text)}) / len(asked) if asked else 1.0 for text in texts]
+    fits = matching.fits(question, [searched_text(hit.chunk) for hit in hits], min_match)
     best = max(range(len(hits)), key=fits.__getitem__)
     return fits[best], hits[best].chunk
+
+
+def encoding(encoder: TextEncoder | None, hits: Sequence[Hit]) -> Encode | None:
+    """The encoder's vectors, for pictures and places, where it reads the best of what was found."""
+    read = encoder is not None and hits and encoder.reads([searched_text(hits[0].chunk)])[0]
+    return encoder.passages if encoder and read else None
 
 
 # ---- what a strategy is made of ----

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..models.documents.document import InterleavedDocument
 
@@ -71,3 +71,8 @@ class Reward(Protocol):
     name: str
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput: ...
+
+
+def asked_by(reward: Any) -> list[Server]:
+    """The servers of a reward, or of what people brought that is in our form now."""
+    return list(getattr(getattr(reward, "score", reward), "servers", ()))

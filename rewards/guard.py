@@ -27,7 +27,7 @@ import torch
 
 from ..configs.bounds import OneOrMore, Seconds
 from ..configs.errors import InputError, Unavailable
-from .base import FAILED, Completion, Reward, RewardOutput
+from .base import FAILED, Completion, Reward, RewardOutput, asked_by
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,8 @@ class GuardedReward:
         if self.timeout_s:
             Thread(target=work, daemon=True, name=f"reward {self.name}").start()
             if not done.wait(self.timeout_s):
-                raise Failure("timed out", f"no answer within {self.timeout_s:g} s")
+                asked = ", ".join(server.address for server in asked_by(self.reward))
+                raise Failure("timed out", f"no answer within {self.timeout_s:g} s{asked and f' (it asks {asked})'}")
         else:
             work()
         if not raised:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from ..configs.bounds import Range
 from ..configs.errors import InputError
-from .base import Completion, PartScores, Reward, RewardOutput, Server
+from .base import Completion, PartScores, Reward, RewardOutput, Server, asked_by
 from .guard import GuardedReward
 
 
@@ -120,9 +120,7 @@ class HybridReward:
     def servers(self) -> list[Server]:
         """What the parts ask, each once."""
         rewards = [reward.reward if isinstance(reward, GuardedReward) else reward for reward, _ in self.parts]
-        scores = [getattr(reward, "score", reward) for reward in rewards]  # what people brought, in our form
-        found = [server for score in scores for server in getattr(score, "servers", ())]
-        return list({id(server): server for server in found}.values())
+        return list({id(server): server for reward in rewards for server in asked_by(reward)}.values())
 
     def failures(self) -> dict[str, float]:
         """Failed calls and dropped scores of the parts since the run began, on this process."""

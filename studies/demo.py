@@ -27,9 +27,9 @@ import torch
 from ..configs import find_config, parse, read_yaml, terminal
 from ..configs.bounds import OneOrMore, Seed
 from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.whole import write_atomically
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
-from ..models.documents.rendering import write_atomically
 from ..report.demo import write_report
 from ..rewards.build import RewardSettings, build_reward
 from ..train.from_scratch.new_model import NewModelConfig

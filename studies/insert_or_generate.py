@@ -25,10 +25,10 @@ from transformers import TrainerCallback, TrainingArguments
 from ..configs import find_config, parse, read_yaml
 from ..configs.bounds import OneOrMore, Seed
 from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.whole import write_atomically
 from ..data.mixture import SourceConfig
 from ..eval.statistics import SeedEstimate, nested_estimate
 from ..models.checkpoints.folder import load
-from ..models.documents.rendering import write_atomically
 from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling
 from ..models.writing import write

@@ -14,7 +14,7 @@ import torch
 
 from ..configs import terminal
 from ..configs.errors import InputError, writing
-from ..models.documents.rendering import write_atomically
+from ..configs.whole import write_atomically
 
 REACH = 0.5
 """The held-out score whose first reaching measures efficiency."""

@@ -32,8 +32,8 @@ from typing import Any
 
 from ..configs import parse, save_resolved
 from ..configs.errors import ArgumentParser, InputError, keeping, run_or_exit
+from ..configs.whole import write_atomically
 from ..models.checkpoints.folder import load
-from ..models.documents.rendering import write_atomically
 from ..report.study import figure_svg, study_html, table_markdown
 from ..worlds.picture_stories.prepare import prepare
 from .arms import Curve, Setting, continue_warmup, reinforce, run_warmup

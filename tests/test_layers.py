@@ -12,7 +12,7 @@ LAYERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "
 FOLDERS = (BOTTOM, *LAYERS)
 HOMES = {
     "trl": ("train/trainer.py", "train/inserter/grpo.py", "configs/__init__.py"),
-    "webdataset": ("data/shards.py",),
+    "webdataset": ("data/shards/writing.py", "data/shards/reading.py"),
     "diffusers": ("models/pictures/contract.py",),
     "peft": ("train/scale/lora.py", "train/scale/sharding.py"),
     "deepspeed": ("train/scale/sharding.py",),

@@ -33,7 +33,7 @@ class HeldOutConfig:
     """Prompts scored, the file's first."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, "heldout")
 
 
 class HeldOut(TrainerCallback):

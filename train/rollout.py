@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
-from ..data.mixture import PackedRows
+from ..data.mixture import PackedRows, Place
+from ..data.packing import Row
 from ..data.prompts import unpack_prompt
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from ..models.policy import UnifiedPolicy
@@ -383,20 +384,34 @@ class OrderOfEpoch(Sampler):
         return len(self.sampler)
 
 
-def replay_batches(
-    config: ReplayConfig, policy: UnifiedPolicy, seed: int, rank: int, ranks: int, used: Callable[[], int]
-) -> Iterator[TokenBatch]:
-    """This rank's batches without end. `used` says, when the first is drawn, how many a resumed run has had.
+class ReplayBatches:
+    """This rank's batches of warm-up rows, without end. A resumed run goes on where the rows stood.
 
     Raises InputError at once where a source is no folder of shards.
     """
-    rows = PackedRows(
-        config.sources, policy.processor, length=config.pack_length, seed=seed, rank=rank, world_size=ranks
-    )
 
-    def batches() -> Iterator[TokenBatch]:
-        stream = islice(rows, used() * config.rows, None)
-        while True:
-            yield collate([next(stream) for _ in range(config.rows)], policy.vocabulary)
+    def __init__(
+        self, config: ReplayConfig, policy: UnifiedPolicy, seed: int, rank: int, ranks: int, used: Callable[[], int]
+    ):
+        """used: says, when the first is drawn, how many a run had whose checkpoint does not say where rows stood."""
+        self.count, self.vocabulary, self.used = config.rows, policy.vocabulary, used
+        self.rows = PackedRows(
+            config.sources, policy.processor, length=config.pack_length, seed=seed, rank=rank, world_size=ranks
+        )
+        self._stream: Iterator[Row] | None = None
 
-    return batches()
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self
+
+    def __next__(self) -> TokenBatch:
+        if self._stream is None:
+            if self.rows.place == Place():
+                self.rows.skip(self.used() * self.count)
+            self._stream = iter(self.rows)
+        return collate([next(self._stream) for _ in range(self.count)], self.vocabulary)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self.rows.place)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows.place = Place(**state)

@@ -33,7 +33,7 @@ from ..models.tokens.sequence import TokenBatch
 from ..rewards.base import Reward
 from .objective.algorithm import AlgorithmConfig, ReplayConfig
 from .objective.losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
-from .rollout import OrderOfEpoch, Rollout, RolloutBatch, RolloutBatches, replay_batches, rollout
+from .rollout import OrderOfEpoch, ReplayBatches, Rollout, RolloutBatch, RolloutBatches, rollout
 from .scale.checkpointing import WholeCheckpoints
 from .scale.precision import sampling_weights, save_whole, stored_dtypes, train_in_fp32
 from .scale.reference import load_reference, save_reference, sync
@@ -102,14 +102,14 @@ class InterleavedGRPOTrainer(RolloutBatches, WholeCheckpoints, GRPOTrainer):
         policy.processor.image_tokenizer.to(self.accelerator.device)
         self.add_callback(_LogAtSave())
         self._replay = self.replay_batches(algorithm.replayed) if algorithm.replayed else None
+        if self._replay is not None:
+            self.stateful["replay"] = self._replay
 
-    def replay_batches(self, replay: ReplayConfig) -> Iterator[TokenBatch]:
+    def replay_batches(self, replay: ReplayConfig) -> ReplayBatches:
         """This rank's warm-up rows, from where the run stands."""
         each, accelerator = self.args.gradient_accumulation_steps, self.accelerator
-        rank, ranks = accelerator.process_index, accelerator.num_processes
-        return replay_batches(
-            replay, self.policy, self.args.seed + 1, rank, ranks, lambda: self.state.global_step * each
-        )
+        rank, ranks, seed = accelerator.process_index, accelerator.num_processes, self.args.seed + 1
+        return ReplayBatches(replay, self.policy, seed, rank, ranks, lambda: self.state.global_step * each)
 
     # ---- exact resume: the order of the prompts and the half-used rollout buffer ----
 

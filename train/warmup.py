@@ -10,7 +10,9 @@ torchrun --nproc-per-node 2 -m limner.train.warmup --config warmup/tiny
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,17 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..configs import parse
-from ..configs.bounds import NoneOrMore, OneOrMore
+from ..configs.bounds import Above0, NoneOrMore, OneOrMore
 from ..configs.errors import InputError, keeping, run_or_exit
 from ..configs.schema import check_ranges
 from ..configs.terminal import say
-from ..data.mixture import PackedRows, SourceConfig, split_long
+from ..data.mixture import PackedRows, Place, SourceConfig, split_long
 from ..data.packing import pack
 from ..data.shards import read_documents
 from ..models.checkpoints.folder import load, save
 from ..models.checkpoints.hub import find_checkpoint
 from ..models.policy import UnifiedPolicy
-from ..models.tokens.sequence import TokenBatch, collate
+from ..models.tokens.sequence import TokenBatch, TokenSequence, collate
 from .from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .scale.checkpointing import WholeCheckpoints
@@ -43,6 +45,10 @@ from .watch.progress import check_trackers, show_progress
 
 SAY_FROM = 100
 """Rows without one picture at which that is said."""
+HELDOUT_CHUNK = 16
+"""Held-out documents whose pictures are encoded together."""
+PLACE = "data_place_{}.json"
+"""In a checkpoint: where the rows of a process stand."""
 TOKENIZER_DOCUMENTS = 2000
 """Documents whose pictures train a new image tokenizer."""
 
@@ -56,6 +62,8 @@ class WarmupConfig:
     """Shard folders and their weights."""
     data: str | None = None
     """One shard folder, instead of `sources`."""
+    temperature: Above0 | None = None
+    """Draw from a source by its size to the power of 1 / temperature as well: 1 by size, large for all alike."""
     pack_length: OneOrMore = 256
     """Tokens of a row; a longer document is cut between segments."""
     normalisation: Normalisation = "token"
@@ -80,9 +88,11 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         config: WarmupConfig,
         args: TrainingArguments,
         say: Callable[[str], None] = print,
+        *,
+        train_dataset: PackedRows,
         **kwargs: Any,
     ):
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.rows = policy, config, train_dataset
         self._say = say
         self._counts: Counts | None = None
         self._sums: dict[str, torch.Tensor] = {}
@@ -94,6 +104,7 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         super().__init__(
             model=model,
             args=args,
+            train_dataset=train_dataset,
             data_collator=self._collate,
             processing_class=policy.processor.tokenizer,
             **kwargs,
@@ -109,9 +120,14 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
     def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
         return {"token_batch": collate(rows, self.policy.vocabulary)}
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.rows.place.save(Path(output_dir) / PLACE.format(self.args.process_index))
+
     def get_train_dataloader(self) -> DataLoader:
-        assert self.train_dataset is not None
-        return DataLoader(self.train_dataset, batch_size=self._train_batch_size, collate_fn=self._collate)  # type: ignore[arg-type]
+        own = torch.Generator()  # a loader draws a seed when it begins; a resumed run begins once more
+        size = self._train_batch_size
+        return DataLoader(self.rows, batch_size=size, collate_fn=self._collate, generator=own)  # type: ignore[arg-type]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -154,20 +170,26 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
             if not pictured and rows >= self._said:  # now and then, each time after twice as many
                 self._said = 2 * rows
                 self.say(f"no picture in the {rows:,} rows so far")
+            logs |= self._of_sources()
         super().log(logs, start_time)
+
+    def _of_sources(self) -> dict[str, float]:
+        """How often each source was read, and how many tokens of it, by all ranks."""
+        place, mixture = self.rows.place, self.rows.mixture
+        tokens = torch.tensor(place.tokens or [0] * len(mixture.names), dtype=torch.float32)
+        tokens = self.accelerator.reduce(tokens.to(self.args.device), "sum").tolist()
+        logs = {f"source/{name}/epochs": round(epochs, 4) for name, epochs in mixture.epochs(place.block + 1).items()}
+        return logs | {f"source/{name}/tokens": count for name, count in zip(mixture.names, tokens, strict=True)}
 
 
 @torch.no_grad()
 def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, rows: int) -> dict[str, float]:
-    """Mean cross-entropy in nats a token of the held-out documents of the folders, by modality."""
-    documents = [d for folder in folders for d in read_documents(Path(folder), "heldout", shuffle_seed=None)]
-    sequences = [
-        s
-        for d, whole in zip(documents, policy.processor.encode_all(documents), strict=True)
-        for s in split_long(whole, d, length)
-    ]
+    """Mean cross-entropy in nats a token of the held-out documents of the folders, by modality.
+
+    The folders give a document each in turn, and no more are read than so many rows hold.
+    """
     sums = torch.zeros(2, 2)
-    for row in list(pack(sequences, length))[:rows]:
+    for row in itertools.islice(pack(_heldout(policy, folders, length), length), rows):
         batch = collate([row], policy.vocabulary).to(policy.model.device)
         logp_BT, _ = policy.log_probs(policy.model, batch)
         image_BT = batch.ids_BT >= policy.vocabulary.text_size
@@ -176,12 +198,20 @@ def heldout_loss(policy: UnifiedPolicy, folders: Sequence[str], length: int, row
     return {name: (sums[i, 0] / sums[i, 1]).item() for i, name in enumerate(("text", "image")) if sums[i, 1] > 0}
 
 
+def _heldout(policy: UnifiedPolicy, folders: Sequence[str], length: int) -> Iterator[TokenSequence]:
+    turns = itertools.zip_longest(*(read_documents(folder, "heldout", shuffle_seed=None) for folder in folders))
+    documents = (document for turn in turns for document in turn if document is not None)
+    while chunk := list(itertools.islice(documents, HELDOUT_CHUNK)):
+        for document, whole in zip(chunk, policy.processor.encode_all(chunk), strict=True):
+            yield from split_long(whole, document, length)
+
+
 def _new_policy(sources: Sequence[SourceConfig], config: NewModelConfig, output_dir: Path) -> UnifiedPolicy:
     """The model a run without a checkpoint starts from. One process makes it, the others wait and read it."""
     start = output_dir / "new_model"
     with PartialState().main_process_first():
         if PartialState().is_main_process:  # one that an earlier run left may be of other data
-            documents = [d for source in sources for d in read_documents(Path(source.path), "train", shuffle_seed=None)]
+            documents = [d for source in sources for d in read_documents(source.path, "train", shuffle_seed=None)]
             pictures = [image.pixels() for document in documents[:TOKENIZER_DOCUMENTS] for image in document.images]
             if not pictures:
                 raise InputError(f"{sources[0].path}: no pictures to train the image tokenizer on; give --model DIR")
@@ -223,7 +253,10 @@ def run(
         seed=args.seed,
         rank=args.process_index,
         world_size=args.world_size,
+        workers=args.dataloader_num_workers,
+        temperature=config.temperature,
     )
+    args.ignore_data_skip = True  # rows know where they stand; skipping would read them all again
     trainer = WarmupTrainer(policy, config, args, say, train_dataset=rows, callbacks=list(callbacks))
     show_progress(trainer, "warm-up")
     folders = [source.path for source in sources]
@@ -233,6 +266,8 @@ def run(
         save_settings(Path(args.output_dir), resume, config, args)
     with trainer.accelerator.autocast():
         before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
+    if resume:
+        go_on(rows, Path(resume), args, trainer.say)
     trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     say_of_pictures(trainer)
@@ -245,6 +280,20 @@ def run(
         for name in before:
             say(f"held-out loss, {name}: {before[name]:.3f} -> {after[name]:.3f} nats a token")
     return trainer
+
+
+def go_on(rows: PackedRows, checkpoint: Path, args: TrainingArguments, say: Callable[[str], None]) -> None:
+    """Where the rows stood at the checkpoint. Raises InputError for one that another number of processes wrote."""
+    if (place := checkpoint / PLACE.format(args.process_index)).is_file():
+        count = len(list(checkpoint.glob(PLACE.format("*"))))
+        if count != args.world_size:
+            raise InputError(f"{checkpoint}: written by {count} processes; go on with as many, not {args.world_size}")
+        rows.place = Place.load(place)
+        return
+    # A checkpoint of limner 0.2 or before does not say: its rows were drawn in another order.
+    step = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    say(f"{checkpoint}: of an older limner; the rest of the run draws its documents in the order of this one")
+    rows.skip(step * args.gradient_accumulation_steps * args.per_device_train_batch_size)
 
 
 def say_of_pictures(trainer: WarmupTrainer) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...configs.json_text import parse_json
 from ...models.documents.candidates import escape_markers
 from .placements import InsertionTask, Placement, settled
 
@@ -130,7 +131,7 @@ def read_answer(text: str, length: int, candidates: int) -> Answer:
     if len(found) != 1:
         return Answer((), Counter({"no answer": 1}), False)
     try:
-        value = json.loads(found[0])
+        value = parse_json(found[0])
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, list):

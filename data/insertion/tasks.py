@@ -28,8 +28,9 @@ from typing import Any
 from PIL import Image
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from ...configs.whole import take_back, whole_directory
-from ...models.documents.document import InterleavedDocument, encode_png, open_image, to_rgb
+from ...models.documents.document import MAX_IMAGE_BYTES, InterleavedDocument, encode_png, open_image, to_rgb
 from ..conversion import fitting_source, is_heldout, open_source, read
 from ..prompts import read_lines
 from ..shards import INDEX, SPLITS, read_documents, read_index
@@ -287,7 +288,7 @@ def _candidate(value: Any, folder: Path, pictures: dict[str, bytes]) -> Candidat
         with reading(file):
             if file.is_symlink():
                 raise ValueError("a symbolic link; put the file itself there")
-            pictures[name] = file.read_bytes()
+            pictures[name] = plain_file(file, MAX_IMAGE_BYTES).read_bytes()
     return Candidate(open_image(pictures[name]), **texts)
 
 

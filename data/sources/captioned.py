@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...configs.json_text import parse_json
 from ...models.documents.document import InterleavedDocument, TextSegment
 from .chat import Built, valid_text
 from .pictures import Picture, PictureSettings
@@ -61,7 +61,7 @@ def captioned(
 def of_json(data: bytes, what: str) -> dict[str, Any]:
     """An object of JSON; empty where it is something else. Raises Refused where it is none."""
     try:
-        value = json.loads(data)
+        value = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise Refused("broken line", f"{what} is not JSON: {error}") from None
     return value if isinstance(value, dict) else {}

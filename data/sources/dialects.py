@@ -11,7 +11,6 @@ What a record says of its own form is read, nothing is guessed: Refused says whi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
+from ...configs.json_text import parse_json
 from .report import Refused, Report
 
 Role = Literal["system", "user", "assistant"]
@@ -226,7 +227,7 @@ def _json(value: Any) -> Any:
     """Some tables hold their messages as a string."""
     if isinstance(value, str) and value[:1] == "[":
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     return value
@@ -244,7 +245,7 @@ def factory_entry(folder: Path, name: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     with reading(file):
-        listed = json.loads(file.read_text(encoding="utf-8"))
+        listed = parse_json(plain_file(file).read_text(encoding="utf-8"))
     known = {key: value for key, value in listed.items() if isinstance(value, dict) and "file_name" in value}
     if not known:
         return None

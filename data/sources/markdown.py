@@ -134,12 +134,11 @@ def _read_article(path: Path, folder: Folder, report: Report) -> Article:
     except (RecursionError, LookupError, ValueError) as error:
         raise Refused("unreadable", f"its Markdown does not parse ({type(error).__name__}: {error})") from None
     ends = [match.start() for match in re.finditer("\n", text)]
-    gone = [(cut.start, cut.end) for cut in page.cuts] + page.quiet
     article = Article(
         name,
         front.title or page.heading or Path(name).stem,
         _pieces(text, front.end, page, ends),
-        [Reference(shown, _line(ends, at)) for at, shown in leftovers(text, front.end, gone)],
+        [Reference(shown, _line(ends, at)) for at, shown in leftovers(text, front.end, page)],
         [Reference(shown, _line(ends, cut.start)) for cut in page.indented for shown in cut.shown],
         embedded,
     )

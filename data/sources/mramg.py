@@ -11,7 +11,6 @@ the subset before them, `recipe/12`. What is wrong with a record or a picture is
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
+from ...configs.json_text import parse_json
 from ...configs.registry import register
 from ...models.documents.document import (
     MAX_IMAGE_BYTES,
@@ -174,11 +175,11 @@ def subsets_of(folder: Path, subsets: Sequence[str], pattern: str) -> list[str]:
 
 def _lines(file: Path) -> Iterator[tuple[int, str, Any]]:
     """(line number, `FILE:NUMBER`, JSON value). A line ends at a line feed alone: texts hold all other separators."""
-    with reading(file), file.open("rb") as lines:
+    with reading(file), plain_file(file).open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    yield number, f"{file}:{number}", json.loads(line)
+                    yield number, f"{file}:{number}", parse_json(line)
                 except ValueError as error:
                     raise InputError(f"{file}:{number}: not JSON: {error}") from None
 
@@ -218,7 +219,7 @@ class Gallery:
         lists = [base / "images_info" / f"{subset}_imgs_collection.json" for base in bases]
         file = next((file for file in lists if file.is_file()), lists[1])
         with reading(file):
-            self.listed = json.loads(file.read_text(encoding="utf-8"))
+            self.listed = parse_json(plain_file(file).read_text(encoding="utf-8"))
         if not isinstance(self.listed, dict):
             raise InputError(f"{file}: expected an object of image ids, got {type(self.listed).__name__}")
         base = next((base for base in bases if (base / "images" / subset.upper()).is_dir()), bases[1])

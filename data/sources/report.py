@@ -162,7 +162,7 @@ class Report:
 
 def _kinds(counts: dict[str, int]) -> str:
     """`missing 3, duplicate 1`"""
-    most = Counter(counts).most_common(MOST_NAMED)
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_NAMED]
     named = [f"{kind} {count}" for kind, count in most]
     rest = sum(counts.values()) - sum(count for _, count in most)
     return ", ".join([*named, f"others {rest}"] if rest else named)

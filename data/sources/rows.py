@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
+from ...configs.json_text import parse_json
 from .report import Enough, Problem, Report
 
 MAX_LINE = 256 * 2**20
@@ -121,7 +123,10 @@ class _Broken(str):
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    with reading(file), gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as opened:
+    with (
+        reading(file),
+        gzip.open(plain_file(file), "rb") if file.suffix == ".gz" else plain_file(file).open("rb") as opened,
+    ):
         yield opened
 
 
@@ -135,7 +140,7 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
                 raise InputError(f"{file}:{number}: a line of more than {MAX_LINE} bytes")
             if line.strip():
                 try:
-                    yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    yield number, parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except (ValueError, RecursionError) as error:
                     yield number, _Broken(f"not JSON: {error}")
 
@@ -186,7 +191,7 @@ class _Stream:
         """Is the first line a value of its own?"""
         line, newline, _ = self.buffer[self.at :].partition("\n")
         try:
-            json.loads(line)
+            parse_json(line)
         except (ValueError, RecursionError):
             return not newline
         return True

@@ -23,13 +23,14 @@ from PIL import Image
 
 from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, TextSegment
 from ...rewards.judges.grading import Verdict, fill
 from ...rewards.judges.questions import load_template, read_answer
 from ..benchmark import Given, Item, Outcome, Table, Task
-from ..entries import Entry, decoded, segments_of
+from ..entries import Entry, decoded, leads_out, segments_of
 from ..figures import Figure, Share, figure_estimate
 from ..statistics import Estimate
 
@@ -121,10 +122,16 @@ def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | Non
     if not files:
         raise InputError(f"{path}: no pictures; expected one a prompt, named like it")
     return [
-        (Item(f"{name}/{sample}", _category(sample), ()), Given((Entry(None, file),)))
+        (Item(f"{name}/{sample}", _category(sample), ()), _given(path, file))
         for name, file in files.items()
         for sample in range(SAMPLES)
     ]
+
+
+def _given(folder: Path, file: Path) -> Given:
+    if fault := leads_out(folder, file):
+        return Given(failure="unreadable image", reason=fault)
+    return Given((Entry(None, file),))
 
 
 def _category(sample: int) -> str:
@@ -135,7 +142,7 @@ def _category(sample: int) -> str:
 def _prompts(path: Path) -> dict[str, tuple[str, tuple[Proposition, ...]]]:
     """Text and propositions by name, in the file's order."""
     prompts: dict[str, tuple[str, tuple[Proposition, ...]]] = {}
-    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+    with reading(path), plain_file(path).open(encoding="utf-8-sig", newline="") as file:
         lines = csv.DictReader(file)
         if lacking := [name for name in COLUMNS if name not in (lines.fieldnames or ())]:
             raise InputError(f"{path}: no column `{lacking[0]}`; is it dpg_bench.csv?")
@@ -162,7 +169,7 @@ def _prompts(path: Path) -> dict[str, tuple[str, tuple[Proposition, ...]]]:
 def read_replies(path: Path) -> dict[tuple[str, str], bool]:
     """Was it yes, by item id and question. Raises InputError naming the line."""
     with reading(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = plain_file(path).read_text(encoding="utf-8").splitlines()
     replies = {}
     for number, line in enumerate(lines, 1):
         match = _DETAIL.fullmatch(line)
@@ -230,7 +237,7 @@ class DPGBench:
         self.replies: dict[tuple[str, str], bool] = {}
         if config.replies:
             self.replies = read_replies(Path(config.replies))
-            self._sha256 = hashlib.sha256(Path(config.replies).read_bytes()).hexdigest()
+            self._sha256 = hashlib.sha256(plain_file(Path(config.replies)).read_bytes()).hexdigest()
 
     def manifest(self) -> dict[str, Any]:
         settings = {"by": self.config.by, "mode": self.config.mode, "samples": self.config.samples}

@@ -25,6 +25,7 @@ from transformers import AutoProcessor
 
 from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from ...configs.registry import register
 from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, to_rgb
@@ -234,7 +235,7 @@ class GenEval:
         self.detections: dict[str, list[Detection]] = {}
         if config.detections:
             self.detections = read_detections(Path(config.detections))
-            self._sha256 = hashlib.sha256(Path(config.detections).read_bytes()).hexdigest()
+            self._sha256 = hashlib.sha256(plain_file(Path(config.detections)).read_bytes()).hexdigest()
         self._detector: Detector | None = None
 
     def manifest(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from ...configs.registry import register
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
@@ -140,7 +141,7 @@ class Rubrics:
 def read_rubrics(path: Path) -> Rubrics:
     """What `get_prompt` returns for each marker, from its syntax tree. Raises InputError where it looks otherwise."""
     with reading(path):
-        data = path.read_bytes()
+        data = plain_file(path).read_bytes()
         tree = ast.parse(data)
     constants: dict[str, str] = {}
     prompts: dict[str, str] = {}

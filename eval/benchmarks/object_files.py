@@ -10,7 +10,7 @@ from typing import Any
 from ...configs.errors import InputError
 from ...data.prompts import read_lines, read_values
 from ..benchmark import Given, Item
-from ..entries import Entry
+from ..entries import Entry, leads_out
 from ..records import Record, id_of, record_of, text_of
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -47,12 +47,14 @@ def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | Non
     rows: list[tuple[Item, Given | None]] = []
     for folder, files in numbered.items():
         file = folder / "metadata.jsonl"
+        if fault := leads_out(path, file):
+            raise InputError(fault)
         values = read_values(file)
         if len(values) != 1:
             raise InputError(f"{file}: holds {len(values)} prompts; a folder is of one")
         prompt = _item(folder.name, values[0][1], str(file))
         for number in samples:
-            rows.append((_sample(prompt, number), _given(folder, files.get(number, []))))
+            rows.append((_sample(prompt, number), _given(path, folder, files.get(number, []))))
     return rows
 
 
@@ -65,9 +67,11 @@ def _numbered(samples: Path) -> dict[int, list[Path]]:
     return files
 
 
-def _given(folder: Path, files: Sequence[Path]) -> Given:
+def _given(root: Path, folder: Path, files: Sequence[Path]) -> Given:
     """The official script reads PNG files alone; so the figure is not one of other pictures."""
     pictures = [file for file in files if file.suffix == ".png"]
+    if len(pictures) == 1 and (fault := leads_out(root, pictures[0])):
+        return Given(failure="unreadable image", reason=fault)
     if len(pictures) == 1:
         return Given((Entry(None, pictures[0]),))
     found = f"found {', '.join(file.name for file in files) or 'nothing'}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 
 SHORTEST = 80
 """Characters of a text that can be a prompt; what is shorter is a label."""
@@ -38,7 +39,7 @@ def read_prompts(path: Path, patterns: Mapping[str, str], chosen: Mapping[str, s
     key has no text or several, naming those there are.
     """
     with reading(path):
-        data = path.read_bytes()
+        data = plain_file(path).read_bytes()
         found: dict[str, str] = {}
         for name, text in _texts(ast.parse(data).body, (), {}):
             found[name if found.get(name, text) == text else f"{name}.{sum(n.startswith(name) for n in found)}"] = text

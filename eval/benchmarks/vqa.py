@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from ...configs.registry import register
 from ...data.prompts import read_lines
 from ...models.chat.requests import Answer
@@ -99,7 +100,7 @@ def read_mme(path: Path, images: Path | None = None) -> Rows:
     rows: Rows = []
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         with reading(file):
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            lines = plain_file(file).read_text(encoding="utf-8-sig").splitlines()
         seen: Counter[str] = Counter()
         for number, line in enumerate(lines, 1):
             fields = line.split("\t")

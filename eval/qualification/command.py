@@ -32,11 +32,11 @@ from ...configs import parse, save_resolved
 from ...configs.bounds import Limit, OneOrMore, Share
 from ...configs.errors import InputError, keeping
 from ...configs.terminal import one_line, say
+from ...configs.whole import write_atomically
 from ...data.shards import INDEX
 from ...models.chat.choice import ChatConfig, chat_model
 from ...models.chat.requests import Answer, ChatModel, Request, fill
 from ...models.documents.document import InterleavedDocument, TextSegment
-from ...models.documents.rendering import write_atomically
 from ...rewards.base import Completion
 from ...rewards.build import RewardSettings, reward_parts
 from ...rewards.guard import GuardedReward

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
-import json
 import math
 import os
 import queue
@@ -31,6 +30,7 @@ from urllib.parse import urlsplit
 
 from ...configs.bounds import Limit, NoneOrMore, OneOrMore, Seconds, Seed, Side, Temperature
 from ...configs.errors import InputError, Unavailable
+from ...configs.json_text import parse_json
 from ...configs.redaction import texts_in, without_secrets
 from ..documents.document import InterleavedDocument, TextSegment, data_uri
 from .bounds import Unreadable, bounded_client, could_not_connect
@@ -70,7 +70,7 @@ class EndpointConfig:
     """Further attempts after a timeout, a lost connection, HTTP 408, 409, 429 or 5xx, or a reply that is none."""
     backoff: Seconds = 0.5
     """Seconds before the second attempt; doubles with each. The server's Retry-After comes first."""
-    patience: Seconds = 300.0
+    patience: Seconds = 240.0
     """Seconds without one reply, while requests fail, until the call stops with an error; 0: never. So long a server is
     waited for that has answered before and is gone; one that nobody ever reached stops the call at once."""
     max_requests: Limit = 0
@@ -348,7 +348,7 @@ class _Fault:
 def read_reply(body: str) -> Reply:
     """The reply in the body of a chat completion; one without text is a reply, its text is empty. Raises ValueError."""
     try:
-        value = json.loads(body)
+        value = parse_json(body)
         choice, usage = value["choices"][0], value.get("usage") or {}
         text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         if not isinstance(text, str | None) or not isinstance(refusal, str | None):

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...configs.bounds import Width, bounded
 from ...configs.errors import ArgumentParser, InputError, reading
+from ...configs.json_text import parse_json
 from ...configs.registry import entries
 from ...configs.terminal import say
 from ..attention import layer_types, widest_window
@@ -77,7 +77,7 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
         hint = next((f"; {said}" for name, said in UNCONFIGURED.items() if any(directory.glob(name))), "")
         raise InputError(f"{directory}: no config.json; this is no model folder of transformers{hint}")
     with reading(path):
-        model_type = str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+        model_type = str(parse_json(path.read_text(encoding="utf-8"))["model_type"])
     if model_type in ORIGINAL:
         raise InputError(f"{directory}: {ORIGINAL[model_type]}, which is converted from the layout of transformers")
     if model_type not in CONFIG_MAPPING:

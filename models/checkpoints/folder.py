@@ -23,8 +23,9 @@ from transformers.integrations import deepspeed
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ...configs.whole import take_back, whole_directory
-from ..pictures.contract import complete, load_image_tokenizer
+from ..pictures.contract import ImageTokenizer, complete, load_image_tokenizer
 from ..policy import UnifiedPolicy, family
 from ..tokens.processing import Processor
 from ..tokens.template import Template
@@ -81,6 +82,16 @@ def _loading_whole() -> Iterator[None]:
         deepspeed._hf_deepspeed_config_weak_ref = config
 
 
+def load_tokenizer(directory: Path, device: str | torch.device = "cpu") -> ImageTokenizer:
+    """The image tokenizer of a checkpoint, without its language model. Raises InputError like `load`."""
+    path = directory / SETTINGS_FILE
+    if not path.is_file():
+        raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote")
+    with reading(path):
+        family(str(json.loads(path.read_text())["family"]), str(path))  # its room knows its image tokenizer
+    return load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
+
+
 def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto") -> UnifiedPolicy:
     """The policy in evaluation mode. Raises InputError where the folder is no checkpoint of a known family.
 
@@ -96,7 +107,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         remedy = f"; `limner convert {directory} --out DIR` makes one of a base model" if upstream else ""
         raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote{remedy}")
     try:
-        settings = json.loads(path.read_text())
+        settings = parse_json(path.read_text(encoding="utf-8"))
         kind, written = settings["family"], settings["format"]
         template = Template.from_json(settings.get("template", {}))
     except (ValueError, KeyError, TypeError) as error:

@@ -14,10 +14,13 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+
+from ...configs.files import plain_file
 
 Origin = Literal["given", "generated", "inserted"]
 ORIGINS: tuple[Origin, ...] = ("given", "generated", "inserted")
@@ -182,6 +185,11 @@ def open_image(data: bytes) -> Image.Image:
     if image.width * image.height > MAX_IMAGE_PIXELS:
         raise ValueError(f"image of {image.width} x {image.height} pixels; the limit is {MAX_IMAGE_PIXELS}")
     return image
+
+
+def read_image(path: Path) -> Image.Image:
+    """The same of a file, which is looked at before it is opened. Raises OSError, or ValueError without the path."""
+    return open_image(plain_file(path, MAX_IMAGE_BYTES).read_bytes())
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from PIL import Image
 
 from ...configs.errors import InputError, reading
-from .document import IMAGE_FORMATS, ImageSegment, InterleavedDocument, Segment, TextSegment, open_image
+from .document import IMAGE_FORMATS, ImageSegment, InterleavedDocument, Segment, TextSegment, read_image
 
 Picture = str | Path | Image.Image
 """A file, or pixels."""
@@ -145,7 +145,7 @@ def _picture(picture: Any, place: str, learnt: bool = False) -> ImageSegment:
     if not isinstance(picture, str | Path | Image.Image):
         raise InputError(f"{place}: {kind_of(picture)} is neither a picture (PIL) nor the file of one")
     with reading(Path(place) if isinstance(picture, Image.Image) else Path(picture)):
-        image = picture if isinstance(picture, Image.Image) else open_image(Path(picture).read_bytes())
+        image = picture if isinstance(picture, Image.Image) else read_image(Path(picture))
         segment = ImageSegment(image, learnt, "generated" if learnt else "given")
         segment.pixels()
     return segment

@@ -262,7 +262,7 @@ def _joined(blocks: Sequence[str]) -> str:
 
 def _tags_escaped(line: str) -> str:
     """But for those in code, between two equally long runs of backticks."""
-    runs = list(re.finditer(r"(\\*)(`+)", line))
+    runs = list(re.finditer(r"(?<!\\)(\\*+)(`+)", line))
     last = {len(run[2]): number for number, run in enumerate(runs)}
     kept, at, number = "", 0, 0
     while number < len(runs):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ..documents.document import to_rgb
 
 SETTINGS_FILE = "image_tokenizer.json"
@@ -164,7 +165,7 @@ class VQImageTokenizer(nn.Module):
 
 def _forget_origin(path: Path) -> None:
     """diffusers notes in a configuration from which folder it was once read: a path of one machine."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = parse_json(path.read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -207,7 +208,7 @@ def load_image_tokenizer(directory: Path) -> ImageTokenizer:
     if not path.is_file():
         raise InputError(f"{directory}: no {SETTINGS_FILE}; this folder holds no image tokenizer that limner saved")
     with reading(directory):
-        settings = json.loads(path.read_text())
+        settings = parse_json(path.read_text(encoding="utf-8"))
         if settings["type"] not in IMAGE_TOKENIZERS:
             known = ", ".join(sorted(IMAGE_TOKENIZERS))
             raise InputError(f"{path}: type {settings['type']!r} is not known; known: {known}")

@@ -28,6 +28,7 @@ from transformers.models.chameleon.modeling_chameleon import (
 )
 
 from ...configs.errors import InputError, reading
+from ...configs.files import plain_file
 from .contract import IMAGE_TOKENIZERS, SETTINGS_FILE, ImageTokenizer, load_image_tokenizer
 from .stock import StockImageTokenizer
 
@@ -144,9 +145,9 @@ class ChameleonImageTokenizer(StockImageTokenizer):
         """
         with reading(path):
             if path.suffix == ".safetensors":
-                loaded: Any = load_file(path)
+                loaded: Any = load_file(plain_file(path, None))
             else:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+                loaded = torch.load(plain_file(path, None), map_location="cpu", weights_only=True)
         state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
         # The loss of the VQGAN's training (discriminator, LPIPS) is no part of the model.
         state = {name: value for name, value in state.items() if not name.startswith("loss.")}
@@ -158,7 +159,7 @@ class ChameleonImageTokenizer(StockImageTokenizer):
         prefix = "model.vqmodel."
         state: dict[str, Tensor] = {}
         for path in sorted(directory.glob("*.safetensors")):
-            with reading(path), safe_open(path, framework="pt") as file:
+            with reading(path), safe_open(plain_file(path, None), framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 state |= {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         if not any(name.startswith("decoder.") for name in state):

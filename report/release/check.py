@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ...models.checkpoints.hub import load_model
 from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling
@@ -65,7 +65,7 @@ def _check_card(directory: Path) -> None:
 
 
 def _open_json(path: Path) -> None:
-    json.loads(path.read_text(encoding="utf-8"))
+    parse_json(path.read_text(encoding="utf-8"))
 
 
 def _open_yaml(path: Path) -> None:

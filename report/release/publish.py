@@ -32,6 +32,7 @@ from huggingface_hub.utils import HFValidationError, filter_repo_objects, valida
 
 from ...configs.bounds import NoneOrMore, bounded
 from ...configs.errors import ArgumentParser, InputError, keeping, reading, run_or_exit
+from ...configs.json_text import parse_json
 from ...configs.terminal import say
 from ...configs.whole import whole_directory, write_atomically
 from ...data.prompts import read_prompts
@@ -192,7 +193,7 @@ def _reports(request: Request) -> tuple[list[Path], dict[str, Any]]:
     results: dict[str, Any] = {}
     for path in files:
         with reading(path):
-            result = json.loads(path.read_bytes())
+            result = parse_json(path.read_bytes())
         if not has_figures(result):
             raise InputError(f"{path}: no figures to show: no {{'value': ..}}, no arms, no eval_results")
         results[path.name if path.name not in results else path.as_posix()] = result
@@ -230,7 +231,7 @@ def _trained_sampling(sampling: Sampling, stages: Sequence[Stage]) -> Sampling:
 def _forget_paths(staging: Path) -> None:
     """diffusers writes into a configuration from which folder it was once read."""
     for path in staging.rglob("config.json"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None):
             write_atomically(path, json.dumps(config, indent=2) + "\n")
 
@@ -251,8 +252,8 @@ def _parts(policy: UnifiedPolicy, staging: Path) -> dict[str, str]:
     vocabulary, config = policy.vocabulary, policy.model.config.get_text_config()
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     dtype = str(policy.model.dtype).removeprefix("torch.")
-    image_tokenizer = json.loads((staging / IMAGE_TOKENIZER / IMAGE_SETTINGS).read_text())["type"]
-    versions = json.loads((staging / SETTINGS_FILE).read_text())["versions"]
+    image_tokenizer = parse_json((staging / IMAGE_TOKENIZER / IMAGE_SETTINGS).read_text(encoding="utf-8"))["type"]
+    versions = parse_json((staging / SETTINGS_FILE).read_text(encoding="utf-8"))["versions"]
     return {
         "language model": f"`{type(policy.model).__name__}`, {parameters:,} parameters, {dtype}",
         "family": f"`{policy.family}`",

@@ -23,8 +23,9 @@ from typing import Any
 
 from ...configs.errors import ArgumentParser, InputError
 from ...configs.terminal import say
+from ...configs.whole import write_atomically
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri
-from ...models.documents.rendering import CONTENT_POLICY, SMALL_PICTURE, html_page, write_atomically
+from ...models.documents.rendering import CONTENT_POLICY, SMALL_PICTURE, html_page
 from ...train.objective.spread import SPREAD_FLOOR
 from ...train.watch.trajectories import Trajectory, read_trajectories
 from ..page import element, escape, note, style

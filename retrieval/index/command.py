@@ -18,12 +18,14 @@ from ...configs.errors import ArgumentParser, InputError, keeping, reading
 from ...configs.terminal import say, visible
 from ...data.conversion import fitting_source
 from ...data.sources.report import Report
-from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
+from ...models.documents.document import read_image, to_rgb
 from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
 from .store import Index
 
 SHOWN_PROBLEMS = 20
+MULTILINGUAL = "BAAI/bge-m3"
+"""A text encoder that reads a hundred languages."""
 LINE = 100
 """Characters of a chunk's text in the listing."""
 
@@ -70,11 +72,26 @@ def main(argv: Sequence[str]) -> None:
     with keeping(f"{arguments.out} keeps the documents that are written; the same command adds the others"):
         report = index.add(read_source(arguments.source, problems, source), whole=True)
     report.problems[:0] = problems
-    say("\n".join([report.summary(), *source.sums()]))
+    say("\n".join([report.summary(), *source.sums(), *searched_lines(index)]))
     for problem in report.problems[:SHOWN_PROBLEMS]:
         say(problem)
     if len(report.problems) > SHOWN_PROBLEMS:
         say(f"... and {len(report.problems) - SHOWN_PROBLEMS} more")
+
+
+def searched_lines(index: Index) -> list[str]:
+    """How the index is searched and why, what would do better, and from where on a question is answered."""
+    matching = index.matching()
+    if not (matching.read or matching.letters):
+        return []
+    lines = [f"searched {matching.ways()}"]
+    if matching.encoder and matching.letters:
+        lines.append(f"vectors for these languages: --text-encoder {MULTILINGUAL}, with another --out")
+    if matching.letters and not index.lettered:
+        lines.append(
+            "of an earlier limner, without letters: they are searched by words; build it anew with another --out"
+        )
+    return [*lines, f"answered from a fit of: {matching.floors()}"]
 
 
 def find(arguments: argparse.Namespace) -> Found:
@@ -136,6 +153,4 @@ def _index(arguments: argparse.Namespace) -> Index:
 
 def _read_picture(path: Path) -> Image.Image:
     with reading(path):
-        if path.stat().st_size > MAX_IMAGE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_IMAGE_BYTES} bytes; give a smaller picture")
-        return to_rgb(open_image(path.read_bytes()))
+        return to_rgb(read_image(path))

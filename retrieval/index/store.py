@@ -18,7 +18,6 @@ import math
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -29,26 +28,33 @@ import pyarrow as pa
 from PIL import Image
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ...models.documents.document import InterleavedDocument, to_rgb
-from .corpus import Chunk, Hit, Picture, Problem, by_kind, content_hash, make_chunks, some, title_of, valid_text
+from .corpus import Chunk, Hit, Picture, Problem, content_hash, make_chunks, title_of, valid_text
 from .encoders import NONE, Encoders, load_encoders, same
+from .letters import runs_of
 from .lock import writing
+from .matching import Matching, calibrated, drawn, fitting_first
+from .report import Entry, Made, Report
 from .tables import (
     PLACE,
     STOP_WORDS,
     Place,
     among,
+    asked_runs,
     chunk_fields,
     closest,
     column,
     few,
     fuse,
     nearest,
+    passage_vectors,
     picture_fields,
     picture_vectors,
     ranking,
     rows,
     schemas,
+    searched_text,
     vector_array,
 )
 
@@ -59,7 +65,9 @@ try:
 except ImportError:
     raise InputError("the index: needs LanceDB: pip install 'limner[retrieval]'") from None
 
-FORMAT = {"format": "limner-index", "version": 1}
+FORMAT = {"format": "limner-index", "version": 2}
+READABLE = (1, 2)
+"""Versions. An index of the first has no letters, and vectors of texts that its encoder does not read."""
 TABLES = ("documents", "chunks", "pictures", "files")
 DEPTH = 50
 """Places of a ranking that are fused, at least; 5 for each hit asked for."""
@@ -73,46 +81,16 @@ KEPT_VERSIONS = timedelta(hours=1)
 """How long files stay that no current version of a table needs: a search that has begun may still read them."""
 
 
-@dataclass(slots=True)
-class Report:
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    deleted: int = 0
-    pictures: int = 0
-    """Of the documents added and updated."""
-    problems: list[Problem] = field(default_factory=list)
-
-    def summary(self) -> str:
-        counts = f"{self.added} added, {self.updated} updated, {self.unchanged} unchanged, {self.deleted} deleted"
-        return f"documents: {counts}; {some(self.pictures, 'picture')} written; {by_kind(self.problems)}"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A document as the index has it."""
-
-    generation: int
-    sha256: str
-    title: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A document that waits for its commit."""
-
-    id: str
-    entry: Entry
-    chunks: list[Chunk]
-
-
 class Index:
     """place: a folder, or a URI of an object store (`s3://bucket/index`), where nothing holds off a second writer."""
 
     def __init__(self, place: str, tables: dict[str, Any], encoders: Encoders):
         self.place, self.encoders = place, encoders
         self._documents, self._chunks, self._pictures, self._files = (tables[name] for name in TABLES)
+        self.lettered = "letters" in self._chunks.schema.names
+        """Texts that the encoder does not read are searched by letters; an index of version 1 has none."""
         self._version = -1
+        self._matching: tuple[int, Matching] | None = None
         self.documents: dict[str, Entry] = {}
         """By id, as of the last call."""
         self._refresh()
@@ -141,6 +119,8 @@ class Index:
             # ICU finds words in languages that put no space between them.
             words = FTS(base_tokenizer="icu/split", custom_stop_words=[*STOP_WORDS.split()])
             tables["chunks"].create_index("searched", config=words)
+            plain = FTS(base_tokenizer="whitespace", lower_case=False, stem=False, remove_stop_words=False)
+            tables["chunks"].create_index("letters", config=plain)
             manifest = json.dumps({**FORMAT, "encoders": encoders.describe()})
             # Last, and at once with its row: without it there is no index.
             database.create_table("manifest", pa.table({"json": [manifest]}, schema=layout["manifest"]))
@@ -163,12 +143,10 @@ class Index:
                 raise InputError(f"{place}: no index, or one that was never finished; make it with limner index")
             database = lancedb.connect(place)
             tables = {name: database.open_table(name) for name in TABLES}
-            manifest = json.loads(rows(database.open_table("manifest"), ["json"])[0]["json"])
+            manifest = parse_json(rows(database.open_table("manifest"), ["json"])[0]["json"])
             built, found = manifest["encoders"], {name: manifest[name] for name in FORMAT}
-        if found != FORMAT:
-            raise InputError(
-                f"{place}: format {found['version']}; this limner reads {FORMAT['version']}: build it again"
-            )
+        if found["format"] != FORMAT["format"] or found["version"] not in READABLE:
+            raise InputError(f"{place}: format {found['version']}; this limner reads {READABLE}: build it again")
         names = {kind: described["name"] if described else NONE for kind, described in built.items()}
         encoders = encoders or load_encoders(names["text"], names["image"], device=device)
         for kind, described in encoders.describe().items():
@@ -223,7 +201,7 @@ class Index:
                 self._tidy()
         return deleted
 
-    def _changed(self, identifier: str, document: InterleavedDocument, report: Report) -> _Made | None:
+    def _changed(self, identifier: str, document: InterleavedDocument, report: Report) -> Made | None:
         """The document's chunks, or None where the index has it as it is."""
         digest, old = content_hash(document), self.documents.get(identifier)
         if old and old.sha256 == digest:
@@ -238,19 +216,24 @@ class Index:
         else:
             report.added += 1
         report.pictures += sum(len(chunk.pictures) for chunk in chunks)
-        return _Made(identifier, Entry(secrets.randbits(62), digest, title_of(document)), chunks)
+        return Made(identifier, Entry(secrets.randbits(62), digest, title_of(document)), chunks)
 
-    def _commit(self, batch: Sequence[_Made]) -> None:
+    def _commit(self, batch: Sequence[Made]) -> None:
         if not batch:
             return
         chunks = [(made.entry.generation, number, chunk) for made in batch for number, chunk in enumerate(made.chunks)]
         pictures = [(g, number, at, p) for g, number, chunk in chunks for at, p in enumerate(chunk.pictures)]
+        read = self._read_by_encoder([searched_text(chunk) for *_, chunk in chunks])
         if pictures:
-            self._add_pictures(pictures)
+            by_chunk = {(g, number): reads for (g, number, _), reads in zip(chunks, read, strict=True)}
+            self._add_pictures(pictures, [by_chunk[g, number] for g, number, *_ in pictures])
         if chunks:
             fields = chunk_fields(chunks)
             if self.encoders.text:
-                fields["text_vector"] = vector_array(self.encoders.text.passages(fields["searched"]))
+                fields["text_vector"] = passage_vectors(self.encoders.text, fields["searched"], read)
+            if self.lettered:
+                texts = zip(fields["searched"], read, strict=True)
+                fields["letters"] = [None if reads else " ".join(runs_of(text)) for text, reads in texts]
             self._chunks.add(pa.table(fields, schema=self._chunks.schema))
         listed = [(made.id, made.entry.generation, made.entry.sha256, made.entry.title) for made in batch]
         names = self._documents.schema.names
@@ -260,8 +243,12 @@ class Index:
         self._remove({self.documents[made.id].generation for made in batch if made.id in self.documents})
         self.documents |= {made.id: made.entry for made in batch}
 
-    def _add_pictures(self, pictures: Sequence[tuple[int, int, int, Picture]]) -> None:
-        """pictures: generation, number of the chunk, place in the chunk, picture."""
+    def _read_by_encoder(self, texts: Sequence[str]) -> list[bool]:
+        return self.encoders.text.reads(texts) if self.encoders.text else [False] * len(texts)
+
+    def _add_pictures(self, pictures: Sequence[tuple[int, int, int, Picture]], read: Sequence[bool]) -> None:
+        """pictures: generation, number of the chunk, place in the chunk, picture. read: what the chunk says, by the
+        text encoder."""
         hashes = [hashlib.sha256(picture.data).hexdigest() for *_, picture in pictures]
         data = {sha256: picture.data for sha256, (*_, picture) in zip(hashes, pictures, strict=True)}
         there = {sha256 for batch in few(data) for sha256 in column(self._files, "sha256", among("sha256", batch))}
@@ -271,7 +258,7 @@ class Index:
         fields = picture_fields(pictures, hashes)
         if self.encoders.text:
             said = [f"{picture.caption}\n{picture.context}".strip() for *_, picture in pictures]
-            fields["caption_vector"] = vector_array(self.encoders.text.passages(said))
+            fields["caption_vector"] = passage_vectors(self.encoders.text, said, read)
         if self.encoders.image:
             vectors = dict(zip(data, picture_vectors(self.encoders.image, list(data.values())), strict=True))
             fields["image_vector"] = vector_array(np.stack([vectors[sha256] for sha256 in hashes]))
@@ -344,7 +331,17 @@ class Index:
             return []
         found = fuse(self._rankings(text, image, names, max(DEPTH, 5 * limit)))
         best = sorted(found, key=lambda place: (-found[place][0], names[place[0]], place[1]))[:limit]
-        return [Hit(chunk, *found[place]) for place, chunk in zip(best, self._read(best, names), strict=True)]
+        hits = [Hit(chunk, *found[place]) for place, chunk in zip(best, self._read(best, names), strict=True)]
+        mixed = image is None and 0 < sum("letters" in hit.found_by for hit in hits) < len(hits)
+        return fitting_first(self.matching(), text, hits) if mixed else hits
+
+    def matching(self) -> Matching:
+        """How well a chunk fits a question, and from where on it answers it: of a sample, the same for one state."""
+        self._refresh()
+        if self._matching is None or self._matching[0] != self._version:
+            sample = drawn(self._chunks, {entry.generation for entry in self.documents.values()})
+            self._matching = self._version, calibrated(sample, self.encoders.text)
+        return self._matching[1]
 
     def chunks_of(self, document: str) -> list[Chunk]:
         """All of a document, in its order. Raises InputError for one that is not there."""
@@ -371,14 +368,18 @@ class Index:
             query = partial(nearest, table, column, vector_W, [*PLACE, "_distance"])
             return ranking(query, names, depth, filtered=filtered)
 
-        rankings: dict[str, Iterable[Place]] = {}
-        if text:
+        def by_words(words: str, column: str, where: str = "") -> dict[Place, float]:
             # No query language: any text is only its words.
-            words = MatchQuery(text, "searched")  # type: ignore[call-arg]
-            rankings["full text"] = ranking(
-                lambda: self._chunks.search(words).select([*PLACE, "_score"]), names, depth, filtered=filtered
-            )
-        if text and self.encoders.text:
+            match = MatchQuery(words, column)  # type: ignore[call-arg]
+            asked = lambda: self._chunks.search(match).select([*PLACE, "_score"])  # noqa: E731
+            return ranking(asked, names, depth, filtered=filtered, where=where)
+
+        rankings: dict[str, Iterable[Place]] = {}
+        if text and (self.encoders.text or not self.lettered):
+            rankings["full text"] = by_words(text, "searched", "letters IS NULL" if self.lettered else "")
+        if text and self.lettered and (runs := asked_runs(text)):
+            rankings["letters"] = by_words(" ".join(runs), "letters")
+        if text and self.encoders.text and self.encoders.text.reads([text], question=True)[0]:
             vector_W = self.encoders.text.queries([text])[0]
             # One ranking: with one for captions alone, chunks without pictures would lose to whatever has one.
             captions = near(self._pictures, "caption_vector", vector_W)

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from ...models.documents.document import open_image, to_rgb
 from .corpus import PIC, Chunk, Picture
-from .encoders import Encoders, ImageEncoder
+from .encoders import Encoders, ImageEncoder, TextEncoder
+from .letters import runs_of
 
 Place = tuple[int, int]
 """A chunk: its generation and its number in the document."""
@@ -29,12 +30,16 @@ STOP_WORDS = (
     "to was will with can do does did how what when where which who why i you we my your"
 )
 """Lucene's English ones and those of questions. ICU's own list is of all languages at once: `cat` is in it."""
+ASKING = frozenset(f"{STOP_WORDS} about get give have has like look make made mean much need tell use work".split())
+"""English words of the asking, not of what is asked for."""
+LONGEST_QUESTION = 512
+"""Runs of letters that are searched for."""
 HASH = re.compile("[0-9a-f]{64}")
 
 
 def schemas(encoders: Encoders) -> dict[str, pa.Schema]:
     place = [("generation", pa.int64()), ("number", pa.int32())]
-    chunks = [*place, ("id", pa.string()), ("text", pa.string()), ("searched", pa.string())]
+    chunks = [*place, ("id", pa.string()), ("text", pa.string()), ("searched", pa.string()), ("letters", pa.string())]
     pictures = [*place, ("place", pa.int32()), ("id", pa.string()), ("sha256", pa.string())]
     pictures += [("caption", pa.string()), ("context", pa.string())]
     if encoders.text:
@@ -57,6 +62,10 @@ def searched_text(chunk: Chunk) -> str:
     """What full text and text vector are made of: the title, and the text with the captions where the pictures are."""
     captions = iter(chunk.pictures)
     return f"{chunk.title}\n{re.sub(PIC, lambda _: next(captions).caption, chunk.text)}"
+
+
+def asked_runs(question: str) -> list[str]:
+    return list(dict.fromkeys(runs_of(question, ASKING)))[:LONGEST_QUESTION]
 
 
 def chunk_fields(chunks: Sequence[tuple[int, int, Chunk]]) -> dict[str, Any]:
@@ -83,8 +92,19 @@ def picture_fields(pictures: Sequence[tuple[int, int, int, Picture]], hashes: Se
     }
 
 
-def vector_array(vectors_NW: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_NW.ravel(), pa.float32()), vectors_NW.shape[1])
+def vector_array(vectors_NW: np.ndarray, there: Sequence[bool] | None = None) -> pa.Array:
+    """there: rows that have a vector; the others are null, and no search by vectors finds them."""
+    absent = None if there is None else pa.array([not one for one in there], pa.bool_())
+    values = pa.array(vectors_NW.ravel(), pa.float32())
+    return pa.FixedSizeListArray.from_arrays(values, vectors_NW.shape[1], mask=absent)
+
+
+def passage_vectors(encoder: TextEncoder, texts: Sequence[str], read: Sequence[bool]) -> pa.Array:
+    """Null where the encoder does not read a text."""
+    vectors_NW = np.zeros((len(texts), encoder.width), np.float32)
+    rows = np.flatnonzero(np.asarray(read, bool)).tolist()
+    vectors_NW[rows] = encoder.passages([texts[row] for row in rows])
+    return vector_array(vectors_NW, read)
 
 
 def picture_vectors(encoder: ImageEncoder, data: Sequence[bytes]) -> np.ndarray:
@@ -131,17 +151,20 @@ def nearest(
     return query if refine_factor is None else query.refine_factor(refine_factor)
 
 
-def ranking(query: Callable[[], Any], allowed: Collection[int], depth: int, *, filtered: bool) -> dict[Place, float]:
+def ranking(
+    query: Callable[[], Any], allowed: Collection[int], depth: int, *, filtered: bool, where: str = ""
+) -> dict[Place, float]:
     """The first `depth` different chunks that a query finds, in its order, of these generations alone.
 
     query: makes it anew, with the columns of PLACE and its `_distance` or `_score`, which is the value here. filtered:
-    other generations are there, and are to be kept out.
+    other generations are there, and are to be kept out. where: a further condition.
     """
     fetched = 2 * depth
     while True:
         asked = query().limit(fetched)
-        if filtered and len(allowed) <= LONGEST_FILTER:
-            asked = asked.where(among("generation", allowed))
+        allow = among("generation", allowed) if filtered and len(allowed) <= LONGEST_FILTER else ""
+        if conditions := [condition for condition in (where, allow) if condition]:
+            asked = asked.where(" AND ".join(conditions))
         found = asked.to_arrow().to_pylist()
         places: dict[Place, float] = {}
         for row in found:

@@ -12,7 +12,6 @@ The release standardises with these two numbers; the sigmoid that brings it to 0
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import OrderedDict
@@ -29,6 +28,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from .pretrained import Encoder, batches, find_file, load_pretrained
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class ImageRewardScorer:
 
 def read_settings(path: Path) -> dict[str, Any]:
     with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
 
 
 def build_model(released: Mapping[str, Tensor], settings: Mapping[str, Any]) -> ImageRewardModel:

@@ -27,6 +27,7 @@ from urllib.parse import quote, urlsplit
 
 from ...configs.bounds import NoneOrMore, Seconds
 from ...configs.errors import InputError, Unavailable
+from ...configs.json_text import parse_json
 from ...configs.registry import register
 from ...models.documents.document import InterleavedDocument
 from ..base import FAILED, Completion, RewardOutput, Server
@@ -215,7 +216,7 @@ def pack_output(output: RewardOutput) -> dict[str, Any]:
 def unpack_output(body: bytes) -> RewardOutput:
     """Raises RemoteFailed for what is no output; whether its scores are in order is the guard's to check."""
     try:
-        value = json.loads(body)
+        value = parse_json(body)
         segments = [_unpacked(row) for row in value["segments"]]
         breakdown = {name: _unpacked(part) for name, part in value["breakdown"].items()}
         return RewardOutput(_unpacked(value["outcome"]), segments, breakdown, value["failed"])
@@ -234,7 +235,7 @@ def _unpacked(scores: Sequence[Any]) -> list[Any]:
 def _said(body: bytes) -> str:
     """The server's own line of an error, one line in any case."""
     try:
-        text = str(json.loads(body)["error"])
+        text = str(parse_json(body)["error"])
     except (ValueError, LookupError, TypeError, RecursionError):
         text = body[:200].decode(errors="replace")
     return " ".join(text[:2000].split())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import parse, terminal
-from ...models.documents.rendering import write_atomically
+from ...configs.whole import write_atomically
 from ..seed import say
 
 Figures = dict[str, Any]

@@ -31,9 +31,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from ...configs.bounds import Above0, Layers, OneOrMore, Width
 from ...configs.errors import InputError, run_or_exit
+from ...configs.whole import write_atomically
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import THINK_END, Answer
-from ...models.documents.rendering import write_atomically
 from ...retrieval.strategies.inserter import Inserter, PairScorer, Prompter, WritingInserter
 from ...retrieval.strategies.rule import RuleInserter
 from ...rewards.rules.insertion import selection

@@ -30,7 +30,7 @@ def test_the_list_for_people(capsys):
     listing.main(["reward"])
     text = capsys.readouterr().out
     assert "structure " in text and 'unit (str, default "TI"): A step' in text
-    assert "least (int, at least 1, default 1): Fewest steps" in text
+    assert "least (int, 1 to 1,000,000, default 1): Fewest steps" in text
     assert "endpoint (name in endpoints:, needed): Who judges" in text
     assert 'encoder (name in encoders:, default "default")' in text
     assert 'template (name or file, default "pictures.v1")' in text

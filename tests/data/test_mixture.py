@@ -1,6 +1,8 @@
 """The training stream: every document once an epoch, by weight, the same for the same seed, nothing lost on the way."""
 
+import time
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate, islice
 
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 import torch
 
 from limner.configs.errors import InputError
-from limner.data.mixture import PackedRows, SourceConfig, mixture, split_long, token_report
+from limner.data import mixture as mixtures
+from limner.data.mixture import Mixture, PackedRows, Place, SourceConfig, mixture, split_long, token_report
 from limner.data.shards import ShardWriter
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.worlds.picture_stories.scenes import SCENES, question, story, text_to_image
+from limner.worlds.picture_stories.scenes import SCENES, draw_scene, question, story, text_to_image
 
 
 def write(path, count, name="doc", max_records=5, **options):
@@ -78,46 +81,140 @@ def flat(rows):
     return [[part.ids_T.tolist() for part in row] for row in rows]
 
 
-def test_skipping_rows_equals_reading_them(tmp_path, processor):
+def test_going_on_from_a_place_equals_reading_what_was_before(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(mixtures, "BLOCK", 16)
     sources = [write(tmp_path / "a", 30, "a"), write(tmp_path / "b", 7, "b")]
 
     def stream():
-        return iter(PackedRows(sources, processor, length=64, seed=3))
+        return PackedRows(sources, processor, length=64, seed=3)
 
-    running = stream()
-    read = flat(islice(running, 13))
-    rest = flat(islice(running, 20))
-    assert rest == flat(islice(stream(), 13, 33)) and read + rest == flat(islice(stream(), 33))
+    whole = flat(islice(stream(), 60))
+    for count in (0, 1, 13, 40):
+        first, second = stream(), stream()
+        read = flat(islice(first, count))
+        first.place.save(tmp_path / "place.json")
+        second.place = Place.load(tmp_path / "place.json")
+        assert read + flat(islice(second, 60 - count)) == whole
+        skipped = stream()
+        skipped.skip(count)
+        assert flat(islice(skipped, 60 - count)) == whole[count:]
+        assert second.place.tokens == skipped.place.tokens and second.place.block == skipped.place.block
+    assert (tmp_path / "place.json").stat().st_size < 200, "no row lies in it"
+
+
+def test_rows_are_the_same_for_any_number_of_workers(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(mixtures, "BLOCK", 16)
+    coded = tmp_path / "coded"
+    with ShardWriter(coded, fingerprint=processor.image_tokenizer.fingerprint()) as writer:
+        for number, scene in enumerate(SCENES[:9]):
+            document = text_to_image(scene, f"t-{number}")
+            codes = processor.image_tokenizer.encode([document.images[0].pixels()])[0]
+            segments = (document.segments[0], replace(document.segments[1], codes_N=codes))
+            writer.write(replace(document, segments=segments))
+    with ShardWriter(tmp_path / "bare") as writer:
+        for number, scene in enumerate(SCENES[:9]):
+            writer.write(text_to_image(scene, f"t-{number}"))
+    for names in (["coded"], ["bare", "coded"]):
+        sources = [SourceConfig(str(tmp_path / name)) for name in names]
+        rows = [flat(islice(PackedRows(sources, processor, length=64, seed=1, workers=w), 40)) for w in (0, 1, 3)]
+        assert rows[0] == rows[1] == rows[2]
+
+
+def test_a_fault_in_a_worker_is_one_line(tmp_path, processor):
+    source = write(tmp_path / "a", 5)
+    shard = tmp_path / "a/train-000000.tar"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    rows = PackedRows([source], processor, length=64, seed=0, workers=1)
+    with pytest.raises(InputError, match=r"train-000000.tar, record \d: ") as caught:
+        next(iter(rows))
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+SIZES = {"a": 4, "b": 6, "c": 10, "d": 10, "e": 20}
+
+
+def test_two_ranks_with_two_workers_read_every_document_once_an_epoch(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(mixtures, "BLOCK", 25)
+    sources = [write(tmp_path / name, count, name, max_records=3) for name, count in SIZES.items()]
+    for source, weight in zip(sources, SIZES.values(), strict=True):
+        source.weight = weight
+    ranks = [Mixture(sources, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
+    drawn = [document.id for rank in ranks for document in rank.documents(0)]
+    assert sorted(drawn) == sorted(name for source, count in SIZES.items() for name in names(count, source))
+    found = Counter()
+    for rank in (0, 1):
+        rows = PackedRows(sources, processor, length=64, seed=0, rank=rank, world_size=2, workers=2)
+        for row in rows:
+            if rows.place.block:
+                break
+            found.update(tuple(part.ids_T.tolist()) for part in row)
+    assert found == Counter(tuple(processor.encode(d).ids_T.tolist()) for rank in ranks for d in rank.documents(0))
 
 
 def test_rows_hold_the_documents_and_nothing_else(tmp_path, processor):
     source = write(tmp_path / "a", 40)
     rows = PackedRows([source], processor, length=64, seed=0)
-    epoch = list(islice(rows._sequences(mixture([source], seed=0)), 40))
-    expected = Counter()
-    for document in islice(mixture([source], seed=0), 40):
-        expected[tuple(processor.encode(document).ids_T.tolist())] += 1
-    assert Counter(tuple(sequence.ids_T.tolist()) for sequence in epoch) == expected
-    known = set(expected)
-    for row in islice(rows, 60):
-        assert row and sum(map(len, row)) <= 64
-        assert all(tuple(part.ids_T.tolist()) in known for part in row)
+    found, most = Counter(), 0
+    for row in rows:
+        if rows.place.block:
+            break
+        most = max(most, sum(map(len, row)))
+        found.update(tuple(part.ids_T.tolist()) for part in row)
+    expected = Counter(tuple(processor.encode(d).ids_T.tolist()) for d in islice(mixture([source], seed=0), 256))
+    assert found == expected and most <= 64
 
 
-def test_rows_hold_all_of_a_long_document(tmp_path, processor):
+def test_rows_hold_all_of_a_long_document(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(mixtures, "BLOCK", 12)
     source = write(tmp_path / "a", 12)
-    length, control = 24, processor.vocabulary.controls
-    whole = {tuple(processor.encode(document).ids_T.tolist()) for document in islice(mixture([source], seed=0), 12)}
+    documents = list(islice(mixture([source], seed=0), 12))
+    whole = processor.encode_all(documents)
+    length = 24
     assert max(map(len, whole)) > length
-    parts = islice(PackedRows([source], processor, length=length, seed=0)._sequences(mixture([source], seed=0)), 60)
-    joined, found = [], set()
-    for part in parts:
-        assert len(part) <= length
-        joined += part.ids_T[part.prompt_length if joined else 0 :].tolist()
-        if joined[-1] == control.eos:
-            found.add(tuple(joined))
-            joined = []
-    assert found == whole
+    wanted = Counter(
+        tuple(part.ids_T.tolist())
+        for document, sequence in zip(documents, whole, strict=True)
+        for part in split_long(sequence, document, length)
+    )
+    rows = PackedRows([source], processor, length=length, seed=0)
+    found = Counter()
+    for row in rows:
+        if rows.place.block:
+            break
+        found.update(tuple(part.ids_T.tolist()) for part in row)
+    assert found == wanted
+
+
+def test_a_document_whose_pictures_come_late_leaves_place_for_others(tmp_path, processor):
+    """Its rows are spread over those of its block: the first of a run are not all of it."""
+    late = (TextSegment("Go."), *[TextSegment("A small red circle at the top left. " * 3, True)] * 60)
+    picture = ImageSegment(draw_scene(SCENES[0]), True, "generated")
+    with ShardWriter(tmp_path / "a") as writer:
+        writer.write(InterleavedDocument((*late, picture), "late", {"kind": "interleaved"}))
+        for number in range(255):
+            writer.write(text_to_image(SCENES[number % 9], f"t-{number}"))
+    rows = list(islice(PackedRows([SourceConfig(str(tmp_path / "a"))], processor, length=64, seed=0), 40))
+    pictured = [any(part.slots for part in row) for row in rows]
+    assert sum(pictured[:20]) > 5 and sum(pictured[20:]) > 5
+
+
+def test_shares_by_weight_and_by_size(tmp_path):
+    sources = [write(tmp_path / "a", 90, "a"), write(tmp_path / "b", 10, "b")]
+    for temperature, share in {None: 0.5, 1.0: 0.9, 2.0: 0.75}.items():
+        drawn = Mixture(sources, seed=0, temperature=temperature)
+        picked = Counter(source for number in range(4) for source, _ in drawn.block(number))
+        assert abs(picked[0] / picked.total() - share) < 0.01
+    assert drawn.epochs(4) == {"a": pytest.approx(768 / 90, abs=0.1), "b": pytest.approx(256 / 10, abs=0.2)}
+    with pytest.raises(InputError, match="temperature: 0"):
+        Mixture(sources, seed=0, temperature=0)
+
+
+def test_the_place_of_the_millionth_row_is_found_at_once(tmp_path, processor):
+    source = write(tmp_path / "a", 30)
+    rows = PackedRows([source], processor, length=64, seed=3)
+    started = time.perf_counter()
+    rows.place = Place(block=100_000)
+    assert next(iter(rows)) and time.perf_counter() - started < 5
 
 
 def test_pictures_without_codes_are_encoded_on_the_way(tmp_path, processor):
@@ -181,12 +278,12 @@ def test_stale_codes_are_refused(tmp_path, processor):
     for name in ("0123456789abcdef", fingerprint):
         with ShardWriter(tmp_path / name, fingerprint=name) as writer:
             writer.write(document)
-        rows = iter(PackedRows([SourceConfig(str(tmp_path / name))], processor, length=64, seed=0))
+        source = SourceConfig(str(tmp_path / name))
         if name == fingerprint:
-            assert next(rows)
+            assert next(iter(PackedRows([source], processor, length=64, seed=0)))
         else:
-            with pytest.raises(InputError, match="0123456789abcdef: the cached image codes are stale"):
-                next(rows)
+            with pytest.raises(InputError, match="0123456789abcdef: the cached image codes are stale.*data encode"):
+                PackedRows([source], processor, length=64, seed=0)
 
 
 def test_what_gives_no_documents_is_named(tmp_path, processor):

@@ -13,41 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from limner.configs.errors import InputError
-from limner.data import shards
 from limner.data.records import decode_record, encode_record
-from limner.data.shards import ShardWriter, add_codes, read_documents, read_index
+from limner.data.shards import ShardWriter, read_documents, read_index
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 
-KIND = {"kind": "interleaved"}
-
-
-def picture(color="red", size=(8, 6)):
-    return Image.new("RGB", size, color)
-
-
-def article(name="a", *segments, **meta):
-    segments = segments or (
-        TextSegment("Draw."),
-        TextSegment("Here.", True),
-        ImageSegment(picture(), True, "generated"),
-    )
-    return InterleavedDocument(segments, name, {**KIND, **meta})
-
-
-def write(directory, count=10, **options):
-    with ShardWriter(directory, **options) as writer:
-        for i in range(count):
-            writer.write(article(f"doc-{i}"))
-    return directory
-
-
-def ids(documents):
-    return [document.id for document in documents]
-
+from .shard_files import KIND, article, ids, picture, write
 
 IMAGE = ImageSegment(picture("blue"), True, "generated", alt="a \u00e9 picture")
 CODES = np.arange(5)
@@ -261,39 +234,6 @@ def test_epochs_and_seeds_differ_and_repeat(tmp_path):
     assert len({tuple(sorted(order)) for order in orders}) == 1
 
 
-def codes_of(images):
-    return [np.array(image.getpixel((0, 0))) for image in images]
-
-
-def test_codes_are_added_and_stale_ones_refused(tmp_path):
-    source = tmp_path / "d"
-    with ShardWriter(source, report={"n": 1}) as writer:
-        writer.write(article("a", TextSegment("t", True), IMAGE, ImageSegment(picture())))
-        writer.write(article("b", TextSegment("no image", True)), "heldout")
-        writer.write(article("c"))
-    assert all(s.codes_N is None for d in read_documents(source, "train", shuffle_seed=0) for s in d.images)
-    add_codes(source, tmp_path / "coded", codes_of, "tokenizer-1", batch_size=2)
-    index = read_index(tmp_path / "coded")
-    assert index.fingerprint == "tokenizer-1" and index.report == {"n": 1}
-    assert index.kinds == read_index(source).kinds
-    documents = {d.id: d for d in read_documents(tmp_path / "coded", "train", shuffle_seed=None)}
-    assert [s.codes_N.tolist() for s in documents["a"].images] == [[0, 0, 255], [255, 0, 0]]
-    read_documents(source, "train", shuffle_seed=0, expected_fingerprint="tokenizer-2")
-    read_documents(tmp_path / "coded", "train", shuffle_seed=0, expected_fingerprint="tokenizer-1")
-    with pytest.raises(InputError, match="codes are stale .*tokenizer-1.*cache them again"):
-        read_documents(tmp_path / "coded", "train", shuffle_seed=0, expected_fingerprint="tokenizer-2")
-    add_codes(tmp_path / "coded", tmp_path / "coded", codes_of, "tokenizer-2", overwrite=True)
-    assert read_index(tmp_path / "coded").fingerprint == "tokenizer-2"
-    with pytest.raises(InputError, match="without the fingerprint"), ShardWriter(tmp_path / "x") as writer:
-        writer.write(documents["a"])
-
-
-def test_too_few_codes_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match="0 codes for 3 pictures"):
-        add_codes(write(tmp_path / "d", 3), tmp_path / "e", lambda images: [], "f")
-    assert not (tmp_path / "e").exists()
-
-
 def damage(directory, data):
     """Puts `data` in place of the only shard, with an index that agrees."""
     (directory / "train-000000.tar").write_bytes(data)
@@ -360,7 +300,7 @@ def test_a_sparse_member_does_not_unfold(tmp_path):
 
 def test_a_record_over_the_limit_is_refused_by_both_sides(tmp_path, monkeypatch):
     directory = write(tmp_path / "d", 1)
-    monkeypatch.setattr(shards, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr("limner.data.shards.reading.MAX_RECORD_BYTES", 100)
     monkeypatch.setattr("limner.data.records.MAX_RECORD_BYTES", 100)
     with pytest.raises(InputError, match="larger than 100 bytes"):
         read_all(directory)

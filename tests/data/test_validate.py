@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from limner.data import shards
 from limner.data.shards import ShardWriter
 from limner.data.validate import ShardProblem, validate
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
@@ -114,7 +113,7 @@ def test_a_shard_the_index_does_not_know(directory):
 )
 def test_records_that_the_writer_would_refuse(tmp_path, monkeypatch, change, reason):
     monkeypatch.setattr("limner.data.records._check_document", lambda document: None)
-    monkeypatch.setattr(shards, "KINDS", ("poem", "text_to_image"))
+    monkeypatch.setattr("limner.data.shards.index.KINDS", ("poem", "text_to_image"))
     with ShardWriter(tmp_path / "d") as writer:
         writer.write(replace(article("a"), **change))
         writer.write(article("b"))

@@ -10,6 +10,7 @@ from limner.data.insertion.placements import Candidate, taken_out
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment, encode_png
 from limner.retrieval.answering import Illustrate, answer, best_match, candidates_of, described, extract, save, to_html
 from limner.retrieval.index.corpus import Chunk, Hit, Picture, make_chunks
+from limner.retrieval.index.matching import Matching
 from limner.retrieval.placing import PlacementRules, open_places, restricted
 from limner.retrieval.strategies.rule import RuleInserter
 
@@ -209,17 +210,19 @@ def test_nothing_to_answer_from_is_an_error():
         answer(" ", hits_of(recipe()), Illustrate(RuleInserter().place))
 
 
-def test_the_match_is_of_the_best_chunk_by_words_or_by_meaning():
+def test_the_match_is_of_the_best_chunk_by_letters_or_by_meaning():
     other = InterleavedDocument((TextSegment("The cat sat on a mat in the automobile."),), "cat.md")
     hits = hits_of(recipe(), other)
-    fit, chunk = best_match("How do you make strudels with golden pastry and zebras?", hits)
-    assert fit == pytest.approx(3 / 4) and chunk.document == "strudel.md"
-    assert best_match("What is it?", hits)[0] == 1.0 and best_match("Zebra law?", hits)[0] == 0
-    fit, chunk = best_match("feline car", hits, Words())  # other words of the same meaning
-    assert chunk.document == "cat.md" and fit > 0.4 and best_match("feline car", hits)[0] == 0
+    fit, chunk = best_match("How do you make strudels with golden pastry and zebras?", hits, Matching())
+    assert 0.6 < fit.value < 0.8 and fit.by == "letters" and chunk.document == "strudel.md"
+    assert best_match("What is it?", hits, Matching())[0].value == 1
+    assert best_match("Zebra law?", hits, Matching())[0].value < 0.15
+    fit, chunk = best_match("feline car", hits, Matching(Words()))  # other words of the same meaning
+    assert chunk.document == "cat.md" and fit.value > 0.4 and fit.by == "vectors"
+    assert best_match("feline car", hits, Matching())[0].margin < 1
     strategy = Illustrate(RuleInserter().place)
-    assert answer("feline car", hits, strategy, encoder=Words()).sources
-    for given in ({}, {"encoder": Words(), "min_match": 0.9}):
+    assert answer("feline car", hits, strategy, matching=Matching(Words())).sources
+    for given in ({}, {"matching": Matching(Words()), "min_match": 0.9}):
         with pytest.raises(InputError, match="nothing in the index answers 'feline car': the best chunk"):
             answer("feline car", hits, strategy, **given)
 

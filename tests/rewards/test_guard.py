@@ -217,7 +217,7 @@ def test_the_wait_for_who_went_away_has_an_end():
 )
 def test_settings_out_of_range_are_refused(timeout, patience, name):
     section = {"reward_guard": {"timeout": timeout, "patience": patience}}
-    with pytest.raises(InputError, match=f"my.yaml: reward_guard: {name}"):
+    with pytest.raises(InputError, match=f"my.yaml: reward_guard[.:] ?{name}"):
         build(RewardSettings, section, "my.yaml")
     with pytest.raises(InputError, match=name):
         RewardGuardConfig(timeout, patience)

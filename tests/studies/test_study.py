@@ -9,7 +9,7 @@ import yaml
 
 from limner.configs import build, parse
 from limner.configs.errors import InputError
-from limner.models.documents.rendering import write_atomically
+from limner.configs.whole import write_atomically
 from limner.studies import study
 from limner.studies.config import StudyConfig, arm_settings, check, flags, flat, homes, running_order
 from limner.studies.seed import taken
@@ -147,8 +147,8 @@ def test_settings_are_the_same_however_they_are_written():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seeds": 0}, "at least 1"),
-        ({"processes": 0}, "at least 1"),
+        ({"seeds": 0}, "a number 1 to"),
+        ({"processes": 0}, "a number 1 to"),
         ({"arms": {"full": {}}, "tables": []}, "exactly one"),
         ({"arms": {**ARMS, "../x": {}}}, "a name has"),
         ({"arms": {**ARMS, "x": {"kind": "control", "of": "warmup"}}}, "arms.x.of.*grpo"),

@@ -95,7 +95,7 @@ def test_a_run_reads_its_held_out_prompts_from_a_file(make_policy, tmp_path):
 
 @pytest.mark.parametrize("name", ["every", "limit"])
 def test_heldout_settings_below_one_are_refused(name):
-    with pytest.raises(InputError, match=f"heldout.{name}: 0; at least 1"):
+    with pytest.raises(InputError, match=f"^heldout.{name}: expected a number 1 to"):
         HeldOutConfig("heldout.jsonl", **{name: 0})
 
 

@@ -1,6 +1,7 @@
 """The warm-up trainer on a few documents of the embedded world."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from limner.configs.errors import InputError
+from limner.data import mixture
 from limner.data.mixture import PackedRows, SourceConfig
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
@@ -59,7 +61,8 @@ def parameters(policy) -> torch.Tensor:
 
 def test_two_steps_lower_the_loss_of_both_modalities(data, make_policy, tmp_path):
     policy, said = make_policy(0), []
-    trainer = run(config(data, heldout_batches=4), settings(tmp_path, max_steps=6), policy, say=said.append)
+    args = settings(tmp_path, max_steps=6, per_device_train_batch_size=8)
+    trainer = run(config(data, heldout_batches=4), args, policy, say=said.append)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(logs) == 6
     for name in ("text", "image"):
@@ -147,11 +150,76 @@ def test_rows_of_the_loader_are_the_streams_own(data, make_policy, processor, tm
     trainer = WarmupTrainer(make_policy(0), config(data), settings(tmp_path), train_dataset=rows)
     batches = iter(trainer.get_train_dataloader())
     loaded = [next(batches)["token_batch"].ids_BT for _ in range(3)]
-    stream = iter(rows)
+    stream = iter(PackedRows([SourceConfig(data)], processor, length=128, seed=42))
     for ids_BT in loaded:
         for ids_T in ids_BT:
             tokens = torch.cat([sequence.ids_T for sequence in next(stream)])
             assert torch.equal(ids_T[: len(tokens)], tokens)
+
+
+def test_a_run_says_how_often_its_sources_were_read(data, make_policy, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(data, again)
+    sources = [SourceConfig(data), SourceConfig(str(again), weight=3.0)]
+    trainer = run(config("", data=None, sources=sources), settings(tmp_path / "run"), make_policy(0))
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    # One block of 256 documents, of 36 in each.
+    assert entry["source/data/epochs"] == pytest.approx(64 / 36, abs=0.1)
+    assert entry["source/again/epochs"] == pytest.approx(192 / 36, abs=0.1)
+    assert 2 < entry["source/again/tokens"] / entry["source/data/tokens"] < 4
+
+
+def test_resuming_reads_no_more_than_a_block(data, make_policy, tmp_path, monkeypatch):
+    read = []
+    original = mixture.Mixture.documents
+
+    def counting(self, number):
+        read.append(number)
+        return original(self, number)
+
+    monkeypatch.setattr(mixture.Mixture, "documents", counting)
+    monkeypatch.setattr(mixture, "BLOCK", 16)
+    args = settings(tmp_path, max_steps=12, save_strategy="steps", save_steps=12)
+    run(config(data), args, make_policy(0))
+    before = max(read)
+    read.clear()
+    args = settings(tmp_path, max_steps=13, resume_from_checkpoint="last")
+    run(config(data), args, make_policy(0))
+    assert before >= 2 and read and min(read) == before
+
+
+def test_a_checkpoint_of_an_older_limner_goes_on_in_the_order_of_this_one(data, make_policy, tmp_path):
+    args = settings(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    run(config(data), args, make_policy(0))
+    (tmp_path / "checkpoint-2/data_place_0.json").rename(tmp_path / "place.json")
+    said = []
+    args = settings(tmp_path, max_steps=3, resume_from_checkpoint="last")
+    trainer = run(config(data), args, make_policy(0), say=said.append)
+    assert "of an older limner" in said[0] and trainer.rows.place.row == 6
+
+
+def test_going_on_with_another_number_of_processes_is_refused(data, make_policy, tmp_path):
+    args = settings(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    run(config(data), args, make_policy(0))
+    (tmp_path / "checkpoint-2/data_place_1.json").write_text("{}")
+    with pytest.raises(InputError, match="written by 2 processes; go on with as many, not 1"):
+        run(config(data), settings(tmp_path, max_steps=3, resume_from_checkpoint="last"), make_policy(0))
+
+
+def test_heldout_loss_reads_what_it_needs(data, make_policy, monkeypatch):
+    read = []
+    original = warmup.read_documents
+
+    def counting(*words, **options):
+        for document in original(*words, **options):
+            read.append(document.id)
+            yield document
+
+    monkeypatch.setattr(warmup, "read_documents", counting)
+    monkeypatch.setattr(warmup, "HELDOUT_CHUNK", 2)
+    monkeypatch.setattr(warmup, "pack", lambda sequences, length: ([one] for one in sequences))
+    heldout_loss(make_policy(0), [data, data], 128, 2)
+    assert len(read) == 2 and len(set(read)) == 1, "one of each folder"
 
 
 def test_heldout_loss_is_the_mean_over_heldout_tokens(data, make_policy):

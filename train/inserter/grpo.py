@@ -47,7 +47,7 @@ class InsertionConfig:
     """A vision-language model sees candidates with at most this many pixels on their longer side."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, "insertion")
 
 
 class InserterTrainer(WholeCheckpoints, GRPOTrainer):

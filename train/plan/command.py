@@ -9,7 +9,6 @@ limner plan --stage warmup --config warmup/documents --model DIR --gpus 8 --memo
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from transformers import AutoConfig, TrainingArguments
 from ...configs import parse
 from ...configs.bounds import Above0, OneOrMore, Share
 from ...configs.errors import InputError, reading, run_or_exit
+from ...configs.json_text import parse_json
 from ...configs.schema import check_ranges
 from ...configs.terminal import say
 from ...models.checkpoints.convert import family_of_type
@@ -151,7 +151,7 @@ def _codes_of_tokenizer(path: Path) -> int | None:
     if not path.is_file():
         return None
     with reading(path):
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = parse_json(path.read_text(encoding="utf-8"))
         return next(int(settings[name]) for name in CODEBOOKS if name in settings)
 
 

@@ -22,7 +22,7 @@ PHASES: tuple[Phase, ...] = ("rollout", "log-probs", "backward", "step")
 SCORE_SAVED, SCORE_PASSING = 4, 12
 """Bytes of one score (token x choice) that autograd keeps, and that come and go: `models.policy._score`."""
 SAMPLER_SCORE = 29
-"""Bytes of one score in the sampler's draw: three float32, two float64, a mask: `models.sampler.generation._draw`."""
+"""Bytes of one score in the sampler's draw: three float32, two float64, a mask: `models.sampler.draw`."""
 BATCH_TOKEN = 54
 """Bytes of one token in the rollout buffer: five int64, three float32, two masks: `TokenBatch`."""
 CONTEXT = 2**30

@@ -29,7 +29,7 @@ class LoraConfig:
     """Names of modules to adapt; `all-linear` is every linear layer but the output head."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, "lora")
 
     def adapter(self, model: PreTrainedModel) -> Any:
         """The `peft_config` of a trainer of this model. Raises InputError that names the wrong setting."""

@@ -13,11 +13,11 @@ from transformers import Trainer
 
 from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
 from ...configs.registry import files_in
 from ...configs.schema import plain
 from ...configs.terminal import say
-from ...configs.whole import OLD, take_back
-from ...models.documents.rendering import write_atomically
+from ...configs.whole import OLD, take_back, write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 CONFIG = "config.yaml"
@@ -95,7 +95,7 @@ def naming_what_is_kept(output_dir: Path, trainer: Trainer) -> Iterator[None]:
 def _whole(checkpoint: Path) -> Path:
     """Runs write whole checkpoints; one that was copied or cleaned up may be half of one."""
     try:
-        step = json.loads((checkpoint / CHECKPOINT_STATE).read_text(encoding="utf-8"))["global_step"]
+        step = parse_json((checkpoint / CHECKPOINT_STATE).read_text(encoding="utf-8"))["global_step"]
     except (OSError, ValueError, KeyError, TypeError):
         step = None
     if not isinstance(step, int):
@@ -138,7 +138,7 @@ def read_plugins(output_dir: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with reading(path):
-        return [{name: str(row[name]) for name in ("file", "sha256", "copy")} for row in json.loads(path.read_bytes())]
+        return [{name: str(row[name]) for name in ("file", "sha256", "copy")} for row in parse_json(path.read_bytes())]
 
 
 def check_plugins(resume: str | None, *settings: Any) -> None:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from PIL import Image
 
 from ...configs.errors import InputError, reading
+from ...configs.json_text import parse_json
+from ...configs.whole import write_atomically
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
-from ...models.documents.rendering import write_atomically
 
 if TYPE_CHECKING:  # a viewer reads records without torch
     from ...models.tokens.processing import Processor
@@ -186,7 +187,7 @@ def read_trajectories(folder: Path) -> Iterator[Trajectory]:
 
 def _read_line(line: str, place: str) -> Trajectory:
     try:
-        return Trajectory.from_json(json.loads(line))
+        return Trajectory.from_json(parse_json(line))
     except RecursionError:
         raise InputError(f"{place}: nested too deep") from None
     except (ValueError, OverflowError) as error:

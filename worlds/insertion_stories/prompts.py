@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.registry import register
+from ...configs.whole import write_atomically
 from ...data.prompts import check_keys
 from ...models.documents.document import InterleavedDocument
-from ...models.documents.rendering import write_atomically
 from .scenes import Plan, insertion_prompt, read_plan
 
 

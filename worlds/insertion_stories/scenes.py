@@ -107,7 +107,7 @@ class InsertionNoise:
     """Of sentences and drawn pictures, as in `picture_stories`."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, "noise")
 
 
 NO_NOISE = InsertionNoise(0, 0, CLEAN)

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from ...configs.bounds import Limit
 from ...configs.terminal import say
+from ...configs.whole import write_atomically
 from ...data.mixture import token_report
 from ...data.shards import ShardWriter, read_documents
 from ...models.checkpoints.folder import save
 from ...models.documents.document import ImageSegment, InterleavedDocument, encode_png
-from ...models.documents.rendering import write_atomically
 from ...models.tokens.processing import Processor
 from ...train.from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .prompts import read_outlines, write_outlines

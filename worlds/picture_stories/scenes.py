@@ -165,7 +165,7 @@ class Noise:
     """The picture is missing."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_ranges(self, "noise")
 
 
 CLEAN = Noise(0, 0, 0, 0)

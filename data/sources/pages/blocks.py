@@ -14,15 +14,17 @@ from __future__ import annotations
 import re
 
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import normalizeReference
 from markdown_it.ruler import RuleOptionsType
 from markdown_it.rules_block import StateBlock
 from mdit_py_plugins.colon_fence import colon_fence_plugin
 
-from .inlines import CLOSERS, MAX_TAG
-from .shown import Shown, in_options
+from .inlines import CLOSERS, MAX_TAG, path_in
+from .shown import Shown, in_options, is_picture
 
 INDENTED = re.compile(r"""===[!+]?\s+["']|(?:!!!|\?\?\?\+?)\s*[\w"']""")
 FENCE = re.compile(r"(`{3,}|~{3,}|:{3,})[ \t]*(?:\{([A-Za-z][\w:.-]*)([^}]*)\}[ \t]*)?(.*)")
+DEFINITION = re.compile(r"\[([^\]\n]{1,300})\]:[ \t]*(\S.{0,1000})$")
 OPTION = re.compile(r":([\w-]+):[ \t]*(.*)")
 MOST_OPTIONS = 50
 _CODE = (
@@ -44,6 +46,7 @@ def dialects(parser: MarkdownIt) -> None:
     parser.block.ruler.before("colon_fence", "directive", directive, BREAKS)
     parser.block.ruler.before("directive", "indented", indented, BREAKS)
     parser.block.ruler.before("indented", "template_block", template_block, BREAKS)
+    parser.block.ruler.after("reference", "definition", definition)
 
 
 def indented(state: StateBlock, start: int, end: int, silent: bool) -> bool:
@@ -87,13 +90,18 @@ def directive(state: StateBlock, start: int, end: int, silent: bool) -> bool:
             shown = [Shown(argument, options.get("alt", ""))]
         whole = name in PICTURES
         opened.append((fence, whole))
-    if shown or whole:
-        token = state.push("shown", "", 0)
-        token.map, token.meta = [start, after], {"shown": shown, "whole": whole}
+    if whole:
+        _show(state, start, after, shown)
         state.line = after
     else:
         _inline(state, start, start + 1, argument or more)
+        if is_picture(argument):
+            _show(state, start, start + 1, shown[:1], cut=False)
         state.line = start + 1
+        while shown and state.line < after:  # a card has its picture among its options
+            if (option := OPTION.match(_line(state, state.line))) and is_picture(option[2]):
+                _show(state, state.line, state.line + 1, in_options(option[2], {}))
+            state.line += 1
     return True
 
 
@@ -116,6 +124,25 @@ def template_block(state: StateBlock, start: int, end: int, silent: bool) -> boo
         _inline(state, start, after + 1)
         state.line = after + 1
     return True
+
+
+def definition(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """`[lamp]: my lamp.png`, or one with a template tag in its path: CommonMark knows no path with spaces."""
+    if silent or state.is_code_block(start) or (match := DEFINITION.match(_line(state, start))) is None:
+        return False
+    path, label = path_in(match[2]), normalizeReference(match[1])
+    if not is_picture(path):
+        return False
+    state.env.setdefault("references", {}).setdefault(label, {"title": "", "href": path, "map": [start, start + 1]})
+    token = state.push("definition", "", 0)
+    token.map, token.meta = [start, start + 1], {"id": label, "url": path}
+    state.line = start + 1
+    return True
+
+
+def _show(state: StateBlock, start: int, after: int, shown: list[Shown], cut: bool = True) -> None:
+    token = state.push("shown", "", 0)
+    token.map, token.meta = [start, after], {"shown": shown, "whole": cut}
 
 
 def _line(state: StateBlock, number: int) -> str:

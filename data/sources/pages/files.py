@@ -115,7 +115,7 @@ def locate(shown: Shown, page: Path, folder: Folder) -> Path:
             continue
     if shown.by_name and (found := _by_name(seen, page, folder)):
         return found
-    if links or not _lexically_inside(places[0], root):
+    if links or not _lexically_inside((root if seen.startswith("/") else page.parent) / seen.lstrip("/"), root):
         raise Refused("outside", "not inside the folder, and nothing else is looked at; copy it there")
     raise Refused("missing", "no such file" if parts.path else "no file named")
 

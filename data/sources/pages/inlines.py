@@ -44,6 +44,8 @@ def dialects(parser: MarkdownIt) -> None:
 def wiki(state: StateInline, silent: bool) -> bool:
     """`![[file|size or text]]`, and `[[File:...]]` of MediaWiki."""
     start = state.pos
+    if state.src[start] not in "![":
+        return False
     head = next((h for h in ("![[", "[[File:", "[[Image:", "[[file:") if state.src.startswith(h, start)), None)
     if head is None:
         return False
@@ -62,7 +64,7 @@ def wiki(state: StateInline, silent: bool) -> bool:
 def loose(state: StateInline, silent: bool) -> bool:
     """`![text](path)` where CommonMark sees no picture because the path has spaces, a size or a template tag."""
     start = state.pos
-    if not state.src.startswith("![", start):
+    if not state.src.startswith("![", start) or state.src.find("](", start, start + MAX_TAG) < 0:
         return False
     label_end = state.md.helpers.parseLinkLabel(state, start + 1)
     if label_end < 0 or not state.src.startswith("(", label_end + 1):
@@ -70,14 +72,18 @@ def loose(state: StateInline, silent: bool) -> bool:
     inside = _in_brackets(state.src[label_end + 2 : min(label_end + 2 + MAX_TAG, state.posMax)])
     if inside is None:
         return False
-    target = SIZE.sub("", inside.strip())
-    for quote in ('"', "'"):  # a title behind the path
+    alt = " ".join(state.src[start + 2 : label_end].split())
+    return _note(state, silent, label_end + 3 + len(inside), [Shown(path_in(inside), alt)])
+
+
+def path_in(destination: str) -> str:
+    """The path without the size and the title behind it."""
+    target = SIZE.sub("", destination.strip())
+    for quote in ('"', "'"):
         opened = target.rfind(quote, 0, len(target) - 1)
         if target.endswith(quote) and opened > 0 and target[opened - 1].isspace() and is_picture(target[:opened]):
             target = SIZE.sub("", target[:opened].strip())
-    target = target.strip().removeprefix("<").removesuffix(">")
-    alt = " ".join(state.src[start + 2 : label_end].split())
-    return _note(state, silent, label_end + 3 + len(inside), [Shown(target, alt)])
+    return target.strip().removeprefix("<").removesuffix(">")
 
 
 def template(state: StateInline, silent: bool) -> bool:

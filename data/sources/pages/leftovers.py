@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from .page import Page, blanked
 from .shown import EMBEDDED, EXTENSIONS, Shown
 
 UNREAD = ("unread", "looks like a picture and is left in the text; write it as ![text](path)")
@@ -42,12 +43,7 @@ LOOKS = re.compile(
 )
 
 
-def leftovers(text: str, start: int, gone: list[tuple[int, int]]) -> Iterator[tuple[int, Shown]]:
-    """The places from `start` on that look like a picture. gone: what is cut out or code, by offsets."""
-    left, end = [], start
-    for first, last in sorted(gone):
-        left += [text[end:first], " " * (max(last, end) - max(first, end))]
-        end = max(end, last)
-    masked = "".join((*left, text[end:]))
-    for match in LOOKS.finditer(masked):
-        yield start + match.start(), Shown(" ".join(match[0].split())[:MOST_SHOWN], fault=UNREAD)
+def leftovers(text: str, start: int, page: Page) -> Iterator[tuple[int, Shown]]:
+    """The places from `start` on that look like a picture, outside of what is cut out, code, or a comment."""
+    for match in LOOKS.finditer(blanked(text, [(cut.start, cut.end) for cut in page.cuts] + page.quiet), start):
+        yield match.start(), Shown(" ".join(match[0].split())[:MOST_SHOWN], fault=UNREAD)

@@ -24,7 +24,7 @@ from mdit_py_plugins.footnote import footnote_plugin
 from . import blocks, inlines
 from .shown import DRAWING, VERSION, Shown, in_html, is_picture, literals
 
-ATTRIBUTES = re.compile(r"[ \t]{0,8}(?:\n[ \t]{0,8})?\{(?![{%#<])[^{}\n]{1,500}\}(?!\})")
+ATTRIBUTES = re.compile(r"[ \t]{0,8}(?:\n[ \t]{0,8})?\{(?![{%<]|# )[^{}\n]{1,500}\}(?!\})")
 """Directly behind a picture: `{ width=300 }` of pandoc and MkDocs, `{: .right}` of kramdown, on the next line too."""
 IMPORT = re.compile(r"""^import[ \t]+([A-Za-z_$][\w$]{0,80})[ \t]+from[ \t]+["']([^"'\n]{1,500})["'];?[ \t]*$""", re.M)
 """Of an MDX page."""
@@ -35,7 +35,7 @@ CHUNK = re.compile(r"(?:include_graphics\(([^)\n]{0,500})\)|^[ \t]*\.\. (?:image
 """A picture that code shows: R's knitr, and reStructuredText in `{eval-rst}`."""
 CHUNK_ONLY = re.compile(r"[ \t]*(?:#.*|:[\w-]+:.*|\.\. (?:image|figure)::.*|(?:knitr::)?include_graphics\(.*)?")
 CODE_TAGS = ("code", "pre", "script", "style", "textarea")
-UNUSED = ("unused", "no picture of the page refers to this definition")
+UNUSED = ("unused", "the page defines it and shows it nowhere")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Cut:
     end: int
     shown: tuple[Shown, ...] = ()
     what: str = ""
-    """What it is where it shows none: `template tag`, `attribute list`, `shell tag`, `definition`."""
+    """What it is where it shows none: `template tag`, `shell tag`, `definition`, `import`."""
 
 
 @dataclass(slots=True)
@@ -115,8 +115,18 @@ def parse(text: str, body_start: int) -> Page:
                 behind = ATTRIBUTES.match(text, cut.end) if item.attributes else None
                 page.cuts.append(replace(cut, end=behind.end()) if behind else cut)
     cuts, kept = _of_definitions(definitions, labels, text)
+    cuts += _of_imports(text, page)
     page.cuts, page.quiet = _apart(page.cuts + cuts), page.quiet + kept
     return page
+
+
+def blanked(text: str, gone: list[tuple[int, int]]) -> str:
+    """The text with spaces where something is cut out or is code, by offsets."""
+    left, end = [], 0
+    for first, last in sorted(gone):
+        left += [text[end:first], " " * (max(last, end) - max(first, end))]
+        end = max(end, last)
+    return "".join((*left, text[end:]))
 
 
 def plain(children: list[Token]) -> str:
@@ -287,6 +297,17 @@ def _of_definitions(
     return cuts, kept
 
 
+def _of_imports(text: str, page: Page) -> list[Cut]:
+    """The lines of an MDX page that name its pictures go, whether or not a tag shows them."""
+    shown = {shown.target for cut in page.cuts for shown in cut.shown}
+    cuts = []
+    for match in IMPORT.finditer(blanked(text, page.quiet)):
+        if is_picture(match[2]):
+            unused = () if match[2] in shown else (Shown(match[2], fault=UNUSED),)
+            cuts.append(Cut(match.start(), match.end(), unused, "import"))
+    return cuts
+
+
 # ---- from a block to the page ----
 
 
@@ -295,7 +316,8 @@ def _placed(found: list[_Found], token: Token, lines: list[str], starts: list[in
     if not found:
         return []
     assert token.map is not None  # a block knows its lines
-    rows, cuts = _rows(token.content, lines, starts, *token.map), []
+    first, last = token.map
+    rows, cuts = _rows(token.content, lines, starts, first, max(last, first + 1)), []  # deflist_plugin's may be empty
     for item in found:
         start = _place(rows, item.start)
         cuts.append(

@@ -33,7 +33,7 @@ ATTRIBUTE = re.compile(
 )
 ARGUMENT = re.compile(r"""(?:([\w.-]+)\s*[=:](?!//)\s*)?("[^"]*"|'[^']*'|`[^`]*`|[^\s"'`]+)""")
 LITERAL = re.compile(r"""(["'`])([^"'`\n]*)\1""")
-TEMPLATE = re.compile(r"\{\{[^{}]*\}\}|\{%[^{}]*%\}")
+TEMPLATE = re.compile(r"\{\{[<%]?([^{}]*)\}\}|\{%([^{}]*)%\}")
 CSS_URL = re.compile(r"""url\(\s*["']?([^"')\s]+)""")
 TAG_NAME = re.compile(r"<([A-Za-z][\w.:-]*)")
 
@@ -52,13 +52,13 @@ class Shown:
 
 def is_picture(target: str) -> bool:
     """Whether a name, a path or an address ends as picture files do, or is a picture written into the page."""
-    path = re.split(r"[?#|]", without_tags(target), maxsplit=1)[0].strip()
+    path = re.split(r"[?#|]", without_tags(target) if "{" in target else target, maxsplit=1)[0].strip()
     return target.startswith((EMBEDDED, "data:image/")) or _ends_well(path)
 
 
 def without_tags(target: str) -> str:
     """`{{ site.baseurl }}/img/lamp.png`: /img/lamp.png, and `{{ "lamp.png" | relative_url }}`: lamp.png."""
-    return TEMPLATE.sub(lambda match: next(filter(_ends_well, literals(match[0])), ""), target)
+    return TEMPLATE.sub(lambda match: next((shown.target for shown in in_template(match[1] or match[2])), ""), target)
 
 
 def in_html(tag: str, imports: Mapping[str, str]) -> list[Shown]:
@@ -86,7 +86,7 @@ def in_html(tag: str, imports: Mapping[str, str]) -> list[Shown]:
 def in_template(inside: str) -> list[Shown]:
     """Of what stands between the braces of a Hugo, Jekyll, Hexo or other template tag."""
     arguments = [(key.lower(), _text(value)) for key, value in ARGUMENT.findall(inside)]
-    if not arguments or arguments[0][1].startswith("/"):
+    if not arguments or inside.lstrip().startswith("/"):
         return []
     keyed = dict(reversed(arguments))
     alt = next((keyed[key] for key in ("alt", "caption", "title") if keyed.get(key)), "")

@@ -117,7 +117,7 @@ def test_the_commands(limner, folder, tmp_path):
         ("from", "chat", path): "--out",
         ("from", "chat", path, "--images", "nowhere", "--out", "o"): "nowhere: no such folder",
         ("from", "markdown", folder, "--images", folder, "--out", "o"): "images",
-        ("from", "chat", path, "--dry-run", 0): "from 1",
+        ("from", "chat", path, "--dry-run", 0): "1 to 1,000,000",
         ("from", "chat", path, "--set", "turns=some", "--out", "o"): "turns",
     }.items():
         code, _, err = limner("data", *words)

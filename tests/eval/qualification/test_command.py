@@ -328,7 +328,7 @@ def test_opening_as_it_is_released(tmp_path, capsys):
         ({"documents": "x", "rewards": {}}, "rewards, judge: give what is to be qualified"),
         ({"rewards": {"format": 0}}, "pairs, documents: give one or both"),
         ({"documents": "x", "rewards": {"format": 0}}, "no part has a weight"),
-        ({"documents": "x", "rewards": {"format": 1}, "threshold": 80}, "threshold: 80"),
+        ({"documents": "x", "rewards": {"format": 1}, "threshold": 80}, "threshold: expected a number 0 to 1, got 80"),
     ],
 )
 def test_settings_that_cannot_work(settings, words, tmp_path):

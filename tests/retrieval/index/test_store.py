@@ -138,7 +138,7 @@ def test_faulty_questions_are_refused(index, tmp_path):
             ask()
     plain = Index.create(tmp_path / "plain", Encoders())
     plain.add([PETS])
-    assert plain.search("purrs")[0].found_by == ("full text",) and plain.search("zzz") == []
+    assert plain.search("purrs")[0].found_by == ("letters",) and plain.search("zzz") == []
     with pytest.raises(InputError, match="without a picture encoder"):
         plain.search(None, Image.new("RGB", (5, 5)))
     (tmp_path / "other").mkdir()
@@ -202,8 +202,8 @@ def test_an_index_of_another_encoder_is_refused(index):
 def test_another_format_and_an_unfinished_index_are_refused(index, tmp_path):
     manifest = lancedb.connect(index.place).open_table("manifest")
     value = manifest.to_arrow().to_pylist()[0]["json"]
-    manifest.update(values={"json": json.dumps(json.loads(value) | {"version": 2})})
-    with pytest.raises(InputError, match="format 2"):
+    manifest.update(values={"json": json.dumps(json.loads(value) | {"version": 3})})
+    with pytest.raises(InputError, match="format 3"):
         Index.open(index.place, BOTH)
     manifest.update(values={"json": "[]"})
     with pytest.raises(InputError, match="cannot be read"):

@@ -141,7 +141,10 @@ def test_yaml_weighs_them_beside_others(places):
         ({"rewards": {"image/clipscore": 0}}, "give at least one reward with a positive weight"),
         ({"rewards": {"image/clipscore": {"models": "x"}}}, "rewards.image/clipscore: models: unknown key; .* model"),
         ({"encoders": {"default": {"device": "gpu"}}}, "my.yaml: encoders.default: device: 'gpu'"),
-        ({"encoders": {"default": {"batch_size": 0}}}, "encoders.default.batch_size: expected at least 1, got 0"),
+        (
+            {"encoders": {"default": {"batch_size": 0}}},
+            "encoders.default.batch_size: expected a number 1 to 1,000,000, got 0",
+        ),
         ({"encoders": {"default": {"dtype": "int8"}}}, "encoders.default.dtype: expected one of float32, "),
     ],
 )

@@ -380,5 +380,5 @@ def test_settings(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"serving {served} at http://127.0.0.1:")
     with pytest.raises(InputError, match="give at least one a weight; those are served"):
         server_module.main(["--rewards.format", "0"])
-    with pytest.raises(InputError, match="max_waiting: 0"):
+    with pytest.raises(InputError, match="max_waiting: expected a number 1"):
         server_module.main(["--max_waiting", "0"])

@@ -12,7 +12,8 @@ from transformers import LlamaConfig
 from limner.configs.errors import InputError
 from limner.models.checkpoints.folder import save
 from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
-from limner.models.sampler.generation import Sampling, _Run
+from limner.models.sampler.request import Request, Sampling
+from limner.models.sampler.slots import Sampler
 from limner.models.tokens.processing import Processor
 from limner.models.tokens.sequence import TokenBatch, TokenSequence
 from limner.train.plan import memory
@@ -231,7 +232,10 @@ def test_kv_cache_is_exact(policy, guidance, tmp_path):
     shape = shape_of(policy, tmp_path)
     for half, under in ((False, nullcontext()), (True, torch.autocast("cpu", torch.bfloat16))):
         with torch.no_grad(), under:
-            sampler = _Run(policy, [prompt] * 3, Sampling(run.completion, guidance=guidance), [2, 2, 2], range(6))
+            sampler = Sampler(policy)
+            request = Request(prompt, Sampling(run.completion, guidance=guidance), 0)
+            sampler.admit(range(6), [request] * 6)
+            sampler.cache.reserve(run.length, run.length)  # as it is before the last step
         real = sum(tensor.nbytes for layer in sampler.cache.layers for tensor in (layer.keys, layer.values))
         assert memory.kv_cache(shape, replace(run, half=half)) == real
 
@@ -329,14 +333,14 @@ def test_command(policy, tmp_path, capsys):
     [
         (["--model", "nowhere"], "no config.json"),
         ([], "model: missing"),
-        (["--model", "MODEL", "--memory", "-1"], "memory: -1.0 is out of range"),
-        (["--config", "grpo/tiny", "--model", "MODEL", "--gpus", "0"], "^--gpus: 0 is no number"),
+        (["--model", "MODEL", "--memory", "-1"], "^--memory: expected a number"),
+        (["--config", "grpo/tiny", "--model", "MODEL", "--gpus", "0"], "^--gpus: expected a number 1 to"),
         (["--model", "MODEL", "--strategy", "zero4"], "zero4"),
         (["--model", "MODEL", "--image_share", "0.5"], "--image_codes"),
         (["--model", "BROKEN"], "cannot be read"),
         (["--model", "MODEL", "--freeze", "vision"], "freeze: the model has no submodule 'vision'"),
         (["--model", "MODEL", "--lora.targets", "query"], "lora.targets: query is no layer"),
-        (["--model", "MODEL", "--lora.rank", "0"], "lora.rank: 0"),
+        (["--model", "MODEL", "--lora.rank", "0"], "^--lora.rank: expected a number 1 to"),
     ],
 )
 def test_bad_input(policy, tmp_path, words, complaint):

@@ -109,7 +109,7 @@ def test_the_section_is_read_from_flags():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "lora.rank: 0"),
+        ({"rank": 0}, "lora.rank: expected a number 1 to"),
         (
             {"targets": ["q_proj", "lm_head"]},
             "lora.targets: lm_head is no layer to adapt; there are down_proj, ",

@@ -199,7 +199,7 @@ def test_clean_stories_are_perfect():
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_a_noise_that_is_no_share_is_refused(value):
-    with pytest.raises(InputError, match="noise.picture: .* no share between 0 and 1"):
+    with pytest.raises(InputError, match="^noise.picture: expected a number 0 to 1"):
         Noise(picture=value)
 
 

@@ -1,0 +1,366 @@
+"""THE sampler: rows that join and leave while others run, each with state of its own.
+
+A step draws an id for every row (`draw`) and runs the model over them (`feed`). A row may be inside an image while its
+neighbour writes text. The grammar is forced (the whole pattern of an image behind `<boi>`, at most `max_images`), each
+id is drawn with the uniform that belongs to its row and its place in it, and every log-prob is that of the distribution
+that was really sampled. So an answer does not depend on its neighbours, nor on when it was admitted. No step runs
+Python per row, and none inside a picture waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..policy import UnifiedPolicy
+from ..tokens.sequence import CODE
+from .cache import SlotCache
+from .draw import Kinds, draw, uniforms
+from .grammar import ANY_TEXT, TEXT, Grammar
+from .prefill import Prefix, key_of, key_without, prefill
+from .request import Request, Sample
+from .state import FREE, NO_LIMIT, TWIN, Message, Mirror, State
+
+
+class Sampler:
+    """`fixed`: every step has the shape of its bucket, slots a power of two and columns whole blocks, and runs both
+    heads on all slots, so that its shape says nothing about the rows; the ids are the same.
+
+    `late`: the ids of a text are read behind the forward pass that they go into, so that a GPU always has work; by
+    default on a GPU. A row that has ended then runs through one more.
+    """
+
+    def __init__(self, policy: UnifiedPolicy, fixed: bool = False, late: bool | None = None):
+        self.policy, self.vocabulary, self.fixed = policy, policy.vocabulary, fixed
+        self.device = next(policy.model.parameters()).device
+        self.late = self.device.type != "cpu" if late is None else late
+        self.grammar = Grammar(self.vocabulary, self.device)
+        self.state, self.mirror = State.empty(self.device), Mirror()
+        self.cache = SlotCache(policy.model.config.get_text_config().num_hidden_layers, self.device)
+        self.hidden: Tensor | None = None
+        """Of the last token of every slot, [slots, H]."""
+        self.requests: dict[int, Request] = {}
+        self.kinds, self._need = Kinds(), 0
+        self._known: Prefix | None = None
+        """The prompt that came last: the rest of its group may follow."""
+        self._seen_again: Tensor | None = None
+        """Features of the last picture of each slot, [slots, features, H], for a model that looks at its own."""
+        self._indices: dict[str, tuple[np.ndarray, Tensor]] = {}
+        self._message: tuple[np.ndarray, Message] | None = None
+
+    @property
+    def running(self) -> int:
+        """Rows that have not ended, as far as the host knows."""
+        return int(self._rows().sum())
+
+    @property
+    def slots(self) -> int:
+        return len(self.mirror.key)
+
+    @property
+    def busy(self) -> int:
+        """Slots of running rows and of their twins."""
+        return int(self._alive().sum())
+
+    def _rows(self) -> np.ndarray:
+        return (self.mirror.key >= 0) & (self.mirror.place != self.grammar.finished)
+
+    def _alive(self) -> np.ndarray:
+        """Running rows and their twins."""
+        return self._rows()[self.mirror.leader] if self.slots else self._rows()
+
+    # ---- who comes and goes ----
+
+    def admit(self, keys: Sequence[int], requests: Sequence[Request]) -> None:
+        """Rows that run from the next `draw` on, under numbers of the caller's that no running row has.
+
+        Raises InputError for a prompt that leaves no position for an answer (PromptTooLong), and for a row that is
+        longer than the model rotates as it does shorter ones.
+        """
+        for request in requests:
+            self.policy.check_prompt(len(request.prompt))
+            self.policy.check_length(len(request.prompt) + request.sampling.max_new_tokens)
+        if not requests:
+            return
+        guided = [row for row, request in enumerate(requests) if request.sampling.guided]
+        slots = self._empty(len(requests) + len(guided))
+        own, twins = slots[: len(requests)], slots[len(requests) :]
+        twin_of = own.copy()
+        twin_of[guided] = twins
+        self.requests |= dict(zip(keys, requests, strict=True))
+        self._settings_changed()
+        starts = [key_of(request.prompt) for request in requests]
+        starts += [key_without(self.policy, requests[row].prompt) for row in guided]
+        length = self._prefill(requests, starts, slots)
+        mirror = self.mirror
+        mirror.key[own], mirror.key[twins], mirror.length[slots] = keys, TWIN, length
+        mirror.leader[slots], mirror.twin[slots] = np.concatenate([own, own[guided]]), np.concatenate([twin_of, twins])
+        self._link()
+        self.state.put(slots, position=length)
+        self._begin(requests, own)
+
+    def _prefill(self, requests: Sequence[Request], starts: Sequence, slots: np.ndarray) -> np.ndarray:
+        """Fills cache and hidden states of these slots, and says how many tokens each begins with."""
+        fresh = prefill(self.policy, requests, self._known.row if self._known else ())
+        length = np.zeros(len(slots), dtype=np.int64)
+        for prefix in (self._known, fresh):
+            if prefix is None or not (at := [n for n, key in enumerate(starts) if key in prefix.row]):
+                continue
+            rows = [prefix.row[starts[n]] for n in at]
+            length[at] = [prefix.length[row] for row in rows]
+            if self.hidden is None:
+                self.hidden = prefix.hidden.new_zeros(self.slots, prefix.hidden.shape[1])
+            self._reserve(int(max(length[at])) + 1)
+            slots_n, rows_n = (torch.tensor(list(part), device=self.device) for part in (slots[at], rows))
+            self.cache.admit(slots_n, prefix.layers, rows_n, torch.from_numpy(length[at]).to(self.device))
+            self.hidden[slots_n] = prefix.hidden[rows_n]
+        last = requests[-1].prompt
+        kept = (key_of(last), key_without(self.policy, last))
+        newest = fresh if fresh is not None and key_of(last) in fresh.row else self._known
+        assert newest is not None
+        self._known = newest.only(kept, [last])
+        return length
+
+    def _reserve(self, tokens: int) -> None:
+        self.cache.reserve(tokens, NO_LIMIT if self.fixed else self._need)
+
+    def _begin(self, requests: Sequence[Request], own: np.ndarray) -> None:
+        """Settings, random stream and counters of new rows."""
+        asked = [request.sampling for request in requests]
+        limit = np.array([sampling.max_new_tokens for sampling in asked])
+        self.state.widen(int(limit.max()))
+        numbers = np.zeros((len(asked), self.state.uniforms.shape[1]))
+        for row, request in enumerate(requests):
+            numbers[row, : limit[row]] = uniforms(request.sampling.seed, request.row, int(limit[row]))
+        place = np.array([self.grammar.opening if sampling.begin_with_image else TEXT for sampling in asked])
+        mirror = self.mirror
+        mirror.place[own], mirror.limit[own], mirror.drawn[own], mirror.read[own] = place, limit, 0, 0
+        self.state.put(
+            own,
+            place=place,
+            limit=limit,
+            drawn=0 * limit,
+            images=0 * limit,
+            max_images=[NO_LIMIT if s.max_images is None else s.max_images for s in asked],
+            temperature=[sampling.temperature for sampling in asked],
+            top_k=[sampling.top_k for sampling in asked],
+            top_p=[sampling.top_p for sampling in asked],
+            guidance=[sampling.guidance for sampling in asked],
+            uniforms=numbers,
+        )
+
+    def leave(self) -> dict[int, Sample]:
+        """The rows that have ended; their slots are free from now on."""
+        mirror = self.mirror
+        done = np.flatnonzero((mirror.key >= 0) & (mirror.place == self.grammar.finished))
+        if not len(done):
+            return {}
+        at, longest = torch.from_numpy(done).to(self.device), int(mirror.drawn[done].max())
+        ids, logp = self.state.ids[at, :longest].cpu(), self.state.logp[at, :longest].cpu()
+        samples = {}
+        with torch.inference_mode(False):  # copies that a loss may hold
+            for row, slot in enumerate(done):
+                key, length = int(mirror.key[slot]), int(mirror.drawn[slot])
+                samples[key] = Sample(ids[row, :length].clone(), logp[row, :length].clone())
+                del self.requests[key]
+        freed = np.union1d(done, mirror.twin[done])
+        mirror.key[freed], mirror.leader[freed], mirror.twin[freed], mirror.length[freed] = FREE, freed, freed, 0
+        self.cache.free(torch.from_numpy(freed).to(self.device))
+        self._link()
+        self._settings_changed()
+        return samples
+
+    def shrink(self) -> None:
+        """Drops free slots."""
+        kept = np.flatnonzero(self.mirror.key != FREE)
+        added = self._bucket(len(kept)) - len(kept)
+        if len(kept) + added < self.slots:
+            self._arrange(kept, added)
+
+    def _empty(self, count: int) -> np.ndarray:
+        """Free slots, new ones if need be."""
+        free = np.flatnonzero(self.mirror.key == FREE)
+        if len(free) < count:
+            self._arrange(np.arange(self.slots), self._bucket(self.slots + count - len(free)) - self.slots)
+            free = np.flatnonzero(self.mirror.key == FREE)
+        return free[:count]
+
+    def _bucket(self, slots: int) -> int:
+        return 1 << (slots - 1).bit_length() if self.fixed and slots else slots
+
+    def _arrange(self, order: np.ndarray, added: int) -> None:
+        """All that is kept by slot: these slots in this order, and free ones behind."""
+        order_S = torch.from_numpy(order).to(self.device)
+        place_of = np.full(self.slots, -1)
+        place_of[order] = np.arange(len(order))
+        self.mirror.arrange(order, added)
+        new = np.arange(len(order) + added)
+        for links in (self.mirror.leader, self.mirror.twin):
+            links[: len(order)] = place_of[links[: len(order)]]
+            links[len(order) :] = new[len(order) :]
+        for places in (self.mirror.place, self.mirror.before):
+            places[len(order) :] = self.grammar.finished
+        self.state.arrange(order_S, added)
+        self.state.place[len(order) :] = self.grammar.finished
+        self.cache.arrange(order_S, added)
+        for name in ("hidden", "_seen_again"):
+            if (tensor := getattr(self, name)) is not None:
+                setattr(self, name, torch.cat([tensor[order_S], tensor.new_zeros(added, *tensor.shape[1:])]))
+        self._link()
+
+    def _link(self) -> None:
+        """Who belongs to whom, as the mirror has it."""
+        self.state.leader = torch.from_numpy(self.mirror.leader).to(self.device)
+        self.state.twin = torch.from_numpy(self.mirror.twin).to(self.device)
+
+    def _settings_changed(self) -> None:
+        running = self.requests.values()
+        self.kinds = Kinds.of([request.sampling for request in running])
+        self._need = max((len(item.prompt) + item.sampling.max_new_tokens for item in running), default=0)
+
+    # ---- a step ----
+
+    def draw(self) -> None:
+        """The next id of every running row."""
+        state, grammar, before = self.state, self.grammar, self.mirror.place
+        text, image = (self._at(kind) for kind in (ANY_TEXT, CODE))
+        due, place = grammar.due.index_select(0, state.place), grammar.after.index_select(0, state.place)
+        ids, logp = due.clone(), torch.zeros_like(due, dtype=torch.float32)
+        uniform = state.uniforms.gather(1, state.drawn[:, None])[:, 0]
+        if text is not None:
+            chosen, p = self._text(text, uniform)
+            led_to = grammar.led_to.index_select(0, chosen)
+            self._put(due == ANY_TEXT, text, (ids, chosen), (logp, p), (place, led_to))
+        if image is not None:
+            chosen, p = self._image(image, uniform)
+            self._put(due == CODE, image, (ids, chosen + self.vocabulary.text_size), (logp, p))
+        alive = state.place != grammar.finished
+        state.ids.scatter_(1, state.drawn[:, None], ids[:, None])
+        state.logp.scatter_(1, state.drawn[:, None], logp[:, None])
+        state.drawn += alive
+        state.images += place == 1
+        state.place = place.masked_fill(state.drawn >= state.limit, grammar.finished)
+        state.next = ids
+        self._follow(before, ids)
+        if not self.late:
+            self.settle()
+
+    def _text(self, at: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        state, hidden = self.state, cast(Tensor, self.hidden)
+        limit = state.max_images.index_select(0, at) if self.kinds.limited else None
+        scores = self.policy.allowed_text_logits(hidden.index_select(0, at), state.images.index_select(0, at), limit)
+        return draw(scores, uniform.index_select(0, at), state.rules(at, self.kinds), self.kinds)
+
+    def _image(self, at: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes; a row without guidance is its own twin, so that the formula leaves its scores as they are."""
+        state, hidden = self.state, cast(Tensor, self.hidden)
+        states, guidance = hidden.index_select(0, at), state.guidance.index_select(0, at)[:, None]
+        without = hidden.index_select(0, state.twin.index_select(0, at)) if self.kinds.guided else None
+        scores = self.policy.guided_image_logits(states, without, guidance)
+        return draw(scores, uniform.index_select(0, at), state.rules(at, self.kinds), self.kinds)
+
+    def _put(self, due_S: Tensor, at: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
+        """Into each of the first the values of the second, which are of the slots `at`, where they are due."""
+        for target, values in pairs:
+            if self.fixed:
+                target.copy_(torch.where(due_S, values, target))
+            else:
+                target.index_copy_(0, at, values)
+
+    def _at(self, kind: int) -> Tensor | None:
+        """The slots at which that is due; None for none. In buckets all slots, whatever is due."""
+        slots = np.arange(self.slots)
+        if not self.fixed:
+            slots = np.flatnonzero(self.grammar.host_due[self.mirror.place] == kind)
+        return self._index(str(kind), slots) if len(slots) else None
+
+    def _index(self, name: str, slots: np.ndarray) -> Tensor:
+        """Slots as a tensor, which is made anew only where it is another than at the step before."""
+        if name not in self._indices or not np.array_equal(self._indices[name][0], slots):
+            self._indices[name] = slots, torch.from_numpy(slots).to(self.device)
+        return self._indices[name][1]
+
+    def _follow(self, before: np.ndarray, ids: Tensor) -> None:
+        """The host's part of a draw: counters and places, all but where a text leads."""
+        mirror, grammar = self.mirror, self.grammar
+        mirror.before = before
+        text = np.flatnonzero(grammar.host_due[before] == ANY_TEXT)
+        mirror.drawn = mirror.drawn + (before != grammar.finished)
+        mirror.place = grammar.host_after[before]
+        if len(text):
+            self._message = text, Message(ids)
+        painted = np.flatnonzero(mirror.place == grammar.painted)
+        mirror.place[mirror.drawn >= mirror.limit] = grammar.finished
+        if len(painted) and self.vocabulary.controls.image in self.vocabulary.image:
+            self._see_again(painted)
+
+    def read(self, key: int) -> list[int]:
+        """The ids of a row that nobody has read yet; those of a picture only once it is whole, or the row has ended."""
+        mirror, grammar = self.mirror, self.grammar
+        slot = int(np.flatnonzero(mirror.key == key)[0])
+        start, stop, place = int(mirror.read[slot]), int(mirror.drawn[slot]), int(mirror.place[slot])
+        if self._message is not None or start == stop or (1 < place < grammar.finished and place != grammar.painted):
+            return []
+        mirror.read[slot] = stop
+        if stop - start == 1 and grammar.host_due[mirror.before[slot]] == ANY_TEXT:
+            return [int(mirror.told[slot])]
+        return self.state.ids[slot, start:stop].tolist()
+
+    def settle(self) -> None:
+        """Learns which texts go on, open a picture or end; the one wait of a step, and of none inside pictures."""
+        if self._message is None:
+            return
+        (text, message), self._message = self._message, None
+        mirror, ids = self.mirror, message.read()[text]
+        mirror.told[text] = ids
+        mirror.place[text] = self.grammar.host_led_to[ids]
+        mirror.place[mirror.drawn >= mirror.limit] = self.grammar.finished
+
+    def feed(self) -> None:
+        """The model over the ids that were drawn last."""
+        alive = self._alive()
+        if not alive.any():
+            return
+        state, length = self.state, self.mirror.length
+        seen = int(length[alive].max()) + 1
+        self._reserve(seen)
+        mask = self.cache.begin(self.cache.columns if self.fixed else seen)
+        ids = state.next.index_select(0, state.leader)[:, None]
+        hidden = self.policy.hidden(ids, state.position[:, None], mask, self.cache, self._features())
+        self.hidden = hidden[:, -1]
+        running = state.place.index_select(0, state.leader) != self.grammar.finished
+        state.position += running
+        self.cache.length_S += running
+        self.mirror.length = length + alive
+        self.settle()
+
+    # ---- a model with a picture encoder of its own ----
+
+    def _see_again(self, painted: np.ndarray) -> None:
+        """Features of the pictures that these rows have just finished."""
+        vocabulary, processor, mirror = self.vocabulary, self.policy.processor, self.mirror
+        pattern = np.array(vocabulary.image[: vocabulary.last_code + 1])
+        behind = np.flatnonzero(pattern == CODE) - len(pattern)
+        at = torch.from_numpy(painted).to(self.device)
+        columns = torch.from_numpy(mirror.drawn[painted, None] + behind).to(self.device)
+        codes_nN = (self.state.ids[at].gather(1, columns) - vocabulary.text_size).cpu().numpy()
+        pixels = torch.stack([processor.seen_again(codes_N) for codes_N in codes_nN])
+        features = self.policy.image_features(pixels.to(self.device))
+        if self._seen_again is None:
+            self._seen_again = features.new_zeros(self.slots, *features.shape[1:])
+        self._seen_again[at] = features
+
+    def _features(self) -> Tensor | None:
+        """What stands at the placeholders among the ids to be fed, in the order of slots."""
+        if self._seen_again is None:
+            return None
+        image, leader = self.vocabulary.controls.image, self.mirror.leader
+        drawn_at = self.mirror.before[leader]
+        at = np.flatnonzero(self.grammar.host_due[drawn_at] == image)
+        number = np.cumsum(self.grammar.host_due == image) - 1
+        of, which = (torch.from_numpy(part[at]).to(self.device) for part in (leader, number[drawn_at]))
+        return self._seen_again[of, which]
