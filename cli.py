@@ -14,7 +14,7 @@ from .configs.commands import COMMANDS, listing, sentence
 from .configs.errors import ArgumentParser, InputError, run_or_exit
 from .configs.on_demand import on_demand
 from .configs.schema import did_you_mean
-from .configs.terminal import say
+from .configs.terminal import one_line, say
 
 if TYPE_CHECKING:
     from .data.insertion.placements import Candidate
@@ -77,42 +77,73 @@ def _version() -> str:
         return "(not installed: run from its sources)"
 
 
-def evaluate(argv: Sequence[str]) -> None:
+def evaluate(argv: Sequence[str]) -> int:
+    """Exit code: 1 where a run has not one score."""
     from .eval.run import main
-    from .report.evaluation import write_report
+    from .report.evaluation import no_score, write_report
 
+    faults = 0
     for folder in main(argv):
-        say(write_report(folder))
+        said = write_report(folder)
+        if reason := no_score(folder):
+            faults += 1
+            say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
+        say(said)
+    return int(faults > 0)
 
 
 def from_source(argv: Sequence[str]) -> None:
     parser = _parser("data from")
     parser.add_argument("kind", metavar="SOURCE", help="one of `limner list source`, or path/to/file.py:Name")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the source")
+    parser.add_argument("--images", default="", metavar="ROOT", help="folder of the pictures that its records name")
     _convert(parser, argv)
 
 
 def from_markdown(argv: Sequence[str]) -> None:
     parser = _parser("data from-markdown")
-    parser.set_defaults(kind="markdown", set=[])
+    parser.set_defaults(kind="markdown", set=[], images="")
     _convert(parser, argv)
 
 
 def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="what it reads")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of shards to write")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of shards to write")
     parser.add_argument(
         "--heldout-share", type=bounded(Share), default=0.1, help="share of documents held out (default 0.1)"
     )
+    parser.add_argument("--keep-duplicates", action="store_true", help="give a second document of an id another id")
     parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR holds")
+    parser.add_argument(
+        "--dry-run", type=bounded(OneOrMore), metavar="N", help="say what the first N records give, and write nothing"
+    )
+    arguments = parser.parse_args(argv)
+    target: Path | None = arguments.out
+    if target is None and arguments.dry_run is None:
+        parser.error("the following arguments are required: --out")
+
+    from .data.conversion import convert, open_source, setting, try_source
+
+    images = {"images": arguments.images} if arguments.images else {}
+    source = open_source(arguments.kind, dict(map(setting, arguments.set)) | images)
+    keep = arguments.keep_duplicates
+    if target is None or arguments.dry_run is not None:
+        say(try_source(source, arguments.source, arguments.dry_run, keep).table())
+        return
+    share, overwrite = arguments.heldout_share, arguments.overwrite
+    report = convert(source, arguments.source, target, heldout_share=share, keep_duplicates=keep, overwrite=overwrite)
+    say(report.summary())
+
+
+def sniff(argv: Sequence[str]) -> None:
+    parser = _parser("data sniff")
+    parser.add_argument("source", type=Path, metavar="SRC", help="a file, a folder, or ORG/NAME on the Hub")
+    parser.add_argument("--images", default="", metavar="ROOT", help="folder of the pictures that its records name")
     arguments = parser.parse_args(argv)
 
-    from .data.conversion import convert, open_source, setting
+    from .data.sniff import sniff
 
-    source = open_source(arguments.kind, dict(map(setting, arguments.set)))
-    share, overwrite = arguments.heldout_share, arguments.overwrite
-    report = convert(source, arguments.source, arguments.out, heldout_share=share, overwrite=overwrite)
-    say(report.summary())
+    say(sniff(arguments.source, arguments.images))
 
 
 def preview(argv: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -23,7 +22,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 
 from .commands import COMMANDS, sentence
-from .errors import InputError, writing
+from .errors import InputError
 from .redaction import without_secrets
 from .registry import names_in
 from .schema import (
@@ -44,6 +43,7 @@ from .schema import (
     unknown_key,
 )
 from .terminal import say
+from .whole import write_atomically
 from .yaml_file import read_yaml, scalar
 
 __all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "resolved", "save_resolved"]
@@ -134,23 +134,11 @@ def save_resolved(path: str | os.PathLike[str], *instances: Any) -> None:
 
     Secrets are left out, at any depth, and named in its second line. The file appears whole or not at all."""
     values, secrets = resolved(*instances)
-    path, text = Path(path), "# The configuration this run used.\n"
+    text = "# The configuration this run used.\n"
     if secrets:
-        text += f"# Keys and passwords are not saved; give them again: {' '.join(', '.join(secrets).split())}\n"
-    text += yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(beside, 0o644)  # mkstemp's 0600 would hide it from everybody else
-            os.replace(beside, path)
-        except BaseException:
-            os.unlink(beside)
-            raise
+        names = " ".join(", ".join(secrets).split())
+        text += f"# Keys and passwords are not saved; give them again: {names}\n"
+    write_atomically(Path(path), text + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def resolved(*instances: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,8 +12,12 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("studies.demo:main", "train and look at the embedded model: writes runs/demo/report.html"),
-    "data from": Command("cli:from_source", "turn what a source reads into shards: Markdown, MRAMG files, your own"),
-    "data from-markdown": Command("cli:from_markdown", "turn a folder of Markdown with pictures into shards"),
+    "data from": Command(
+        "cli:from_source",
+        "turn data into shards: chats, captioned pictures, tars, tables, Markdown, your own",
+    ),
+    "data from-markdown": Command("cli:from_markdown", "the same as `data from markdown`, for one version more"),
+    "data sniff": Command("cli:sniff", "say which source reads a file or folder, and by what command"),
     "data preview": Command("cli:preview", "an HTML page of samples of a shard folder"),
     "data validate": Command("cli:validate", "check every record of a shard folder"),
     "data insertion": Command(
@@ -24,6 +28,10 @@ COMMANDS = {
     ),
     "grpo": Command("train.grpo:main", "stage II: extended GRPO"),
     "preflight": Command("train.grpo:preflight", "check that a GRPO run can learn, and take no step"),
+    "rate-prompts": Command(
+        "train.grpo:rate_prompts",
+        "answer the prompts of a GRPO run; keep those neither too easy nor too hard",
+    ),
     "plan": Command("train.plan.command:main", "predict whether a GRPO run fits the memory"),
     "trajectories": Command("report.viewer.trajectories:main", "an HTML page of the groups that a GRPO run sampled"),
     "insert-or-generate": Command(
@@ -38,6 +46,7 @@ COMMANDS = {
     "bench sampler": Command(
         "studies.bench.sampler:main", "time the sampler, and transformers' own `generate` beside it"
     ),
+    "bench lora": Command("studies.bench.lora:main", "time rollouts with an adapter, merged and not, and without one"),
     "bench insertion": Command("studies.bench.insertion:main", "train an embedded inserter, and time its two modes"),
     "bench retrieval": Command(
         "studies.bench.retrieval:main", "recall, latency and size of a vector index against exact search"

@@ -24,6 +24,10 @@ class InputError(ValueError):
     """Says in one line which file, record or option is at fault and what to do; the CLI prints that line alone."""
 
 
+class Unavailable(InputError):
+    """Somebody who was asked gives no answers for now; asked again later he may."""
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose faults are InputErrors, and which takes `--max_images` for `--max-images`."""
 

@@ -22,7 +22,7 @@ FILLED = {
     "reward": ("completions",),
     "benchmark": ("items", "data", "answers"),
     "strategy": ("means", "question", "hits"),
-    "prompt": ("value", "identifier"),
+    "prompt": ("value", "identifier", "folder"),
     "family": ("model", "processor"),
 }
 """What is no option, since limner gives it."""

@@ -183,7 +183,8 @@ def fitting(kind: str, thing: Any, where: str) -> Any:
 
 def label_of(name: str) -> str:
     """A name as one word, as it stands in metrics."""
-    name = re.sub(r"/.*/(?=[^/]+\.yaml$)", "/", name)  # a file without its folders
+    if name.endswith(".yaml") and "/" in name:  # a file without its folders
+        name = f"{name.partition('/')[0]}/{name.rpartition('/')[2]}"
     return re.sub(r"\W+", "_", re.sub(r"\.v\d+$|\.yaml$", "", name)).strip("_")
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -24,6 +25,7 @@ CSS = """
 .sample { border-top: 1px solid var(--line); padding: 1.5rem 0; }
 .sample h2 { font: 600 1.1rem/1.3 var(--serif); margin: 0 0 0.2rem; overflow-wrap: anywhere; }
 .sample .kind { color: var(--muted); font-size: 0.8rem; margin: 0 0 1rem; }
+.rules td, .rules th { text-align: left; padding: 0.1rem 1.5rem 0.1rem 0; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8rem; }
 """
 
@@ -46,10 +48,27 @@ def write_preview(directory: str | Path, page: str | Path, samples: int = 24, sp
 <h1>{html.escape(name)}</h1>
 <p class="facts">{html.escape(_facts(index, split, len(shown)))}</p>
 {"".join(shown)}
+{_rules_html(index.report)}
 <details><summary>Report of the converter</summary><pre>{html.escape(report)}</pre></details>
 </main>"""
     write_atomically(Path(page), html_page(f"{name}: {split}", body, CSS))
     return len(shown)
+
+
+def _rules_html(report: dict[str, Any]) -> str:
+    """What the converter's rules did, a row each; what stands in an index may be anything."""
+    rules = report.get("rules")
+    if not isinstance(rules, dict):
+        return ""
+    rows = [
+        f"<tr><td>{html.escape(str(rule))}</td><td>{html.escape(what)}</td><td>{html.escape(str(count))}</td></tr>"
+        for what in ("left out", "kept")
+        if isinstance(rules.get(what), dict)
+        for rule, count in rules[what].items()
+    ]
+    read = f"{report.get('records') or report.get('documents')} records gave {report.get('documents')} documents"
+    table = f"<table><tr><th>rule</th><th>what it did</th><th>times</th></tr>{''.join(rows)}</table>" if rows else ""
+    return f'<section class="rules"><h2>Rules</h2><p>{html.escape(read)}</p>{table}</section>'
 
 
 def _splits(index: ShardIndex) -> list[str]:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
 from ..configs.errors import InputError, reading
+from ..configs.json_text import json_at, parse_json
 from ..configs.options import make
 from ..configs.registry import entries, find, register
-from ..models.documents.document import InterleavedDocument, TextSegment
+from ..configs.schema import did_you_mean
+from ..models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from ..models.documents.forms import kind_of, make_prompt
+
+SEPARATOR = re.compile(r"[\s,]*")
+KEYS = ("prompt", "image", "images", "id", "meta")
+"""Of a line in the form `prompt`."""
 
 
 def pack_prompt(prompt: InterleavedDocument) -> str:
@@ -26,29 +37,55 @@ def pack_prompt(prompt: InterleavedDocument) -> str:
 
 
 def unpack_prompt(value: str) -> InterleavedDocument:
-    return InterleavedDocument.from_json(json.loads(value))
+    return InterleavedDocument.from_json(parse_json(value))
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, dict]]:
-    """(place, object) of each line of a JSONL file. Raises InputError naming file and line."""
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each record of a file of JSON lines, in any of the forms in which such files are published.
+
+    Lines may end in commas, a record may take several lines, and the whole may be one JSON list, whatever the file is
+    called. Raises InputError naming file and line.
+    """
+    values = read_values(path)
+    if len(values) == 1 and isinstance(values[0][1], list):
+        values = [(f"{path}: record {number}", value) for number, value in enumerate(values[0][1], 1)]
+    if not values:
+        raise InputError(f"{path}: no records; expected one JSON object a line")
+    yield from values
+
+
+def read_values(path: Path) -> list[tuple[str, Any]]:
+    """(place, value) of each JSON value of a file, with spaces, line breaks or commas between. Raises InputError."""
     with reading(path):
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON strings may hold what `splitlines` splits at
-    found = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+        text = path.read_text(encoding="utf-8-sig")
+    return list(_values(text, path))
+
+
+def _values(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """By the line each begins in."""
+    line, counted, at = 1, 0, _between(text, 0)
+    while at < len(text):
+        line, counted = line + text.count("\n", counted, at), at
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON: {error}") from None
-        found += 1
-        yield f"{path}:{number}", value
-    if not found:
-        raise InputError(f"{path}: no lines; expected one JSON object a line")
+            value, end = json_at(text, at)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deep" if isinstance(error, RecursionError) else error
+            raise InputError(f"{path}:{line}: not JSON: {reason}") from None
+        yield f"{path}:{line}", value
+        at = _between(text, end)
+
+
+def _between(text: str, at: int) -> int:
+    """Where the next value begins."""
+    found = SEPARATOR.match(text, at)
+    return found.end() if found else at
 
 
 class PromptForm(Protocol):
-    """How one line of a file becomes a prompt. A form is registered under the key that tells a line of its own."""
+    """How one line of a file becomes a prompt. A form is registered under the key that tells a line of its own.
+
+    One that has a parameter `folder` is given that of the file, to which names of pictures are relative.
+    """
 
     def __call__(self, value: dict[str, Any], identifier: str) -> InterleavedDocument | str:
         """Raises InputError (without the place, which is added) for a line that is none of its form."""
@@ -56,11 +93,52 @@ class PromptForm(Protocol):
 
 
 @register("prompt", "prompt")
-def text_prompt(value: dict[str, Any], identifier: str) -> InterleavedDocument:
-    """{"prompt": "text"}"""
-    if not isinstance(value["prompt"], str):
-        raise InputError(f"`prompt` is a {type(value['prompt']).__name__}, no text")
-    return InterleavedDocument((TextSegment(value["prompt"]),), identifier)
+def text_prompt(value: dict[str, Any], identifier: str, folder: Path) -> InterleavedDocument:
+    """{"prompt": "text"}, maybe with "image" or "images" before it, "id", and "meta" for rewards"""
+    check_keys(value, KEYS)
+    text, meta = value["prompt"], value.get("meta", {})
+    if not isinstance(text, str):
+        raise InputError(f"`prompt` is {kind_of(text)}, no text")
+    if not isinstance(meta, dict):
+        raise InputError(f"`meta` is {kind_of(meta)}, no object")
+    if "image" in value and "images" in value:
+        raise InputError("`image` and `images` stand in one line; give one")
+    names = [value["image"]] if "image" in value else value.get("images", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError("`image` is the file of a picture or a data URI, `images` a list of them")
+    pictures = [_picture(name, folder) for name in names]
+    return replace(make_prompt(text, pictures), id=identifier, meta=meta)
+
+
+def _picture(name: str, folder: Path) -> Path | Image.Image:
+    if not name.startswith("data:"):
+        return inside(folder, name, "put it below the folder of the prompts")
+    try:
+        segment = InterleavedDocument.from_json({"segments": [{"type": "image", "image": name}]}).segments[0]
+    except ValueError as error:
+        raise InputError(f"a data URI of a picture: {error}") from None
+    assert isinstance(segment, ImageSegment) and segment.image is not None
+    return segment.image
+
+
+def inside(folder: Path, name: str, remedy: str) -> Path:
+    """The file of that name, which need not exist. Raises InputError where it lies outside the folder."""
+    path = folder / name
+    try:
+        lies_there = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links
+        raise InputError(f"picture {name[:80]!r} is no name of a file") from None
+    if not lies_there:
+        raise InputError(f"picture {name!r} is outside {folder}; {remedy}")
+    return path
+
+
+def check_keys(value: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises InputError for a key that a form does not read: what it says would be lost."""
+    if unknown := [key for key in value if key not in known]:
+        hint = did_you_mean(unknown[0], known)
+        said = hint or "what rewards are to know of a prompt goes into `meta`" * ("meta" in known)
+        raise InputError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}{said and '; '}{said}")
 
 
 @register("prompt", "segments")
@@ -98,9 +176,13 @@ def prompt_form(name: str) -> PromptForm:
 
 def prompt_of(value: Any, place: str, form: PromptForm) -> InterleavedDocument:
     """The prompt of one line. Raises InputError naming the line."""
-    identifier = Path(place).name
+    path = Path(place)
+    identifier = value.get("id", path.name) if isinstance(value, dict) else path.name
+    if type(identifier) not in (str, int):
+        raise InputError(f"{place}: `id` is {kind_of(identifier)}, neither a text nor a whole number")
+    filled = {"folder": path.parent} if "folder" in signature(form).parameters else {}
     try:
-        made = form(value, identifier)
+        made = form(value, str(identifier), **filled)
     except Exception as error:  # whoever wrote the form knows what it may raise; the line is at fault, or the form
         words = str(error) if isinstance(error, InputError) else f"the form raises {type(error).__name__}: {error}"
         raise InputError(f"{place}: {words}") from error
@@ -108,7 +190,7 @@ def prompt_of(value: Any, place: str, form: PromptForm) -> InterleavedDocument:
         made = InterleavedDocument((TextSegment(made),))
     if not isinstance(made, InterleavedDocument):
         raise InputError(f"{place}: the form gives a {type(made).__name__}, neither a document nor a text")
-    return replace(made, id=made.id or identifier)
+    return replace(made, id=made.id or str(identifier))
 
 
 def _form_of(value: Any, forms: Mapping[str, PromptForm], place: str) -> PromptForm:

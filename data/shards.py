@@ -10,19 +10,16 @@ buffer is encoded bytes; pictures open when a record leaves it, and decode only 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
 import os
 import random
 import re
-import secrets
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +34,7 @@ from webdataset.writer import TarWriter
 
 from ..configs.errors import InputError, writing
 from ..configs.json_text import parse_json
+from ..configs.whole import Staging, take_back
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from .records import KINDS, MAX_RECORD_BYTES, MEMBER, Record, decode_record, encode_record
 
@@ -78,9 +76,8 @@ class ShardIndex:
 class ShardWriter:
     """Writes a shard directory. It appears under its name when the `with` block ends without an error, only then.
 
-    Until then everything lies in a hidden directory beside it, locked while the writer lives; a later writer of the
-    same directory removes what a killed one left. Raises InputError where the directory exists and `overwrite` is
-    off, or where it holds something other than shards.
+    Until then everything lies in a hidden directory beside it: see `configs/whole.py`. Raises InputError where the
+    directory exists and `overwrite` is off, or where it holds something other than shards.
     """
 
     def __init__(
@@ -106,13 +103,12 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         with writing(self.directory):
-            self.directory.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.directory.parent):
-                _clean(self.directory)
-                self._check_target()
-                self._temporary = self.directory.with_name(f".{self.directory.name}.{secrets.token_hex(8)}.partial")
-                self._temporary.mkdir()
-                self._lock = _lock(self._temporary)
+            self._staging = Staging(self.directory)
+        try:
+            self._check_target()
+        except BaseException:
+            self._staging.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -123,8 +119,7 @@ class ShardWriter:
         finally:
             for shard in self._open.values():
                 shard.abandon()
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            os.close(self._lock)
+            self._staging.close()
 
     def write(self, document: InterleavedDocument, split: str = "train", encoded: Sequence[bytes | None] = ()) -> None:
         """Appends a document (`encoded`: see `encode_record`). Raises InputError; the writer stays usable then."""
@@ -145,7 +140,7 @@ class ShardWriter:
             shard = None
         if shard is None:
             number = len([shard for shard in self._shards if shard.split == split])
-            shard = self._open[split] = _OpenShard(self._temporary / f"{split}-{number:06d}.tar", split)
+            shard = self._open[split] = _OpenShard(self._staging.written / f"{split}-{number:06d}.tar", split)
         shard.write(record)
 
     def _publish(self) -> None:
@@ -160,30 +155,27 @@ class ShardWriter:
             "fingerprint": self.fingerprint,
             "report": self.report,
         }
-        with (self._temporary / INDEX).open("w", encoding="utf-8") as file:
-            json.dump(index, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync(self._temporary)
-        with _locked(self.directory.parent):
-            self._check_target()
-            if self.directory.exists():
-                # Two renames, for no portable call swaps directories; a kill between them is repaired by `_clean`.
-                self.directory.rename(_previous(self.directory))
-            self._temporary.rename(self.directory)
-            _sync(self.directory.parent)
-            shutil.rmtree(_previous(self.directory), ignore_errors=True)
+        text = json.dumps(index, indent=1)
+        (self._staging.written / INDEX).write_text(text, encoding="utf-8")
+        self._check_target()
+        try:
+            self._staging.publish(replace=self.overwrite)
+        except FileExistsError:  # another writer was faster
+            raise self._taken() from None
 
     def _check_target(self) -> None:
         if not self.directory.exists():
             return
         if not self.overwrite:
-            raise InputError(f"{self.directory}: exists already; name another directory, or --overwrite it")
+            raise self._taken()
         names = os.listdir(self.directory) if self.directory.is_dir() else [self.directory.name]
         if strange := [name for name in names if name != INDEX and not SHARD_FILE.fullmatch(name)]:
             raise InputError(
                 f"{self.directory}: holds {strange[0]!r}, no shard, so it is not overwritten; move that away"
             )
+
+    def _taken(self) -> InputError:
+        return InputError(f"{self.directory}: exists already; name another directory, or --overwrite it")
 
 
 class _OpenShard:
@@ -203,7 +195,6 @@ class _OpenShard:
     def finish(self) -> Shard:
         self.tar.close()
         self.file.flush()
-        os.fsync(self.file.fileno())
         self.file.seek(0)
         digest = hashlib.file_digest(self.file, "sha256").hexdigest()
         size = self.file.tell()
@@ -214,53 +205,6 @@ class _OpenShard:
         with suppress(OSError):  # a full disk may be why we are here
             self.tar.close()
             self.file.close()
-
-
-def _previous(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.previous")
-
-
-def _clean(directory: Path) -> None:
-    """Repairs what kills left beside `directory`, and leaves living writers alone. The caller has locked the parent."""
-    previous = _previous(directory)
-    if previous.is_dir() and not directory.exists():
-        previous.rename(directory)
-    leftover = re.compile(rf"\.{re.escape(directory.name)}\.([0-9a-f]{{16}}\.partial|previous)")
-    for path in directory.parent.iterdir():
-        if leftover.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            try:
-                lock = _lock(path)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
-
-
-def _lock(directory: Path) -> int:
-    """Locks a directory without waiting; the kernel unlocks it when the process ends, however it ends."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def add_codes(
@@ -320,7 +264,7 @@ def _write_with_codes(
 
 def read_index(directory: str | Path) -> ShardIndex:
     """Raises InputError where there is no index, or where it is not one that `ShardWriter` could have written."""
-    path = Path(directory) / INDEX
+    path = take_back(Path(directory)) / INDEX
     try:
         if path.is_symlink() or path.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError(f"a symbolic link, or larger than {MAX_INDEX_BYTES} bytes")

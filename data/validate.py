@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..configs.errors import InputError
+from ..configs.terminal import one_line
 from ..models.documents.document import InterleavedDocument
 from .records import decode_record
 from .shards import INDEX, SPLITS, Shard, ShardIndex, raw_records, read_index
@@ -23,7 +24,7 @@ class ShardProblem:
     def __str__(self) -> str:
         where = f"{self.shard}, record {self.record}" if self.record else self.shard
         # A reason may quote what stands in a hostile file: no terminal control codes from there.
-        return f"{where}: {''.join(char if char.isprintable() else '?' for char in self.reason)}"
+        return f"{where}: {one_line(self.reason)}"
 
 
 def validate(directory: str | Path) -> list[ShardProblem]:

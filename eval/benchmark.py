@@ -23,7 +23,7 @@ from ..configs.errors import InputError
 from ..models.chat.requests import Answer, ChatModel, FailureKind, Reply, Request, fill
 from ..models.documents.document import InterleavedDocument, encode_png
 from ..models.documents.rendering import write_atomically
-from ..models.policy import UnifiedPolicy
+from ..models.policy import PromptTooLong, UnifiedPolicy
 from ..models.sampler.generation import Sampling
 from ..models.writing import Answer as Written
 from ..models.writing import write
@@ -225,9 +225,9 @@ def _usable(
     for item in items:
         try:
             document = prompt_of(item, prompt)
-            policy.processor.text_ids(document.text)
+            policy.check_prompt(policy.processor.length_of(document))
         except InputError as error:
-            failure = error.kind if isinstance(error, PictureFault) else "unusable prompt"
+            failure = error.kind if isinstance(error, PictureFault | PromptTooLong) else "unusable prompt"
             journal.append({"id": item.id, "failure": failure, "reason": str(error)})
         else:
             yield item, document

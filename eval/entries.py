@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..configs.errors import InputError, reading
-from ..configs.json_text import parse_json
-from ..data.prompts import read_lines
+from ..configs.errors import InputError
+from ..data.prompts import inside as below
 from ..models.documents.document import ImageSegment, InterleavedDocument, Origin, Segment, TextSegment, open_image
 
 
@@ -35,48 +32,6 @@ class PictureFault(InputError):
         super().__init__(message)
         self.kind = kind
         """`missing image` or `unreadable image`."""
-
-
-def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(place, record) of a benchmark's file, each record with a string `id` that no other has.
-
-    A JSON list, a mapping of ids to records or of categories to lists of records, or one object a line. An id that
-    comes again gets `#2`, `#3`. Raises InputError naming file and record.
-    """
-    with reading(path):
-        text = path.read_text(encoding="utf-8-sig")
-    try:
-        values = list(_flattened(parse_json(text), path))
-    except json.JSONDecodeError as error:
-        if path.suffix != ".jsonl":
-            raise InputError(f"{path}: not JSON: {error}") from None
-        values = list(read_lines(path))
-    if not values:
-        raise InputError(f"{path}: holds no records")
-    seen: Counter[str] = Counter()
-    records = []
-    for place, value in values:
-        if not isinstance(value, dict):
-            raise InputError(f"{place}: expected an object, got {type(value).__name__}")
-        if not isinstance(value.get("id"), str | int) or isinstance(value["id"], bool):
-            raise InputError(f"{place}: field `id` is missing or no string; found {', '.join(map(repr, value))}")
-        identifier = str(value["id"])
-        seen[identifier] += 1
-        if seen[identifier] > 1:
-            identifier = f"{identifier}#{seen[identifier]}"
-        records.append((f"{place} ({identifier})", {**value, "id": identifier}))
-    return records
-
-
-def _flattened(value: Any, path: Path) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and "id" not in value:
-        lists = [inner for inner in value.values() if isinstance(inner, list)]
-        if len(lists) == len(value):
-            value = [record for inner in lists for record in inner]
-        else:
-            value = [{"id": key, **inner} if isinstance(inner, dict) else inner for key, inner in value.items()]
-    for number, record in enumerate(value if isinstance(value, list) else [value], 1):
-        yield f"{path}: record {number}", record
 
 
 def read_entries(value: Any, root: Path, place: str) -> tuple[Entry, ...]:
@@ -102,10 +57,10 @@ def read_entries(value: Any, root: Path, place: str) -> tuple[Entry, ...]:
 
 def inside(root: Path, name: str, place: str) -> Path:
     """The file of that name. Raises InputError where it lies outside the folder."""
-    path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{place}: picture {name!r} is outside {root}; name the folder of the pictures with --images")
-    return path
+    try:
+        return below(root, name, "name the folder of the pictures with --images")
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
 
 
 def segments_of(entries: Iterable[Entry], trainable: bool = False, origin: Origin = "given") -> tuple[Segment, ...]:

@@ -74,7 +74,7 @@ def accounting(benchmark: Benchmark, found: Sequence[Outcome], answers: Mapping[
     """Where every score and every missing one has gone.
 
     `parse_rate` is the share of the judge's replies that hold a score; `notes` says of how many scores the judge saw
-    less than the answer, and how much less.
+    less than the answer, and how much less; `first` has what was said of the first score that failed so.
     """
     replied = [outcome for outcome in found if outcome.replied]
     notes: dict[str, dict[str, int]] = {}
@@ -93,6 +93,7 @@ def accounting(benchmark: Benchmark, found: Sequence[Outcome], answers: Mapping[
         "replies": len(replied),
         "parse_rate": sum(outcome.score is not None for outcome in replied) / len(replied) if replied else None,
         "failed": dict(Counter(outcome.failure for outcome in found if outcome.failure).most_common()),
+        "first": {outcome.failure: outcome.words for outcome in reversed(found) if outcome.failure},
         "notes": notes,
         "prompt_tokens": sum(outcome.prompt_tokens for outcome in found),
         "completion_tokens": sum(outcome.completion_tokens for outcome in found),

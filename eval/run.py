@@ -29,9 +29,9 @@ from ..configs.errors import InputError, keeping
 from ..configs.options import make
 from ..configs.registry import Found, files_in, find
 from ..configs.terminal import say
+from ..configs.whole import whole_directory
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.chat.requests import ChatModel
-from ..models.checkpoints.folder import whole_directory
 from ..models.checkpoints.hub import find_checkpoint, load_model
 from ..models.documents.rendering import write_atomically
 from ..models.sampler.generation import Sampling
@@ -46,7 +46,7 @@ from .benchmark import (
     score_answers,
     write_answers,
 )
-from .entries import Copies
+from .entries import Copies, Entry
 from .folder import Journal, keep_manifest
 from .results import write_results
 
@@ -214,11 +214,34 @@ def collect(config: EvalConfig) -> tuple[list[Item], dict[str, Given] | None, di
     items = limited([item for item, _ in rows.get("data") or rows["answers"]], config.limit)
     if not config.answers:
         return items, None, sources
-    found = {item.id: given for item, given in rows["answers"]}
-    if config.data and (strange := found.keys() - {item.id for item, _ in rows["data"]}):
-        raise InputError(f"{config.answers}: answers {min(strange)!r}, which {config.data} does not ask")
+    found = {item.id: given for item, given in rows["answers"] if given is not None}
+    if not found:
+        raise InputError(f"{config.answers}: none of its {len(rows['answers'])} records holds an answer")
+    if config.data:
+        check_answers({item.id: item for item, _ in rows["data"]}, rows["answers"], config.answers, config.data)
     nothing = Given(failure="not in the file", reason=f"{config.answers} has no answer to it")
     return items, {item.id: found.get(item.id) or nothing for item in items}, sources
+
+
+def check_answers(
+    asked: Mapping[str, Item], rows: Sequence[tuple[Item, Given | None]], answers: str, data: str
+) -> None:
+    """Raises InputError where answers are to other questions than those that their ids, or their places, stand for."""
+    for item, _ in rows:
+        if item.id not in asked:
+            known = ", ".join([*asked][:3])
+            raise InputError(f"{answers}: answers {item.id!r}, which {data} does not ask; its first ones are {known}")
+        ours, theirs = (_plain(one.question) for one in (asked[item.id], item))
+        if theirs and ours and theirs not in ours and ours not in theirs:
+            raise InputError(
+                f"{answers}: answers {theirs[:60]!r} as {item.id}, and {data} asks {ours[:60]!r} there: another order, "
+                "or another file; give its records the `question_id` of the questions"
+            )
+
+
+def _plain(question: Sequence[Entry]) -> str:
+    """Its words, for comparison."""
+    return " ".join(" ".join(entry.text for entry in question if entry.text).casefold().split())
 
 
 def limited(items: Sequence[Item], limit: int) -> list[Item]:

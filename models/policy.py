@@ -31,6 +31,10 @@ from .tokens.sequence import TokenBatch
 from .tokens.template import Template
 
 
+class PromptTooLong(InputError):
+    kind = "prompt too long"
+
+
 class UnifiedPolicy(ABC):
     family: str
     """Name in the registry and in a checkpoint."""
@@ -189,6 +193,13 @@ class UnifiedPolicy(ABC):
         """Tokens of the longest sequence that the model is made for."""
         most = self.model.config.get_text_config().max_position_embeddings
         return most if self.rope_switch is None else min(most, self.rope_switch)
+
+    def check_prompt(self, tokens: int) -> None:
+        """Raises PromptTooLong where the model has no position for an answer behind it."""
+        if tokens >= self.longest:
+            raise PromptTooLong(
+                f"the prompt has {tokens:,} tokens, and the model {self.longest:,} positions; shorten it"
+            )
 
     def check_length(self, tokens: int) -> None:
         """Raises InputError for a sequence that the model would see by other rotations than a shorter one."""

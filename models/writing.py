@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -217,6 +217,7 @@ def write(
 ) -> list[Answer]:
     """One answer a prompt; `rows` as for `generate`. A document that holds an answer already gives its prompt alone.
 
+    An answer ends where the model's positions do, as at the limit of tokens; InputError for a prompt that leaves none.
     Neighbours that are the same object share their prefill.
     """
     processor, numbers = policy.processor, range(len(prompts)) if rows is None else rows
@@ -225,11 +226,13 @@ def write(
         groups = [list(same) for _, same in groupby(prompts[start : start + batch_size], key=id)]
         asked = [group[0].prompt for group in groups]
         sizes = [len(group) for group in groups]
-        samples = generate(policy, processor.encode_all(asked), sampling, sizes, numbers[start : start + batch_size])
+        encoded = processor.encode_all(asked)
+        samples = generate(policy, encoded, sampling, sizes, numbers[start : start + batch_size])
         each = [prompt for prompt, size in zip(asked, sizes, strict=True) for _ in range(size)]
+        rooms = [policy.longest - len(tokens) for tokens, size in zip(encoded, sizes, strict=True) for _ in range(size)]
         readings = [
-            read(processor, sample.ids_C.tolist(), prompt.candidates, stop)
-            for prompt, sample in zip(each, samples, strict=True)
+            read(processor, sample.ids_C[:room].tolist(), prompt.candidates, stop)
+            for prompt, sample, room in zip(each, samples, rooms, strict=True)
         ]
         documents = processor.paint([reading.document for reading in readings])
         for prompt, painted, sample, reading in zip(each, documents, samples, readings, strict=True):
@@ -276,7 +279,9 @@ def _stream(
     text: list[int] = []  # tokens of the text that is being written, and of the picture
     picture: list[int] = []
     said, stopped = 0, False
-    for token in chain(stream(policy, processor.encode(prompt), sampling), [None]):
+    encoded = processor.encode(prompt)
+    drawn = islice(stream(policy, encoded, sampling), max(policy.longest - len(encoded), 1))
+    for token in chain(drawn, [None]):
         ids += [] if token is None else [token]
         if picture and token is not None:
             picture.append(token)

@@ -72,6 +72,17 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def no_score(folder: Path) -> str:
+    """Why a run has not one score; empty where it has some."""
+    counts = read_json(folder / RESULTS)["accounting"]
+    if counts["scored"]:
+        return ""
+    failed = [f"{count} {reason}" for reason, count in counts["failed"].items()]
+    reason, words = next(iter(counts.get("first", {}).items()), ("", ""))
+    said = f"; the first: {words}" if reason and words else ""
+    return f"{folder}: not one of {counts['scores_wanted']} scores: {', '.join(failed) or 'nothing to score'}{said}"
+
+
 def _lead(results: Mapping[str, Any]) -> str:
     part = results["tables"][0]
     name, cells = part["rows"][0]

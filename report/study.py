@@ -98,7 +98,8 @@ def figure_svg(study: Mapping[str, Any]) -> str:
 def _figure_css() -> str:
     """Charts as on the page, in its light colours, every variable resolved: not all that draws SVG knows variables."""
     styles = PAGE_CSS + page.style()
-    values = dict(reversed(re.findall(r"--([\w-]+): ([^;]+);", styles)))  # the first of each is the light one
+    said = re.findall(r"(?<![\w-])--([\w-]++): ((?:[^;-]|-(?!-)|(?<=\()--)++);", styles)
+    values = dict(reversed(said))  # the first of each is the light one
     rules = [_FIGURE_CSS, *re.findall(r"\.line\.c\d \{[^}]*\}", styles)]
     rules += [
         f".line.c{i} {{ stroke: var(--c{i}); }} .band.c{i}, .dot.c{i} {{ fill: var(--c{i}); }}" for i in range(COLOURS)
@@ -224,8 +225,10 @@ def _conditions(study: Mapping[str, Any]) -> str:
         )
     else:
         words = f"Seed {seeds}; in brackets a bootstrap 95 % interval over held-out items."
+    own = [f"{arm['label']}: {arm['iterations']}" for arm in study["arms"].values() if arm["iterations"]]
+    batches = f"{study['iterations']} rollout batches" + (f" ({', '.join(own)})" if own else "")
     words += (
-        f" Every GRPO arm takes {study['iterations']} rollout batches from its seed's warm-up. Sampled is temperature "
+        f" Every GRPO arm takes {batches} from its seed's warm-up. Sampled is temperature "
         "1; a gain is taken item by item; seconds are those of training, up to where the held-out curve first reaches "
         f"{study['reach']:.2f} and in all."
     )

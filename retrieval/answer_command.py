@@ -54,7 +54,7 @@ class AnswerConfig(ChatConfig, PlacementRules):
     text: str = ""
     """File of a finished answer that gets its pictures (rule, inserter); without it an extract of the best document."""
     pictures: Literal["own", "found"] = "own"
-    """What an extract is offered: the pictures of its own document, or of all chunks retrieved."""
+    """What an extract is offered: the pictures that stand in it in its document, or those of all chunks retrieved."""
     hits: Hits = 10
     """Chunks retrieved."""
     min_match: Share | None = None

@@ -32,7 +32,7 @@ from ..models.documents.rendering import (
     check_suffix,
     document_html,
     html_page,
-    to_markdown,
+    save_markdown,
     write_atomically,
 )
 from .index.corpus import PIC, Chunk, Hit, some
@@ -105,7 +105,7 @@ class Means:
     text: str = ""
     """A finished answer that gets its pictures."""
     own: bool = True
-    """An extract is offered the pictures of its own document alone."""
+    """An extract is offered the pictures that stand in it in its document, no others."""
     model: str = ""
     """Folder or ORG/NAME."""
     device: str | None = None
@@ -282,7 +282,7 @@ class Illustrate:
     document: Callable[[str], Sequence[Chunk]] | None = None
     """All chunks of a document (`Index.chunks_of`): an extract may then hold more of the best than what was found."""
     own: bool = False
-    """Only pictures of the document that is extracted are candidates."""
+    """Only pictures that stand in the extract in its document are candidates."""
 
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
         text, chunks = self.text, ()
@@ -290,9 +290,10 @@ class Illustrate:
             best = hits[0].chunk
             if self.document:
                 hits = [*hits, *(Hit(chunk, 0.0, ("its document",)) for chunk in self.document(best.document))]
-            if self.own:
-                hits = [hit for hit in hits if hit.chunk.document == best.document]
             text, chunks = extract([hit.chunk for hit in hits], best)
+            if self.own:
+                taken = {chunk.id for chunk in chunks}
+                hits = [hit for hit in hits if hit.chunk.id in taken]
         candidates, _, faults = candidates_of(hits, self.decode)
         pieces = tuple(sentences(text))
         task = InsertionTask(question, pieces, candidates)
@@ -318,10 +319,10 @@ def described(answered: Answered) -> str:
 
 
 def save(answered: Answered, path: Path) -> None:
-    """Writes .html, .md (its pictures first, in `<stem>_images/` beside it) or .json with the sources, atomically."""
+    """Writes .html, .md (with its pictures, see `save_markdown`) or .json, with the sources, whole or not at all."""
     check_suffix(path)
     if path.suffix == ".html":
-        content = to_html(answered)
+        write_atomically(path, to_html(answered))
     elif path.suffix == ".md":
         lines = [
             f"{number}. {_markdown(' '.join(_source_line(source)))}"
@@ -329,11 +330,9 @@ def save(answered: Answered, path: Path) -> None:
         ]
         title = TextSegment(f"# {_markdown(_question(answered))}")
         end = TextSegment("\n".join(["## Sources", "", *lines]))
-        page = InterleavedDocument((title, *answered.document.segments, end))
-        content = to_markdown(page, path.with_name(f"{path.stem}_images"))
+        save_markdown(InterleavedDocument((title, *answered.document.segments, end)), path)
     else:
-        content = json.dumps(answered.document.to_json()) + "\n"
-    write_atomically(path, content)
+        write_atomically(path, json.dumps(answered.document.to_json()) + "\n")
 
 
 def to_html(answered: Answered) -> str:

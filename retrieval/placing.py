@@ -23,7 +23,7 @@ from ..models.documents.document import ImageSegment, InterleavedDocument, Segme
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts to their vectors of length 1, [texts, width]."""
 
-HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t#]*$", re.MULTILINE)
+HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]++(.*)$", re.MULTILINE)
 IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 """Chinese and Japanese put no space between words; there each character counts as one."""
@@ -189,4 +189,4 @@ def _decodes(picture: ImageSegment) -> bool:
 
 
 def _plain(heading: str) -> str:
-    return " ".join(re.sub(r"[*_`:]", "", heading).split()).casefold()
+    return " ".join(re.sub(r"[*_`:]", "", heading.rstrip(" \t#")).split()).casefold()

@@ -56,6 +56,17 @@ class PartScores:
     segments: list[list[float | None]]
 
 
+class Server(Protocol):
+    """What a reward asks and may not be there: a judge, another machine. A reward that has any lists its `servers`."""
+
+    @property
+    def address(self) -> str: ...
+
+    def probe(self) -> None:
+        """Raises InputError, naming the address, where it gives no answer."""
+        ...
+
+
 class Reward(Protocol):
     name: str
 

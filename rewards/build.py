@@ -73,7 +73,9 @@ def build_reward(settings: RewardSettings, python: Mapping[str, Part] | None = N
     parts = [*reward_parts(settings), *python_parts(python or {})]
     refuse_twice([part.name for part, _ in parts])
     rules = {find_reward(n, v).label: terms_of(v, f"rewards.{n}")[1] for n, v in settings.rewards.items()}
-    return HybridReward([(GuardedReward(part, guard.timeout, guard.patience), weight) for part, weight in parts], rules)
+    return HybridReward(
+        [(GuardedReward(part, guard.timeout, guard.patience, guard.calls), weight) for part, weight in parts], rules
+    )
 
 
 def reward_parts(settings: RewardSettings) -> list[Part]:

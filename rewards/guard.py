@@ -1,8 +1,9 @@
 """A reward that fails: named and counted, never a zero, never a hang.
 
 The rule. A call that raises, gives no answer in time, or returns something else than one score for every completion and
-segment has failed: all its scores are `FAILED`, and what it was asked about takes no part in its group. After
-`patience` failed calls in a row the run stops with an InputError, because a run whose reward is dead learns nothing. A
+segment has failed: all its scores are `FAILED`, and what it was asked about takes no part in its group. After `calls`
+failed calls in a row, or `patience` seconds of them, the run stops with an InputError, because a run whose reward is
+dead learns nothing. A call that found nobody (`Unavailable`) is made again, as long as the patience lasts. A
 single score that is NaN or infinite is `FAILED` alone. They are counted by kind where the reward says how many have
 failed (`RewardOutput.failed`), and one by one where it does not; where no score is left, the call has failed. An
 InputError of the reward itself (a prompt it cannot score, a setting) goes through at once, and so does Ctrl-C.
@@ -10,8 +11,10 @@ InputError of the reward itself (a prompt it cannot score, a setting) goes throu
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,11 +26,13 @@ from typing import Any
 import torch
 
 from ..configs.bounds import OneOrMore, Seconds
-from ..configs.errors import InputError
+from ..configs.errors import InputError, Unavailable
 from .base import FAILED, Completion, Reward, RewardOutput
 
 logger = logging.getLogger(__name__)
 
+LONGEST_PAUSE_S = 30.0
+"""Between two times that a part is asked which is not there."""
 LONGEST_REASON = 300
 """Characters."""
 
@@ -36,14 +41,19 @@ LONGEST_REASON = 300
 class RewardGuardConfig:
     timeout: Seconds = 300.0
     """Seconds that a part may take for a batch; 0 sets no limit and calls it in the trainer's own thread."""
-    patience: OneOrMore = 3
-    """Failed calls of a part in a row that stop the run."""
+    patience: Seconds = 600.0
+    """Seconds for which a part fails, or for which a server that went away is waited for, until the run stops."""
+    calls: OneOrMore = 3
+    """Failed calls of a part in a row that stop the run before."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.timeout < math.inf:
             raise InputError(f"timeout: {self.timeout} is no number of seconds; 0 sets no limit")
-        if self.patience < 1:
-            raise InputError(f"patience: {self.patience} failed calls in a row; give 1 or more")
+        if not max(self.timeout, 1) <= self.patience < math.inf:
+            raise InputError(
+                f"patience: {self.patience:g} seconds; a call may take {self.timeout:g} (timeout), give no less, and "
+                "at least 1. How many calls may fail in a row is said by `calls`"
+            )
 
 
 class Failure(Exception):
@@ -67,23 +77,26 @@ class GuardedReward:
     `timeout_s` 0 sets no deadline and calls in the caller's own thread, which rewards that use `signal` need.
     """
 
-    def __init__(self, reward: Reward, timeout_s: float = 300.0, patience: int = 3):
+    def __init__(self, reward: Reward, timeout_s: float = 300.0, patience_s: float = 600.0, calls: int = 3):
         self.reward, self.name = reward, reward.name
-        self.timeout_s, self.patience = timeout_s, patience
+        self.timeout_s, self.patience_s, self.calls = timeout_s, patience_s, calls
         self.failures: Counter[str] = Counter()
         """Failed calls by kind."""
         self.dropped = 0
         """Single scorings that failed."""
         self.in_a_row = 0
         self.last_reason = ""
+        self._failing_since = math.inf
+        """When the first of the failed calls began."""
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
+        begun = time.monotonic()
         try:
-            output = cleaned(self._answer(completions), completions)
+            output = cleaned(self._waited_for(completions, begun + self.patience_s), completions)
         except Failure as failure:
-            self._count(failure)
+            self._count(failure, begun)
             return RewardOutput([FAILED] * len(completions), [[FAILED] * len(c.answer.segments) for c in completions])
-        self.in_a_row = 0
+        self.in_a_row, self._failing_since = 0, math.inf
         if output.failed:
             self.dropped += sum(output.failed.values())
             self.last_reason = f"scores failed in one call: {_counted(output.failed)}"
@@ -108,12 +121,14 @@ class GuardedReward:
         self.failures = Counter(state["failures"])
         self.dropped, self.in_a_row, self.last_reason = state["dropped"], state["in_a_row"], state["last_reason"]
 
-    def _count(self, failure: Failure) -> None:
-        """Raises InputError where this was the last of `patience` failed calls."""
+    def _count(self, failure: Failure, begun: float) -> None:
+        """Raises InputError where this was the last failed call."""
         self.failures[failure.kind] += 1
         self.in_a_row += 1
         self.last_reason = failure.reason
-        if self.in_a_row >= self.patience:
+        self._failing_since = min(self._failing_since, begun)
+        lasted_s = time.monotonic() - self._failing_since
+        if self.in_a_row >= self.calls or lasted_s >= self.patience_s:
             more_time = ", or give it more time (reward_guard.timeout)" if failure.kind == "timed out" else ""
             raise InputError(
                 f"reward {self.name!r} failed {self.in_a_row} calls in a row, last: {failure.reason}; repair it"
@@ -121,8 +136,24 @@ class GuardedReward:
             ) from failure
         logger.warning(
             "reward %r failed (%d in a row, the run stops at %d): %s; what it should have scored takes no part",
-            *(self.name, self.in_a_row, self.patience, failure.reason),
+            *(self.name, self.in_a_row, self.calls, failure.reason),
         )
+
+    def _waited_for(self, completions: Sequence[Completion], until: float) -> object:
+        """The answer, asked for again as long as nobody is there. Raises InputError where that is too long."""
+        for pause_s in (min(2.0**number, LONGEST_PAUSE_S) for number in itertools.count()):
+            try:
+                return self._answer(completions)
+            except Unavailable as error:
+                self.last_reason, left_s = str(error), until - time.monotonic()
+                if left_s <= 0:
+                    raise InputError(
+                        f"reward {self.name!r}: no answer for {self.patience_s:g} s (reward_guard.patience), last: "
+                        f"{error}"
+                    ) from error
+                logger.warning("reward %r: %s; waiting for it, at most %.0f s more", self.name, error, left_s)
+                time.sleep(min(pause_s, left_s))
+        raise AssertionError("pauses have no end")
 
     def _answer(self, completions: Sequence[Completion]) -> object:
         answer: list[object] = []

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from ..configs.bounds import Range
 from ..configs.errors import InputError
-from .base import Completion, PartScores, Reward, RewardOutput
+from .base import Completion, PartScores, Reward, RewardOutput, Server
 from .guard import GuardedReward
 
 
@@ -115,6 +115,14 @@ class HybridReward:
     @property
     def guards(self) -> list[GuardedReward]:
         return [reward for reward, _ in self.parts if isinstance(reward, GuardedReward)]
+
+    @property
+    def servers(self) -> list[Server]:
+        """What the parts ask, each once."""
+        rewards = [reward.reward if isinstance(reward, GuardedReward) else reward for reward, _ in self.parts]
+        scores = [getattr(reward, "score", reward) for reward in rewards]  # what people brought, in our form
+        found = [server for score in scores for server in getattr(score, "servers", ())]
+        return list({id(server): server for server in found}.values())
 
     def failures(self) -> dict[str, float]:
         """Failed calls and dropped scores of the parts since the run began, on this process."""

@@ -7,7 +7,7 @@ from typing import Any
 
 MOVED = {
     "timeout": "reward_guard: {{timeout: {value}}}",
-    "patience": "reward_guard: {{patience: {value}}}",
+    "patience": "reward_guard: {{calls: {value}}}",
     "format_pattern": "rewards: {{format: {{weight: 1, pattern: {value}}}}}",
 }
 STORIES = ("text_plan", "image_plan", "image_sentence")

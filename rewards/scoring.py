@@ -31,7 +31,7 @@ def score(answers: Sequence[Answer | InterleavedDocument], rewards: Rewards, **s
     if isinstance(answers, str | Answer | InterleavedDocument) or not isinstance(answers, Sequence):
         raise InputError(f"score: give a list of answers, not {kind_of(answers)}")
     named, python = parts_of(rewards)
-    sections = {"reward_guard": {"patience": 1}, **settings, "rewards": named}
+    sections = {"reward_guard": {"calls": 1}, **settings, "rewards": named}
     reward = build_reward(build(RewardSettings, sections, "score"), python)
     return reward([_completion(answer, number) for number, answer in enumerate(answers, 1)])
 

@@ -184,5 +184,6 @@ def grpo_settings(root: Path, out: Path, seed: int, flags: Sequence[str]) -> tup
     argv = ["--config", "grpo/tiny", "--output_dir", str(out), "--seed", str(seed), *flags]
     config, args = parse((grpo.RunConfig, GRPOConfig), argv)
     config.model = str(root / "warmup" / "model")
-    config.algorithm.replay.sources = sources(root, CLEAN)
+    if config.algorithm.replay:
+        config.algorithm.replay.sources = sources(root, CLEAN)
     return config, args

@@ -143,8 +143,6 @@ def check(config: StudyConfig) -> None:
         for key in ("grpo", "iterations"):
             if getattr(arm, key) and arm.kind != "grpo":
                 raise InputError(f"arms.{name}.{key}: an arm of the kind {arm.kind} does not read it")
-        if arm.iterations is not None and arm.iterations < 1:
-            raise InputError(f"arms.{name}.iterations: at least 1, not {arm.iterations}")
         allowed = BASES.get(arm.kind, ())
         if not allowed and arm.of is not None:
             raise InputError(f"arms.{name}.of: an arm of the kind {arm.kind} does not read it")

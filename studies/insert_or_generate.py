@@ -213,7 +213,8 @@ def _train(name: str, config: InsertOrGenerateConfig, root: Path, seed: int, pla
         run_config, args = parse(
             (grpo.RunConfig, GRPOConfig), ["--config", "grpo/insertion", *common, *flags(config.grpo)]
         )
-        run_config.algorithm.replay.sources = _of_seed(root, run_config.algorithm.replay.sources)
+        if replay := run_config.algorithm.replayed:
+            replay.sources = _of_seed(root, replay.sources)
         unit = (args.steps_per_generation or 1) * args.num_iterations // args.gradient_accumulation_steps
         args.max_steps = unit * config.iterations
         run_config.prompts = str(root / "prompts" / "train.jsonl")

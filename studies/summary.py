@@ -20,9 +20,9 @@ Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 def summarise(config: StudyConfig, results: Results) -> dict[str, Any]:
     """Everything the tables and the figure show, as JSON; what has not been run is named under `missing`.
 
-    arms.<name>: label, kind, seeds (those done), figures.<metric> (a SeedEstimate), seconds {value, lowest, highest},
-    reach {seeds, of, step, seconds} or null, curve [{step, seconds, value, lowest, highest}]. tables: [{title, columns,
-    note, rows: [{arm, marks, against, gain.<metric>}]}].
+    arms.<name>: label, kind, of, iterations, seeds (those done), figures.<metric> (a SeedEstimate), seconds {value,
+    lowest, highest}, reach {seeds, of, step, seconds} or null, curve [{step, seconds, value, lowest, highest}]. tables:
+    [{title, columns, note, rows: [{arm, marks, against, gain.<metric>}]}].
     """
     home = homes(config)
     found = {name: results.get(home[name], {}) for name in config.arms}
@@ -52,7 +52,9 @@ def summarise(config: StudyConfig, results: Results) -> dict[str, Any]:
 
 
 def _identity(config: StudyConfig, name: str) -> dict[str, Any]:
-    return {"label": config.label(name), "kind": config.arms[name].kind, "of": config.arms[name].of}
+    """`iterations`: rollout batches, where the arm has a number of its own."""
+    arm = config.arms[name]
+    return {"label": config.label(name), "kind": arm.kind, "of": arm.of, "iterations": arm.iterations}
 
 
 def _figures(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,12 @@ from limner.worlds.picture_stories.scenes import QUESTIONS, SCENES, draw_scene, 
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=50, help="processes that tests/kills kills (default 50)")
+    parser.addoption("--fuzz-cases", type=int, default=2000, help="spoilt inputs of tests/fuzz (default 2000)")
+    parser.addoption("--fuzz-only", default="", metavar="'TARGET N'", help="one of them alone")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _what_lives_on_is_not_searched_for_garbage() -> Iterator[None]:
     """Training begins with a collection (accelerate's `free_memory`), which walks all that was ever imported."""
@@ -100,8 +106,3 @@ def limner(monkeypatch, capsys):
         return code, out, err
 
     return run
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-cases", type=int, default=2000, help="spoilt inputs of tests/fuzz (default 2000)")
-    parser.addoption("--fuzz-only", default="", metavar="'TARGET N'", help="one of them alone")

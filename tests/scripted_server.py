@@ -36,6 +36,10 @@ class Fault:
     """Says nothing for so long."""
     cut: bool = False
     """Announces a longer body than it sends, then hangs up."""
+    raw: bytes | None = None
+    """The body as bytes, in place of `body`."""
+    drip_s: float = 0.0
+    """Between two bytes of it."""
 
 
 TOO_MANY = Fault(429, headers={"Retry-After": "0.05"})
@@ -52,8 +56,8 @@ Script = Callable[[dict[str, Any]], str | dict[str, Any] | Fault]
 class ScriptedServer:
     """`delay_s` passes before each answer. Every request is kept as it came: `bodies`, `headers` (lower-case names)."""
 
-    def __init__(self, script: Script, delay_s: float = 0.0):
-        self.script, self.delay_s = script, delay_s
+    def __init__(self, script: Script, delay_s: float = 0.0, port: int = 0):
+        self.script, self.delay_s, self.port = script, delay_s, port
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.most_at_once = 0
@@ -77,7 +81,7 @@ class ScriptedServer:
             daemon_threads = True
             request_queue_size = 256
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", self.port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
@@ -89,6 +93,9 @@ class ScriptedServer:
 
     def _handle(self, http: BaseHTTPRequestHandler) -> None:
         raw = http.rfile.read(int(http.headers["Content-Length"]))
+        if self.closing.is_set():  # it has gone, for those too whose connection it kept
+            http.close_connection = True
+            return
         with self._lock:
             self.bodies.append(json.loads(raw))
             self.headers.append({name.lower(): value for name, value in http.headers.items()})
@@ -114,13 +121,15 @@ class ScriptedServer:
         fault = answer if isinstance(answer, Fault) else Fault(body=json.dumps(answer))
         if fault.hang_s:
             self.closing.wait(fault.hang_s)
-        body = fault.body.encode()
+        body = fault.body.encode() if fault.raw is None else fault.raw
         http.send_response(fault.status)
         for name, value in {"Content-Type": "application/json", **fault.headers}.items():
             http.send_header(name, value)
         http.send_header("Content-Length", str(len(body) + 100 * fault.cut))
         http.end_headers()
-        http.wfile.write(body)
+        for piece in [body[at : at + 1] for at in range(len(body))] if fault.drip_s else [body]:
+            http.wfile.write(piece)
+            time.sleep(fault.drip_s)
         http.close_connection = http.close_connection or fault.cut
 
 

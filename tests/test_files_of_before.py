@@ -160,7 +160,7 @@ def test_a_config_of_before_is_refused_with_the_form_of_now(command, flags):
         ("text_plan: 0.5", "rewards: {picture_stories/text_plan: 0.5}"),
         ("image_plan: 1", "rewards: {picture_stories/image_plan: 1}"),
         ("timeout: 60", "reward_guard: {timeout: 60}"),
-        ("patience: 5", "reward_guard: {patience: 5}"),
+        ("patience: 5", "reward_guard: {calls: 5}"),
         ("judge: {weights: {helpfulness: 2}, endpoint: {model: m}}", "rewards: {judge/helpfulness: 2}"),
         ("image: {weights: {clipscore: 1}, device: cpu}", "rewards: {image/clipscore: 1}"),
         ("consistency: {weights: {dino: 0.25}}", "rewards: {consistency/dino: 0.25}"),

@@ -14,11 +14,12 @@ torchrun --nproc-per-node 2 -m limner.train.grpo --config grpo/tiny
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import TrainerCallback
@@ -27,20 +28,25 @@ from transformers.trainer_utils import IntervalStrategy
 from ..configs import parse
 from ..configs.bounds import NoneOrMore, Range
 from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.schema import plain
 from ..configs.terminal import say
+from ..data.conversion import read_asked
 from ..data.prompts import pack_prompt, read_prompts
+from ..data.sources.report import LISTED, Problems, Report
+from ..eval.run import fingerprint, sha256
 from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
 from ..models.documents.document import InterleavedDocument
 from ..models.policy import UnifiedPolicy
 from ..rewards.build import Part, RewardSettings, build_reward
+from .before.difficulty import DifficultyConfig, Rating
+from .before.preflight import MOST_DEAD, Preflight, PreflightDone
 from .inserter.grpo import InserterTrainer, InsertionConfig, train_inserter
 from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
-from .preflight import MOST_DEAD, Preflight, PreflightDone
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, kept, resume_point, save_settings
+from .scale.run_folder import check_plugins, kept, naming_what_is_kept, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -54,6 +60,10 @@ class RunConfig(RewardSettings):
     """JSONL file of prompts; `limner list prompt` says its forms."""
     prompt_form: str = ""
     """How its lines are read: one of those, or path/to/file.py:Name; by default as each line's keys say."""
+    prompts_source: str = ""
+    """Read them by a data source instead (`limner list source`): chat, jsonl, hf, imagefolder, ..., or a file's."""
+    prompts_options: dict[str, Any] = field(default_factory=dict)
+    """Options of that source: `{images: FOLDER}`."""
     task: Literal["documents", "insertion"] = "documents"
     """What is learnt: to write documents, or to place pictures in finished ones (`docs/insertion.md`)."""
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
@@ -97,7 +107,8 @@ def run(
     show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
         save_settings(Path(args.output_dir or ""), resume, config, args)
-    trainer.train(resume_from_checkpoint=resume)
+    with naming_what_is_kept(Path(args.output_dir or ""), trainer):
+        trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     trainer.save_policy(Path(args.output_dir or "") / "model")
     return trainer
@@ -121,7 +132,7 @@ def make_trainer(
         if not config.prompts:
             raise InputError("prompts: missing; name the JSONL file of prompts (--prompts FILE)")
         least = args.generation_batch_size // args.num_generations  # type: ignore[operator]
-        prompts = read_prompts(Path(config.prompts), least, config.prompt_form)
+        prompts = _prompts(config, config.prompts, least)
     reward = build_reward(config, rewards)
     if args.per_device_train_batch_size * args.steps_per_generation % args.num_generations:  # type: ignore[operator]
         reward.over_ranks = gather_object  # groups straddle processes
@@ -132,7 +143,7 @@ def make_trainer(
     adapter = config.lora.adapter(policy.model) if config.lora else None
     trainer = InterleavedGRPOTrainer(policy, reward, config.algorithm, args, dataset, peft_config=adapter)
     if config.heldout.prompts:
-        heldout = read_prompts(Path(config.heldout.prompts), form=config.prompt_form)[: config.heldout.limit]
+        heldout = _prompts(config, config.heldout.prompts)[: config.heldout.limit]
         trainer.add_callback(HeldOut(trainer, heldout, config.heldout.every))
     alarms = Alarms(config.alarms, config.algorithm.trained_modalities)
     trainer.add_callback(AlarmBell(alarms))
@@ -142,6 +153,21 @@ def make_trainer(
         folder = Path(args.output_dir or "") / "trajectories"
         trainer.watchers.append(Trajectories(folder, config.trajectories_every, trainer))
     return trainer
+
+
+def _prompts(config: RunConfig, path: str, least: int = 1) -> list[InterleavedDocument]:
+    """The prompts of a file: by the source that the settings name, or a line each."""
+    if not config.prompts_source:
+        if config.prompts_options:
+            raise InputError("prompts_options: nothing reads them; name the source (--prompts_source chat)")
+        return read_prompts(Path(path), least, config.prompt_form)
+    if config.prompt_form:
+        raise InputError("prompts_source and prompt_form: both say how prompts are read; give one")
+    report = Report(problems=Problems(LISTED))
+    asked = read_asked(Path(path), config.prompts_source, config.prompts_options, report, least)
+    if report.problems and PartialState().is_main_process:
+        print(f"{path}: {len(asked)} prompts; left out: {report.rules()['left out']}, such as {report.problems[0]}")
+    return asked
 
 
 def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
@@ -167,17 +193,46 @@ def main(argv: Sequence[str] | None = None) -> None:
     with keeping(lambda: kept(args.output_dir)):
         trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
-        say(f"wrote {Path(args.output_dir or '') / 'model'}")
+        model = Path(args.output_dir or "") / "model"
+        following = f"limner generate --model {model} --prompt TEXT --out answer.html"
+        if config.task == "insertion":
+            following = f"limner answer INDEX QUESTION --strategy inserter --model {model} --out answer.html"
+        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
     trainer.accelerator.end_training()
 
 
 def preflight(argv: Sequence[str] | None = None) -> None:
     """`limner preflight`: the checks alone, of the run that the same flags would start."""
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner preflight", section="grpo")
+    _before_step_0(config, args, lambda trainer: Preflight(trainer, True, config.preflight_dead_groups))
+
+
+def rate_prompts(argv: Sequence[str] | None = None) -> None:
+    """`limner rate-prompts`: the prompts of the run that the same flags would start, by how hard they are."""
+    config, args, bounds = parse((RunConfig, GRPOConfig, DifficultyConfig), argv, "limner rate-prompts", section="grpo")
+    _before_step_0(config, args, lambda trainer: Rating(trainer, bounds, rated_by(config, args)))
+
+
+def rated_by(config: RunConfig, args: GRPOConfig) -> dict[str, Any]:
+    """All that the score of a prompt's answers depends on."""
+    of_args = ("num_generations", "temperature", "max_completion_length", "seed")
+    return {
+        "model": {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))},
+        "prompts": sha256(Path(config.prompts)),
+        "rewards": plain(config.rewards),
+        **{name: getattr(args, name) for name in of_args},
+        **{name: getattr(config.algorithm, name) for name in ("max_images", "guidance")},
+    }
+
+
+def _before_step_0(
+    config: RunConfig, args: GRPOConfig, work: Callable[[InterleavedGRPOTrainer], TrainerCallback]
+) -> None:
+    """Prepares a run and does this alone, which ends it (`PreflightDone`)."""
     args.report_to, args.save_strategy = [], IntervalStrategy.NO
     with _no_new_folder(Path(args.output_dir or ".")):
         trainer = make_trainer(config, args)
-        trainer.callback_handler.callbacks = [Preflight(trainer, True, config.preflight_dead_groups)]
+        trainer.callback_handler.callbacks = [work(trainer)]
         with contextlib.suppress(PreflightDone):
             trainer.train()
         trainer.accelerator.wait_for_everyone()

@@ -31,7 +31,7 @@ from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling
 from ..models.tokens.sequence import TokenBatch
 from ..rewards.base import Reward
-from .objective.algorithm import AlgorithmConfig
+from .objective.algorithm import AlgorithmConfig, ReplayConfig
 from .objective.losses import Counts, Tokens, imitation_loss, importance_ratio, policy_loss, token_weights, tokens_of
 from .rollout import OrderOfEpoch, Rollout, RolloutBatch, RolloutBatches, replay_batches, rollout
 from .scale.checkpointing import WholeCheckpoints
@@ -101,14 +101,15 @@ class InterleavedGRPOTrainer(RolloutBatches, WholeCheckpoints, GRPOTrainer):
         train_in_fp32(policy.model, self.accelerator, adapted)
         policy.processor.image_tokenizer.to(self.accelerator.device)
         self.add_callback(_LogAtSave())
-        self._replay = self.replay_batches() if algorithm.replay.sources else None
+        self._replay = self.replay_batches(algorithm.replayed) if algorithm.replayed else None
 
-    def replay_batches(self) -> Iterator[TokenBatch]:
+    def replay_batches(self, replay: ReplayConfig) -> Iterator[TokenBatch]:
         """This rank's warm-up rows, from where the run stands."""
         each, accelerator = self.args.gradient_accumulation_steps, self.accelerator
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        replay, seed = self.algorithm.replay, self.args.seed + 1
-        return replay_batches(replay, self.policy, seed, rank, ranks, lambda: self.state.global_step * each)
+        return replay_batches(
+            replay, self.policy, self.args.seed + 1, rank, ranks, lambda: self.state.global_step * each
+        )
 
     # ---- exact resume: the order of the prompts and the half-used rollout buffer ----
 
@@ -356,7 +357,7 @@ class InterleavedGRPOTrainer(RolloutBatches, WholeCheckpoints, GRPOTrainer):
                 add_gradient(self.accelerator, loss)
             done += loss.detach()
         loss = self._counted_loss(model, last, counts) + done
-        if self._replay is not None:
+        if self._replay is not None and self.algorithm.replay:
             replayed = self.replay_loss(model, next(self._replay))
             self._sums = merged([self._sums, {"replay/loss": (replayed.item(), 1.0)}])
             loss = loss + self.algorithm.replay.weight * replayed / self.args.gradient_accumulation_steps

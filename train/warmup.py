@@ -41,6 +41,8 @@ from .scale.run_folder import kept, resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded
 from .watch.progress import check_trackers, show_progress
 
+SAY_FROM = 100
+"""Rows without one picture at which that is said."""
 TOKENIZER_DOCUMENTS = 2000
 """Documents whose pictures train a new image tokenizer."""
 
@@ -72,10 +74,20 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, policy: UnifiedPolicy, config: WarmupConfig, args: TrainingArguments, **kwargs: Any):
+    def __init__(
+        self,
+        policy: UnifiedPolicy,
+        config: WarmupConfig,
+        args: TrainingArguments,
+        say: Callable[[str], None] = print,
+        **kwargs: Any,
+    ):
         self.policy, self.config = policy, config
+        self._say = say
         self._counts: Counts | None = None
         self._sums: dict[str, torch.Tensor] = {}
+        self._rows = torch.zeros(2)
+        self._said = SAY_FROM
         self.stored = stored_dtypes(policy.model)
         model: Any = adapted(policy.model, config.lora, args.seed) if config.lora else policy.model
         self.adapter: Any = model.peft_config["default"] if config.lora else None
@@ -88,6 +100,11 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         )
         check_setup(self.accelerator)
         train_in_fp32(policy.model, self.accelerator, config.lora is not None)
+
+    def say(self, words: str) -> None:
+        """Once, by the first process."""
+        if self.accelerator.is_main_process:
+            self._say(words)
 
     def _collate(self, rows: Sequence[Any]) -> dict[str, TokenBatch]:
         return {"token_batch": collate(rows, self.policy.vocabulary)}
@@ -111,12 +128,19 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         tokens = tokens_of(batch, self.policy.vocabulary.text_size)
         logp_BT, _ = self.policy.log_probs(model, batch, chunk=self.config.score_chunk)
         assert self._counts is not None
+        pictured_B = (batch.ids_BT == self.policy.vocabulary.controls.boi).any(1)
+        self._rows += torch.tensor([len(pictured_B), int(pictured_B.sum())])
         weights_BT = token_weights(tokens, self._counts, self.config.normalisation)
         for name, at in (("text", ~tokens.image_BT), ("image", tokens.image_BT)):
             at = at & tokens.trained_BT
             self._sums[name] = self._sums.get(name, 0) + torch.stack([-logp_BT.detach()[at].sum(), at.sum()])
         # Gradients are averaged over ranks, and the weights already count all of them.
         return imitation_loss(logp_BT, weights_BT) * self.accelerator.num_processes
+
+    def rows_read(self) -> tuple[int, int]:
+        """Rows of this run so far, and those of them with a picture, over all processes, which call it together."""
+        rows, pictured = self.accelerator.reduce(self._rows.to(self.args.device), "sum").tolist()
+        return int(rows), int(pictured)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -126,6 +150,10 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
                     logs[f"loss/{name}"] = loss / tokens
                 logs[f"tokens/{name}"] = tokens
             self._sums.clear()
+            rows, pictured = self.rows_read()
+            if not pictured and rows >= self._said:  # now and then, each time after twice as many
+                self._said = 2 * rows
+                self.say(f"no picture in the {rows:,} rows so far")
         super().log(logs, start_time)
 
 
@@ -196,7 +224,7 @@ def run(
         rank=args.process_index,
         world_size=args.world_size,
     )
-    trainer = WarmupTrainer(policy, config, args, train_dataset=rows, callbacks=list(callbacks))
+    trainer = WarmupTrainer(policy, config, args, say, train_dataset=rows, callbacks=list(callbacks))
     show_progress(trainer, "warm-up")
     folders = [source.path for source in sources]
     main = trainer.accelerator.is_main_process
@@ -207,6 +235,7 @@ def run(
         before = heldout_loss(policy, folders, config.pack_length, config.heldout_batches) if report else {}
     trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
+    say_of_pictures(trainer)
     save_whole(policy, trainer.accelerator, trainer.adapter, trainer.stored, Path(args.output_dir) / "model")
     if is_sharded(trainer.accelerator):
         policy = gathered_copy(policy, trainer.accelerator, trainer.adapter)
@@ -218,10 +247,26 @@ def run(
     return trainer
 
 
+def say_of_pictures(trainer: WarmupTrainer) -> None:
+    """Says so where the run has learned from no picture: a long document fills many rows before its first one."""
+    count, pictured = trainer.rows_read()
+    if count and not pictured:
+        trainer.say(
+            f"no picture was among the {count:,} rows that were trained on, so none was learned; a long document fills "
+            "many rows before its first picture: train longer (--max_steps), in longer rows (--pack_length), or on "
+            "documents that are cut into shorter ones"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup", section="warmup")
     with keeping(lambda: kept(args.output_dir)):
-        run(config, args).accelerator.end_training()
+        trainer = run(config, args)
+    if trainer.accelerator.is_main_process:
+        model = Path(args.output_dir or "") / "model"
+        following = f"limner grpo --config grpo/default --model {model} --prompts FILE.jsonl"
+        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

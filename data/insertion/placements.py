@@ -12,6 +12,7 @@ In a text a model writes, `<imgK>` is candidate K.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,17 @@ from ...models.documents.document import ImageSegment, InterleavedDocument, Segm
 from ..sentences import sentences
 
 MARKER_LIKE = re.compile(
-    r"<\s*/?\s*(?:img|image)[\s_:#-]*\d*\s*/?\s*>|\[\s*(?:img|image)[\s_:#-]*\d+\s*\]", re.IGNORECASE
+    r"<\s*+(?:/\s*+)?+(?:img|image)[\s_:#-]*+\d*+\s*+(?:/\s*+)?+>|\[\s*+(?:img|image)[\s_:#-]*+\d++\s*+\]",
+    re.IGNORECASE,
 )
 """What is meant as a marker and is none."""
-INVENTED = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|<img\s[^>\n]*=[^>\n]*>", re.IGNORECASE)
-"""A picture the model was not offered: Markdown and HTML images with an address."""
+INVENTED = re.compile(
+    r"!\[(?:[^]!\n]|!(?!\[))*+\]\((?:[^)!\n]|!(?!\[))*+\)"
+    r"|<img\s(?:[^=>\n<]|<(?!img\s))*+=(?:[^>\n<]|<(?!img\s))*+>",
+    re.IGNORECASE,
+)
+"""A picture the model was not offered: Markdown and HTML images with an address. Of one begun within another the inner
+one counts, so that no letter is looked at for each of them."""
 
 ANY_MARKER = re.compile(f"(?P<invented>{INVENTED.pattern})|{MARKER.pattern}|{MARKER_LIKE.pattern}", re.IGNORECASE)
 
@@ -152,21 +159,26 @@ def read_markers(text: str, candidates: int) -> Marked:
     nothing are taken out too, and counted.
     """
     faults: Counter[str] = Counter()
-    clean, marks = "", []
-    at = 0
+    left, marks = [], []
+    length = at = 0
     for match in ANY_MARKER.finditer(text):
-        clean += text[at : match.start()]
+        left.append(text[at : match.start()])
+        length += len(left[-1])
         at = match.end()
-        if at == len(text) or text[at].isspace():
-            clean = clean.rstrip(" \t")
+        bare = at < len(text) and not text[at].isspace()
+        while left and not bare:  # without the space before it, or two would stand together
+            length -= len(last := left.pop())
+            if bare := last.rstrip(" \t"):
+                left.append(bare)
+                length += len(bare)
         if exact := MARKER.fullmatch(match.group()):
-            marks.append((len(clean), int(exact[1])))
+            marks.append((length, int(exact[1])))
         else:
             faults["invented" if match["invented"] else "malformed"] += 1
-    clean += text[at:]
+    clean = "".join(left) + text[at:]
     pieces = sentences(clean)
     ends = accumulate(map(len, pieces))
     begins = [end - len(piece.lstrip()) for end, piece in zip(ends, pieces, strict=True)]
-    placements = [Placement(sum(begin < offset for begin in begins), number) for offset, number in marks]
+    placements = [Placement(bisect_left(begins, offset), number) for offset, number in marks]
     kept, others = settled(placements, len(pieces), candidates)
     return Marked(clean, kept, faults + others)

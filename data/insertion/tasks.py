@@ -28,7 +28,7 @@ from typing import Any
 from PIL import Image
 
 from ...configs.errors import InputError, reading
-from ...models.checkpoints.folder import whole_directory
+from ...configs.whole import take_back, whole_directory
 from ...models.documents.document import InterleavedDocument, encode_png, open_image, to_rgb
 from ..conversion import fitting_source, is_heldout, open_source, read
 from ..prompts import read_lines
@@ -238,6 +238,7 @@ def read_tasks(path: Path, least: int = 1) -> list[InsertionTask]:
 
     Raises InputError naming file and line, and where there are fewer than `least`.
     """
+    take_back(path.parent)
     tasks, pictures = [], {}
     for place, value in read_lines(path):
         try:

@@ -40,7 +40,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLUMNS = ("item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language")
 """That are read of `dpg_bench.csv`."""
 GROUPS = ("global", "entity", "attribute", "relation", "other")
-_DETAIL = re.compile(r"(.+?), \((\d+), (\d+), \d+, \d+\), (.*), ([^,]*)")
+_DETAIL = re.compile(r"(?>(.+?), \((\d+), (\d+), \d+, \d+\), )(.*), ([^,]*)")
 """Path, left and upper edge of the quarter, question, answer."""
 
 SOURCE = "independent reproductions by TorchUMM at 083395e, with mPLUG"

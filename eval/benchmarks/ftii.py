@@ -22,8 +22,9 @@ from ...configs.registry import register
 from ...models.chat.requests import Answer
 from ...rewards.judges.grading import Verdict
 from ..benchmark import Given, Item, Outcome, Table, Task
-from ..entries import Entry, inside, read_records
+from ..entries import Entry, inside
 from ..figures import Figure, Share, figure_estimate
+from ..records import read_records
 
 FLOW, CHOICE = "flow insertion", "single choice"
 CORRECT, INSERTED = "correct", "inserted"
@@ -46,18 +47,20 @@ def read(path: Path, images: Path | None = None) -> Rows:
         elif "prediction" not in record:
             raise InputError(f"{place}: neither `paragraphs` nor `prediction`; found {', '.join(map(repr, record))}")
         else:
-            rows += _answers(record)
+            rows += _answers(record, place)
     return rows
 
 
-def _answers(record: Mapping[str, Any]) -> Rows:
+def _answers(record: Mapping[str, Any], place: str) -> Rows:
     said = record["prediction"]
     if isinstance(said, list):
-        return [(Item(f"{record['id']}/{n}", "", ()), _given(one)) for n, one in enumerate(said, 1)]
-    return [(Item(record["id"], "", ()), _given(said))]
+        return [(Item(f"{record['id']}/{n}", "", ()), _given(one, place)) for n, one in enumerate(said, 1)]
+    return [(Item(record["id"], "", ()), _given(said, place))]
 
 
-def _given(said: Any) -> Given:
+def _given(said: Any, place: str) -> Given:
+    if said is not None and type(said) not in (str, int, float):
+        raise InputError(f"{place}: field `prediction`: {said!r:.80} is neither a text, a number nor null")
     return Given((Entry("0" if said is None else str(said)),))
 
 
@@ -84,7 +87,7 @@ def _questions(record: Mapping[str, Any], root: Path, place: str) -> Rows:
         meta = {"gold": right, "images": len(files), "kind": kind, "article": record["id"]}
         identifier = f"{record['id']}/{number}" if flow else record["id"]
         item = Item(identifier, category, _question(read_so_far, files, flow), str(right), meta)
-        rows.append((item, _given(answers[number]) if number in answers else None))
+        rows.append((item, _given(answers[number], place) if number in answers else None))
     return rows
 
 

@@ -11,7 +11,6 @@ finds the objects is one of three:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,26 +26,25 @@ from transformers import AutoProcessor
 from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
 from ...configs.registry import register
-from ...data.prompts import read_lines
 from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, to_rgb
 from ...rewards.base import Completion
 from ...rewards.encoders.pretrained import load_model, load_pretrained, split_revision
 from ...rewards.judges.grading import Verdict, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
-from ..entries import Entry, segments_of
+from ..entries import segments_of
 from ..figures import Figure, Share, figure_estimate
 from ..statistics import Estimate
+from .object_files import COLORS, Detection, read, read_detections, samples_of
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD = 0.3
 COUNTING_THRESHOLD = 0.9
 MOST_OBJECTS = 16
 """Of one class."""
 POSITION_THRESHOLD = 0.1
 PROMPTS = 553
+SAMPLES = 4
 ASPECT = "correct"
 
 SOURCE = "independent reproductions by TorchUMM at 083395e"
@@ -77,7 +75,7 @@ class GenEvalConfig:
     detections: str = ""
     """JSONL of what was found: {"id": "00012/3", "objects": [{"class", "score", "box": [x0, y0, x1, y1], "color"}]}."""
     detector: DetectorConfig = field(default_factory=DetectorConfig)
-    samples: OneOrMore = 4
+    samples: OneOrMore = SAMPLES
     """Pictures of each prompt that are written."""
     template: str = "geneval"
     """Judge prompt, scale 0 to 1."""
@@ -89,68 +87,7 @@ class GenEvalConfig:
             raise InputError(f"samples: {self.samples}; at least 1")
 
 
-# ---- reading ----
-
-
-def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | None]]:
-    """Prompts of `evaluation_metadata.jsonl`, or of a folder in the official layout with its pictures as answers.
-
-    The layout is `00000/metadata.jsonl` and `00000/samples/0000.png`; there a sample is an item, `00000/0`. A prompt of
-    the file is one item, `00000`, of which `samples_of` makes as many as are to be written.
-    """
-    if not path.is_dir():
-        return [(_item(f"{number:05}", value, place), None) for number, (place, value) in enumerate(read_lines(path))]
-    rows: list[tuple[Item, Given | None]] = []
-    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and entry.name.isdigit()):
-        file = folder / "metadata.jsonl"
-        with reading(file):
-            value = json.loads(file.read_text(encoding="utf-8"))
-        pictures = sorted(picture for picture in (folder / "samples").glob("*.png") if picture.stem.isdigit())
-        if not pictures:
-            raise InputError(f"{folder}: no picture samples/0000.png")
-        for picture in pictures:
-            item = _item(f"{folder.name}/{int(picture.stem)}", value, str(file))
-            rows.append((item, Given((Entry(None, picture),))))
-    if not rows:
-        raise InputError(f"{path}: no folders 00000, 00001 of pictures")
-    return rows
-
-
-def _item(identifier: str, value: Any, place: str) -> Item:
-    if not isinstance(value, dict) or not {"tag", "prompt", "include"} <= set(value):
-        raise InputError(f"{place}: expected an object with `tag`, `prompt` and `include`")
-    for earlier, clause in enumerate(value["include"]):
-        relation, target = clause.get("position", (RELATIONS[0], -1))
-        if relation not in RELATIONS or target >= earlier or clause.get("color", COLORS[0]) not in COLORS:
-            raise InputError(f"{place}: object {earlier} has an unknown colour or place: {clause}")
-    return Item(identifier, value["tag"], (Entry(value["prompt"]),), meta={"metadata": value})
-
-
-def samples_of(items: Sequence[Item], count: int) -> list[Item]:
-    """Each prompt so many times, `00000/0` and on, with random numbers of its own; what is a sample stays as it is."""
-    return [
-        sample
-        for item in items
-        for sample in (
-            [item]
-            if "/" in item.id
-            else [Item(f"{item.id}/{n}", item.category, item.question, meta=item.meta) for n in range(count)]
-        )
-    ]
-
-
 # ---- the rules ----
-
-
-@dataclass(frozen=True, slots=True)
-class Detection:
-    name: str
-    """Class."""
-    score: float
-    box: tuple[float, float, float, float]
-    """x0, y0, x1, y1 in pixels, y downwards."""
-    color: str | None = None
-    """One of COLORS, where it is known."""
 
 
 ColorOf = Callable[[Detection], str | None]
@@ -270,25 +207,6 @@ class ZeroShotDetector:
         return self._texts[name]
 
 
-def read_detections(path: Path) -> dict[str, list[Detection]]:
-    """By item id. Raises InputError naming the line."""
-    found: dict[str, list[Detection]] = {}
-    for place, record in read_lines(path):
-        try:
-            found[str(record["id"])] = [
-                Detection(one["class"], float(one["score"]), _box(one["box"]), one.get("color"))
-                for one in record["objects"]
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{place}: no detections in the form of docs/evaluation.md: {error!r}") from None
-    return found
-
-
-def _box(value: Sequence[float]) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = map(float, value)
-    return x0, y0, x1, y1
-
-
 # ---- the benchmark ----
 
 
@@ -388,6 +306,8 @@ class GenEval:
     def caveats(self, outcomes: Sequence[Outcome]) -> list[str]:
         prompts = len({item.id.partition("/")[0] for item in self.items})
         said = []
+        if len(self.items) != SAMPLES * prompts:
+            said.append(f"{len(self.items):,} pictures of {prompts} prompts: the published rows are of {SAMPLES} each.")
         if prompts != PROMPTS:
             said.append(f"{prompts} prompts of {PROMPTS}: the published rows are of the whole set.")
         if self.config.by == "detector":

@@ -22,7 +22,8 @@ from ...models.documents.document import ImageSegment, InterleavedDocument, Text
 from ...rewards.base import Completion
 from ...rewards.judges.grading import Template, Verdict, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
-from ..entries import Entry, decoded, inside, read_records, segments_of, spaced
+from ..entries import Entry, decoded, inside, segments_of, spaced
+from ..records import read_records
 from ..results import by_category
 from ..statistics import RESAMPLES, Estimate, estimate
 from .official_prompts import read_prompts

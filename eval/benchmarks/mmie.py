@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,8 @@ from ...models.documents.document import ImageSegment, InterleavedDocument, Segm
 from ...rewards.base import Completion
 from ...rewards.judges.grading import Template, Verdict, fill, questions, read_verdict
 from ..benchmark import Given, Item, Outcome, Table, Task, judge_template
-from ..entries import Entry, open_picture, read_entries, read_records, segments_of, spaced
+from ..entries import Entry, open_picture, read_entries, segments_of, spaced
+from ..records import read_records
 from ..results import by_category
 from ..statistics import Estimate, estimate
 
@@ -225,8 +227,9 @@ def official_view(question: Sequence[Entry], answer: Sequence[Entry]) -> View:
 
 def official_score(text: str) -> int | None:
     """The first number after `### Score`, rounded as Python does; it may be out of range."""
-    match = re.search(r"### Score.*?(-?\d+(?:\.\d+)?)", text, re.DOTALL)
-    return round(float(match[1])) if match else None
+    score = re.search(r"-?\d+(?:\.\d+)?", text.partition("### Score")[2])
+    number = float(score[0]) if score else math.nan
+    return round(number) if math.isfinite(number) else None
 
 
 def official_verdict(answer: Answer) -> Verdict:

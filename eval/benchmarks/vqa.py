@@ -5,9 +5,9 @@
     mme        a folder of `TASK.txt`, or one: image TAB question TAB Yes or No, maybe TAB the model's answer
     seedbench  `SEED-Bench.json`: {"questions": [...], "question_type": {name: number}}
 
-Answers of a system: for vqa and seedbench records of `id` or `question_id` and `prediction`; for pope of `answer`, in
-the questions' order where they have no `question_id`; for mme the fourth column. An answer that cannot be read is
-wrong, as in the official scripts, and counted.
+Answers of a system: records of `id` or `question_id` and `prediction`, `answer` or `text`, as JSON lines or a list; for
+pope in the questions' order where they have no `question_id`; for mme the fourth column. An answer that cannot be read
+is wrong, as in the official scripts, and counted.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ...data.prompts import read_lines
 from ...models.chat.requests import Answer
 from ...rewards.judges.grading import Verdict
 from ..benchmark import Given, Item, Outcome, Table, Task
-from ..entries import Entry, inside, read_records
+from ..entries import Entry, inside
 from ..figures import Figure, Share, figure_estimate, mean_of
-from ..folder import read_json
+from ..records import Record, answer_of, id_of, names_of, read_records, record_of, text_of, whole_of
 from ..results import by_category
 
 TITLES = {"vqa": "Visual questions", "pope": "POPE", "mme": "MME", "seedbench": "SEED-Bench"}
@@ -45,6 +45,8 @@ PERCEPTION = (
     "OCR",
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+ANSWERS = ("prediction", "response", "output")
+"""What files call the answer of a system, beside the names that are a question's own."""
 UNREADABLE = "answers that name none of the possible ones"
 
 Rows = list[tuple[Item, Given | None]]
@@ -53,43 +55,42 @@ Rows = list[tuple[Item, Given | None]]
 
 
 def read_vqa(path: Path, images: Path | None = None) -> Rows:
-    """Items and answers; a record with `prediction` and without `question` is an answer alone."""
+    """Items and answers; a record without a correct `answer` to its `question` is an answer alone."""
     rows: Rows = []
     for place, record in read_records(path):
-        question = ()
-        meta: dict[str, Any] = {}
-        if "question" in record:
-            gold, choices = record.get("answer"), record.get("choices", [])
-            gold = [str(gold)] if isinstance(gold, str | int | float) else gold
-            if not isinstance(gold, list) or not gold or not all(isinstance(text, str) for text in gold):
-                raise InputError(f"{place}: field `answer` is missing, or neither a text nor a list of texts")
-            if not isinstance(choices, list) or len(choices) > len(LETTERS):
-                raise InputError(f"{place}: field `choices` is a list of at most {len(LETTERS)} texts")
-            names = record.get("image", [])
-            question = _question(
-                names if isinstance(names, list) else [names], record["question"], choices, path, images
-            )
-            meta = {"gold": gold, "choices": [str(choice) for choice in choices]}
-        item = Item(record["id"], str(record.get("category", "all")), question, "; ".join(meta.get("gold", [])), meta)
-        rows.append((item, _given(record, "prediction")))
+        if "question" not in record or ("answer" not in record and {*ANSWERS} & set(record)):
+            rows.append(_answer(record, place, ANSWERS if "question" in record else (*ANSWERS, "answer", "text")))
+            continue
+        gold, choices = record.get("answer"), record.get("choices", [])
+        gold = [str(gold)] if isinstance(gold, str | int | float) else gold
+        if not isinstance(gold, list) or not gold or not all(isinstance(text, str) for text in gold):
+            raise InputError(f"{place}: field `answer` is missing, or neither a text nor a list of texts")
+        if not isinstance(choices, list) or len(choices) > len(LETTERS):
+            raise InputError(f"{place}: field `choices` is a list of at most {len(LETTERS)} texts")
+        names, text = names_of(record, place, "image"), text_of(record, place, "question")
+        meta = {"gold": gold, "choices": [str(choice) for choice in choices]}
+        question = _question(names, text, choices, images or path.parent, place)
+        item = Item(record["id"], str(record.get("category", "all")), question, "; ".join(gold), meta)
+        rows.append((item, _given(record, place, ANSWERS)))
     return rows
 
 
 def read_pope(path: Path, images: Path | None = None) -> Rows:
     split = next((name for name in ("random", "popular", "adversarial") if name in path.stem), "all")
     rows: Rows = []
-    for number, (place, record) in enumerate(read_lines(path), 1):
-        if not isinstance(record, dict):
-            raise InputError(f"{place}: expected an object, got {type(record).__name__}")
-        question, meta = (), {}
-        if "label" in record:
-            if record["label"] not in ("yes", "no"):
-                raise InputError(f"{place}: field `label` is {record['label']!r}; yes or no")
-            names = [record["image"]] if "image" in record else []
-            text = record.get("text", record.get("question"))
-            question, meta = _question(names, text, [], path, images), {"gold": [record["label"]]}
-        identifier = str(record.get("question_id", number))
-        rows.append((Item(identifier, split, question, record.get("label"), meta), _given(record, "answer")))
+    for number, (place, value) in enumerate(read_lines(path), 1):
+        record = {"question_id": number, **record_of(value, place)}
+        if "label" not in record:  # beside a picture `text` is the question, with none it is what LLaVA's scripts write
+            said = ("answer", *ANSWERS, "text") if "image" not in record else ("answer", *ANSWERS)
+            rows.append(_answer(record, place, said, split))
+            continue
+        if record["label"] not in ("yes", "no"):
+            raise InputError(f"{place}: field `label` is {record['label']!r:.80}; yes or no")
+        text = text_of(record, place, "text" if "text" in record else "question")
+        question = _question(names_of(record, place, "image"), text, [], images or path.parent, place)
+        identifier, label = id_of(record, place), record["label"]
+        item = Item(identifier, split, question, label, {"gold": [label]})
+        rows.append((item, _given(record, place, ("answer", *ANSWERS))))
     return _checked(rows, path)
 
 
@@ -119,32 +120,33 @@ def read_mme(path: Path, images: Path | None = None) -> Rows:
 
 
 def read_seedbench(path: Path, images: Path | None = None) -> Rows:
-    """Questions, or answers: records with `prediction`. The picture of a question is the file `data_id`."""
-    if path.suffix == ".jsonl":
-        records = [(place, record) for place, record in read_lines(path)]
-        names: dict[str, str] = {}
-    else:
-        value = read_json(path)
-        questions = value.get("questions") if isinstance(value, dict) else value
-        if not isinstance(questions, list):
-            raise InputError(f"{path}: field `questions` is missing; is it SEED-Bench.json?")
-        records = [(f"{path}: question {number}", record) for number, record in enumerate(questions, 1)]
-        types = value.get("question_type", {}) if isinstance(value, dict) else {}
+    """Questions, or answers: records without choices. The picture of a question is the file `data_id`."""
+    records = list(read_lines(path))
+    names: dict[str, str] = {}
+    if (whole := whole_of(path)) is not None and "questions" in whole:
+        if not isinstance(whole["questions"], list):
+            raise InputError(f"{path}: field `questions` is no list; is it SEED-Bench.json?")
+        records = [(f"{path}: question {number}", record) for number, record in enumerate(whole["questions"], 1)]
+        types = record_of(whole.get("question_type", {}), f"{path}: field `question_type`")
         names = {str(number): name for name, number in types.items()}
     rows: Rows = []
-    for place, record in records:
-        if not isinstance(record, dict) or "question_id" not in record:
-            raise InputError(f"{place}: field `question_id` is missing")
+    for place, value in records:
+        record = record_of(value, place)
+        if "choice_a" not in record:
+            rows.append(_answer(record, place, (*ANSWERS, "answer", "text")))
+            continue
         kind = str(record.get("question_type_id", ""))
-        question, meta = (), {}
-        if "question" in record:
-            choices = [str(record[name]) for name in ("choice_a", "choice_b", "choice_c", "choice_d") if name in record]
-            if record.get("answer") not in list(LETTERS[: len(choices)]):
-                raise InputError(f"{place}: field `answer` names none of its {len(choices)} choices")
-            question = _question([record["data_id"]], record["question"], choices, path, images)
-            meta = {"gold": [record["answer"]], "choices": choices}
-        item = Item(str(record["question_id"]), names.get(kind, kind or "all"), question, record.get("answer"), meta)
-        rows.append((item, _given(record, "prediction")))
+        choices = [str(record[name]) for name in ("choice_a", "choice_b", "choice_c", "choice_d") if name in record]
+        if record.get("answer") not in list(LETTERS[: len(choices)]):
+            raise InputError(f"{place}: field `answer` names none of its {len(choices)} choices")
+        if "data_id" not in record:
+            raise InputError(f"{place}: field `data_id`, the file of the picture, is missing")
+        pictures, text = names_of(record, place, "data_id"), text_of(record, place, "question")
+        question = _question(pictures, text, choices, images or path.parent, place)
+        meta = {"gold": [record["answer"]], "choices": choices}
+        identifier = id_of(record, place)
+        item = Item(identifier, names.get(kind, kind or "all"), question, record["answer"], meta)
+        rows.append((item, _given(record, place, ANSWERS)))
     return _checked(rows, path)
 
 
@@ -157,20 +159,25 @@ def _checked(rows: Rows, path: Path) -> Rows:
     return rows
 
 
-def _question(
-    names: Sequence[Any], text: Any, choices: Sequence[Any], path: Path, images: Path | None
-) -> tuple[Entry, ...]:
+def _question(names: Sequence[str], text: str, choices: Sequence[Any], root: Path, place: str) -> tuple[Entry, ...]:
     """The pictures, then the question with its lettered choices."""
-    if not isinstance(text, str) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{path}: a question and the names of its pictures are texts, got {text!r}, {list(names)!r}")
-    root = images or path.parent
-    pictures = tuple(Entry(None, inside(root, name, str(path))) for name in names)
+    pictures = tuple(Entry(None, inside(root, name, place)) for name in names)
     lines = [text, *(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))]
     return (*pictures, Entry("\n".join(lines)))
 
 
-def _given(record: Mapping[str, Any], name: str) -> Given | None:
-    return Given((Entry(str(record[name])),)) if record.get(name) is not None else None
+def _answer(record: Record, place: str, names: Sequence[str], category: str = "all") -> tuple[Item, Given | None]:
+    """Of a record that is an answer alone. Raises InputError where none of the fields is there."""
+    identifier = id_of(record, place)
+    if not set(names) & set(record):
+        raise InputError(f"{place}: no field `{'`, `'.join(names)}`; found {', '.join(map(repr, record))}")
+    asked = next((record[name] for name in ("question", "prompt") if isinstance(record.get(name), str)), "")
+    return Item(identifier, category, (Entry(asked),) if asked else ()), _given(record, place, names)
+
+
+def _given(record: Record, place: str, names: Sequence[str]) -> Given | None:
+    said = answer_of(record, place, names)
+    return None if said is None else Given((Entry(said),))
 
 
 # ---- what an answer says ----
@@ -193,7 +200,7 @@ def chosen_letter(text: str, choices: Sequence[str]) -> str | None:
     letters = LETTERS[: len(choices)]
     bare = text.strip()
     match = re.match(rf"\(?([{letters}])(?:[).:,]|\s*$)", bare)
-    match = match or re.search(rf"(?i:\banswer(?: is)?\s*:?\s*)\(?([{letters}])\b", bare)
+    match = match or re.search(rf"(?i:\banswer(?: is)?\s*+:?+\s*+)\(?([{letters}])\b", bare)
     if match:
         return match[1]
     same = [letter for letter, choice in zip(letters, choices, strict=True) if normalised(choice) == normalised(bare)]

@@ -31,7 +31,7 @@ from typing import Any, Literal, Protocol, get_args
 from ...configs import parse, save_resolved
 from ...configs.bounds import Limit, OneOrMore, Share
 from ...configs.errors import InputError, keeping
-from ...configs.terminal import say
+from ...configs.terminal import one_line, say
 from ...data.shards import INDEX
 from ...models.chat.choice import ChatConfig, chat_model
 from ...models.chat.requests import Answer, ChatModel, Request, fill
@@ -254,13 +254,15 @@ def _higher(a: float | None, b: float | None) -> Preference | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the tables. Exits with 1 where a scorer does not pass."""
+    """Prints the tables. Exits with 1 where a scorer does not pass, or has not one verdict."""
     (config,) = parse((QualifyConfig,), argv, prog="limner qualify-judge")
     logging.getLogger("limner.rewards.guard").setLevel(logging.ERROR)  # failures are counted here, by kind
     with keeping(f"{config.out} keeps the judge's replies; the same command asks only for what is missing"):
         results = qualify(config)
+    if reason := nothing_compared(results):
+        say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
     say(table(results))
-    if results["passed"] is False:
+    if results["passed"] is False or reason:
         raise SystemExit(1)
 
 
@@ -268,9 +270,10 @@ def qualify(config: QualifyConfig) -> dict[str, Any]:
     """What `OUT/results.json` holds. Another call asks a judge only what it has not answered yet. Raises InputError."""
     out, scorers = Path(config.out), make_scorers(config)
     skipped: Counter[str] = Counter()
+    first: dict[str, str] = {}
     ballots: dict[str, list[Ballot]] = {}
     try:
-        for batch in _batches(_compared(all_pairs(config), skipped), config.batch_size):
+        for batch in _batches(_compared(all_pairs(config), skipped, first), config.batch_size):
             for scorer in scorers:
                 for name, row in scorer(batch).items():
                     ballots.setdefault(name, []).extend(row)
@@ -289,6 +292,7 @@ def qualify(config: QualifyConfig) -> dict[str, Any]:
         "scorers": {name: value for scorer in scorers for name, value in scorer.manifest().items()},
         "threshold": config.threshold,
         "skipped": dict(skipped),
+        "first": first,
         "rows": rows,
         "gated": gated,
         "faults": problems,
@@ -323,7 +327,8 @@ def all_pairs(config: QualifyConfig) -> Iterator[Pair | Skipped]:
         yield from sanity_pairs(documents, config.corruptions)
 
 
-def _compared(pairs: Iterable[Pair | Skipped], skipped: Counter[str]) -> Iterator[Pair]:
+def _compared(pairs: Iterable[Pair | Skipped], skipped: Counter[str], first: dict[str, str]) -> Iterator[Pair]:
+    """Those that can be; of the others the number by kind, and the first one's reason."""
     said = time.monotonic()
     for number, pair in enumerate(pairs, 1):
         if time.monotonic() - said > SAY_EVERY_S:
@@ -331,6 +336,7 @@ def _compared(pairs: Iterable[Pair | Skipped], skipped: Counter[str]) -> Iterato
             say(f"limner qualify-judge: at pair {number}", to_stderr=True, flush=True)
         if isinstance(pair, Skipped):
             skipped[pair.kind] += 1
+            first.setdefault(pair.kind, pair.reason)
         else:
             yield pair
 
@@ -347,6 +353,21 @@ def _by_group(ballots: Sequence[Ballot]) -> dict[str, Any]:
 
 def _source(path: Path) -> dict[str, str]:
     return {"file": path.name, "sha256": sha256(path / INDEX if path.is_dir() else path)}
+
+
+def nothing_compared(results: Mapping[str, Any]) -> str:
+    """Why a scorer has not one verdict; empty where all have some."""
+    if not results["rows"]:
+        return f"not one pair was compared: {_skipped(results)}"
+    for name, row in results["rows"].items():
+        if not any(found["with_verdict"] for group, found in row.items() if group != "failed"):
+            return f"{name}: not one verdict: " + ", ".join(f"{count} {kind}" for kind, count in row["failed"].items())
+    return ""
+
+
+def _skipped(results: Mapping[str, Any]) -> str:
+    said = [f"{count} {kind}, the first: {results['first'][kind]}" for kind, count in results["skipped"].items()]
+    return "; ".join(said) or "the files hold none"
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -368,7 +389,7 @@ def table(results: Mapping[str, Any]) -> str:
         if row["failed"]:
             lines.append(f"{name:24} {'failed':18} " + ", ".join(f"{n} {kind}" for kind, n in row["failed"].items()))
     if results["skipped"]:
-        lines.append("skipped: " + ", ".join(f"{count} {kind}" for kind, count in results["skipped"].items()))
+        lines.append(f"skipped: {_skipped(results)}")
     for name, problems in results["faults"].items():
         lines += [f"{name} does not qualify: {problem}" for problem in problems]
     passed = {True: "qualified", False: "not qualified: do not train against it", None: "no sanity set, no gate"}

@@ -3,7 +3,7 @@
     form        a record
     jsonl       {"prompt": D, "a": D, "b": D, "preferred": "a", "b" or "tie"} a line; D: a text or a document as JSON
     mmrb2       `interleaved.json` of MMRB2 (arXiv 2512.16899), built by the benchmark's own script
-    opening     `judge_modelAB_results.json` of OpenING (arXiv 2411.18499), beside the folders of the models' outputs
+    opening     `Interleaved_Arena/judge_modelAB_results.json` in a checkout of OpenING (arXiv 2411.18499)
 
 A pair whose answers or pictures are not there is skipped and says why; a record of another form is an InputError.
 """
@@ -11,19 +11,20 @@ A pair whose answers or pictures are not there is skipped and says why; a record
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
-from ...configs.errors import InputError, reading
-from ...data.prompts import read_lines
+from ...configs.errors import InputError
+from ...data.prompts import read_lines, read_values
 from ...data.shards import read_documents
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ..entries import Entry, PictureFault, inside, segments_of
+from ..records import Record, record_of, whole_of
 
 Preference = Literal["a", "b", "tie"]
 Form = Literal["jsonl", "mmrb2", "opening"]
@@ -31,7 +32,7 @@ Corruption = Literal["shuffled_pictures", "blank_pictures", "exchanged_texts"]
 
 PREFERENCES = "preferences"
 """Group of the pairs that people compared; a sanity pair's group is its corruption."""
-BENCHMARK_FOLDER = "OpenING-Benchmark"
+BENCHMARK_FOLDER, OUTPUTS = "OpenING-Benchmark", "gen_outputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ def read_pairs(path: Path, form: Form, images: Path | None = None) -> Iterator[P
     """One after the other, so that the pictures of all of them need not fit in memory.
 
     images: folder that pictures are relative to. By default that of the file; for `opening` the folder above it, which
-    holds `MODEL_output/` and `OpenING-Benchmark/`. Raises InputError naming file and record.
+    holds `OpenING-Benchmark/`, and `MODEL_output/` itself or in `gen_outputs/`. Raises InputError naming file and
+    record.
     """
     if form == "jsonl":
         return (_own(value, place) for place, value in read_lines(path))
@@ -128,44 +130,63 @@ def _opening(record: dict[str, Any], root: Path, place: str) -> Pair | Skipped:
         raise InputError(f"{place}: expected `data_id`, and `model_A` and `model_B` with a `name`")
     uid, preferred = str(record["data_id"]), _preferred(record.get("winner"), f"{place}: winner")
     identifier = f"{uid} {names[0]} {names[1]}"
-    folders = [_folder(root, f"{name}_output", place) for name in names]
-    files = [inside(folder, f"{uid}.json", place) for folder in folders]
-    if absent := [file for file in files if not file.is_file()]:
-        return Skipped(identifier, "missing answer", f"{absent[0]}: no such file")
-    turns = [_turns(file) for file in files]
+    files = [_output(root, f"{name}_output", uid, place) for name in names]
+    for name, file in zip(names, files, strict=True):
+        if file is None:
+            sought = f"{name}_output/{uid}.json or .jsonl"
+            return Skipped(identifier, "missing answer", f"{sought}: neither in {root} nor in its {OUTPUTS}")
+    found = [file for file in files if file is not None]
+    turns = [_turns(file) for file in found]
     try:
-        prompt = _turn(turns[0], "input", root / BENCHMARK_FOLDER, files[0])
-        a, b = (_turn(turns[i], "output", folders[i], files[i]) for i in range(2))
+        prompt = _turn(turns[0], "input", _folder(root, BENCHMARK_FOLDER, place), found[0])
+        a, b = (_turn(turn, "output", file.parent, file) for turn, file in zip(turns, found, strict=True))
     except PictureFault as fault:
         return Skipped(identifier, fault.kind, str(fault))
     return Pair(identifier, PREFERENCES, prompt, a, b, preferred)
 
 
+def _output(root: Path, folder: str, uid: str, place: str) -> Path | None:
+    """A model's answer, beside the benchmark or, as in the released repository, in `gen_outputs`, some as `.jsonl`."""
+    for base in (root, root / OUTPUTS):
+        for suffix in (".json", ".jsonl"):
+            file = inside(_folder(base, folder, place), f"{uid}{suffix}", place)
+            with suppress(OSError):  # a name too long
+                if file.is_file():
+                    return file
+    return None
+
+
 def _folder(root: Path, name: str, place: str) -> Path:
     """The folder of that name, in whatever case: the release was made on a system that does not tell them apart."""
     folder = inside(root, name, place)
-    if folder.is_dir() or not root.is_dir():
-        return folder
-    return next((path for path in sorted(root.iterdir()) if path.name.lower() == name.lower()), folder)
+    with suppress(OSError):
+        if not folder.is_dir() and root.is_dir():
+            return next((path for path in sorted(root.iterdir()) if path.name.lower() == name.lower()), folder)
+    return folder
 
 
 def _turns(file: Path) -> dict[str, Any]:
     """`{"conversations": [{"input": [...]}, {"output": [...]}]}` -> `{"input": [...], "output": [...]}`"""
-    with reading(file):
-        turns = json.loads(file.read_text(encoding="utf-8-sig"))["conversations"]
-        return {name: turn for both in turns for name, turn in both.items()}
+    values = read_values(file)
+    turns = record_of(values[0][1], str(file)).get("conversations") if len(values) == 1 else None
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise InputError(f"{file}: expected one object with a list `conversations` of `input` and `output`")
+    return {name: turn for both in turns for name, turn in both.items()}
 
 
 def _turn(turns: dict[str, Any], name: str, folder: Path, file: Path) -> InterleavedDocument:
     """Outputs name their pictures by paths of the machine that made them: the file's own name counts."""
     entries = []
-    for step in turns.get(name) or []:
-        if not isinstance(step, dict):
-            raise InputError(f"{file}: a step of `{name}` is no object with `text` and `image`")
-        text, image = str(step.get("text") or ""), step.get("image")
-        text = text.replace("<BEGIN>", "").replace("<image>", "").strip()
-        picture = str(image) if name == "input" else Path(str(image)).name
-        entries.append(Entry(text or None, inside(folder, picture, str(file)) if image else None))
+    steps = turns.get(name) or []
+    if not isinstance(steps, list):
+        raise InputError(f"{file}: `{name}` is no list of steps")
+    for step in steps:
+        text, image = (record_of(step, f"{file}: a step of `{name}`").get(key) for key in ("text", "image"))
+        if not isinstance(text, str | None) or not isinstance(image, str | None):
+            raise InputError(f"{file}: a step of `{name}`: `text` and `image` are strings or null")
+        text = (text or "").replace("<BEGIN>", "").replace("<image>", "").strip()
+        picture = image if name == "input" or not image else image.replace("\\", "/").rpartition("/")[2]
+        entries.append(Entry(text or None, inside(folder, picture, str(file)) if picture else None))
     return InterleavedDocument(segments_of(entries))
 
 
@@ -179,14 +200,13 @@ def _preferred(value: Any, place: str) -> Preference:
     raise InputError(f"{place}: {value!r:.80} is none of A, B and tie")
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) of a JSON list, or of the list `pairs` of an object."""
-    with reading(path):
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    records = value.get("pairs") if isinstance(value, dict) else value
-    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
-        raise InputError(f"{path}: holds no list of pairs")
-    return ((f"{path}: record {number}", record) for number, record in enumerate(records, 1))
+def _records(path: Path) -> Iterator[tuple[str, Record]]:
+    """(place, record) of a JSON list or lines, or of the list `pairs` of an object."""
+    whole = whole_of(path) or {}
+    records = list(read_lines(path))
+    if isinstance(pairs := whole.get("pairs"), list):
+        records = [(f"{path}: record {number}", pair) for number, pair in enumerate(pairs, 1)]
+    return ((place, record_of(record, place)) for place, record in records)
 
 
 # ---- the sanity set ----

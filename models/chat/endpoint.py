@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import itertools
 import math
 import os
 import queue
@@ -23,15 +24,16 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from threading import Thread
-from time import time
+from time import monotonic, time
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ...configs.bounds import Limit, NoneOrMore, OneOrMore, Seconds, Seed, Side, Temperature
-from ...configs.errors import InputError
+from ...configs.errors import InputError, Unavailable
 from ...configs.json_text import parse_json
 from ...configs.redaction import texts_in, without_secrets
-from ..documents.document import data_uri
+from ..documents.document import InterleavedDocument, TextSegment, data_uri
+from .bounds import Unreadable, bounded_client, could_not_connect
 from .reply_cache import ReplyCache
 from .requests import Answer, Failure, Prepared, Reply, Request, prepare, recall, remember
 
@@ -42,6 +44,10 @@ AHEAD = 2
 """Requests handed over at a time, in `concurrency`: the next ones are ready when a slot falls free."""
 LONGEST_REASON = 300
 """Characters."""
+MOST_IN_A_ROW = 100
+"""Requests that fail, none answered in between, which stop a call however fast they do."""
+MOST_REPLY_BYTES = 16 * 2**20
+"""Of a reply, as it is sent and as it is read."""
 SHORTEST_KEY = 8
 """Characters of an API key that is worth hiding: local servers are often given `EMPTY`."""
 
@@ -64,8 +70,9 @@ class EndpointConfig:
     """Further attempts after a timeout, a lost connection, HTTP 408, 409, 429 or 5xx, or a reply that is none."""
     backoff: Seconds = 0.5
     """Seconds before the second attempt; doubles with each. The server's Retry-After comes first."""
-    patience: NoneOrMore = 100
-    """Requests that fail in a row, none answered in between, until the call stops with an error; 0: never."""
+    patience: Seconds = 300.0
+    """Seconds without one reply, while requests fail, until the call stops with an error; 0: never. So long a server is
+    waited for that has answered before and is gone; one that nobody ever reached stops the call at once."""
     max_requests: Limit = 0
     """Attempts this process may send, 0 without limit; what is over fails as `budget`."""
     max_tokens_total: Limit = 0
@@ -86,13 +93,17 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not shown: it may be the key
             raise InputError("api_key_env: give the name of an environment variable, not the key itself")
-        least = {"concurrency": 1, "retries": 0, "patience": 0, "max_requests": 0, "max_tokens_total": 0}
+        least = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens_total": 0}
         least |= {"max_new_tokens": 1, "image_side": 0, "backoff": 0, "temperature": 0}
         for name, bound in least.items():
             if not bound <= getattr(self, name) < math.inf:
                 raise InputError(f"{name}: {getattr(self, name)}; at least {bound}")
         if not 0 < self.timeout < math.inf:
             raise InputError(f"timeout: {self.timeout}; a number of seconds above 0")
+        if self.patience and not self.timeout <= self.patience < math.inf:
+            raise InputError(
+                f"patience: {self.patience:g} s; 0, or no less than an attempt's timeout ({self.timeout:g} s)"
+            )
         if self.offline and not Path(self.cache).is_file():
             raise InputError(f"cache: offline needs the file of replies, and {self.cache!r} is none")
 
@@ -114,7 +125,11 @@ class Endpoint:
         self._slots = asyncio.Semaphore(config.concurrency)
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
         self._failed_in_a_row = 0
-        self._fault = ""
+        self._silent_since: float | None = None
+        """When the first attempt began that has failed since the last reply."""
+        self._answered = False
+        """Has there been a reply, ever?"""
+        self._fault: InputError | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, daemon=True, name="endpoint")
         self._thread.start()
@@ -129,7 +144,7 @@ class Endpoint:
 
         Requests are taken, in the caller's thread, as there is room for them: few are in memory at a time.
         """
-        self._fault, self._failed_in_a_row = "", 0
+        self._fault, self._failed_in_a_row, self._silent_since = None, 0, None
         ended: queue.SimpleQueue[tuple[int, Future[Answer]]] = queue.SimpleQueue()
         under_way: dict[int, Future[Answer]] = {}
 
@@ -149,6 +164,21 @@ class Endpoint:
         finally:
             for future in list(under_way.values()):
                 future.cancel()
+
+    @property
+    def address(self) -> str:
+        return self.config.base_url
+
+    def probe(self) -> None:
+        """Asks the server for a word, past the cache. Raises InputError where it gives no reply."""
+        if self.config.offline:
+            return
+        self._fault, self._silent_since = None, None
+        question = Request(InterleavedDocument((TextSegment("Say yes."),)))
+        body = _body(prepare(question, self.config.image_side, _settings(self.config)), self.config)
+        answer = asyncio.run_coroutine_threadsafe(self._ask(body), self._loop).result()
+        if isinstance(answer, Failure):
+            raise self._fault or InputError(self._in_vain(answer))
 
     def manifest(self) -> dict[str, Any]:
         return {"base_url": self.config.base_url, **_settings(self.config), "image_side": self.config.image_side}
@@ -189,7 +219,7 @@ class Endpoint:
         if isinstance(answer, Failure):
             self.counts[f"failures/{answer.kind}"] += 1
         if self._fault:
-            raise InputError(self._fault)
+            raise self._fault
         return answer
 
     async def _recall_or_ask(self, request: Request, prepared: Prepared) -> Answer:
@@ -201,40 +231,60 @@ class Endpoint:
             return Failure("offline", reason)
         answer = await self._ask(await _aside(request, _body, prepared, self.config))
         if isinstance(answer, Reply):
-            self._failed_in_a_row = 0
             self._count(answer)
             remember(self._cache, prepared, answer)
         elif answer.kind != "budget":
             self._failed_in_a_row += 1
-            if self._failed_in_a_row == self.config.patience:
-                self._fault = (
-                    f"{self.config.base_url}: {self._failed_in_a_row} requests in a row have failed, last: "
-                    f"{answer.kind}: {answer.reason}; see that the server runs and knows the model "
-                    f"{self.config.model!r}, and that ${self.config.api_key_env} holds its key"
-                )
+            if self.config.patience and self._failed_in_a_row == MOST_IN_A_ROW:
+                self._fault = InputError(f"{self._in_vain(answer)} ({MOST_IN_A_ROW} requests in a row have failed)")
         return answer
+
+    def _in_vain(self, failure: Failure) -> str:
+        return (
+            f"{self.config.base_url}: {failure.kind}: {failure.reason}; see that the server runs and knows the model "
+            f"{self.config.model!r}, and that ${self.config.api_key_env} holds its key"
+        )
 
     def _count(self, reply: Reply) -> None:
         self.counts["replies"] += 1
         self.counts["prompt_tokens"] += reply.prompt_tokens
         self.counts["completion_tokens"] += reply.completion_tokens
         if self.config.max_tokens_total and not reply.prompt_tokens:
-            self._fault = f"max_tokens_total: {self.config.base_url} does not say how many tokens it uses; set it to 0"
+            line = f"max_tokens_total: {self.config.base_url} does not say how many tokens it uses; set it to 0"
+            self._fault = InputError(line)
 
     async def _ask(self, body: dict[str, Any]) -> Answer:
-        for attempt in range(self.config.retries + 1):
+        for attempt in itertools.count():
             if over := self._over_budget():
                 return over
             self.counts["requests"] += 1
             self.counts["retries"] += attempt > 0
+            begun = monotonic()
             outcome = await self._attempt(body)
             if isinstance(outcome, Reply):
+                self._answered, self._failed_in_a_row, self._silent_since = True, 0, None
                 return outcome
-            if not outcome.again or attempt == self.config.retries:
-                break
-            wait_s = min(self.config.backoff * 2**attempt, LONGEST_WAIT) if outcome.wait_s is None else outcome.wait_s
-            await asyncio.sleep(wait_s * random.uniform(1, 1.25))  # apart from others that failed together with it
-        return outcome.failure
+            left_s = self._patience_left(begun, outcome)
+            waits = outcome.absent and self.config.patience > 0  # a server that is away is no fault of the request
+            if self._fault or not outcome.again or (attempt >= self.config.retries and not waits):
+                return outcome.failure
+            wait_s = self.config.backoff * 2 ** min(attempt, 30) if outcome.wait_s is None else outcome.wait_s
+            wait_s = min(wait_s, LONGEST_WAIT) * random.uniform(1, 1.25)  # apart from others that failed with it
+            await asyncio.sleep(min(wait_s, left_s))
+        raise AssertionError("attempts have no end")
+
+    def _patience_left(self, begun: float, outcome: _Fault) -> float:
+        """Seconds, after an attempt has failed; where there are none the call has a fault."""
+        self._silent_since = begun if self._silent_since is None else self._silent_since
+        left_s = self._silent_since + self.config.patience - monotonic() if self.config.patience else math.inf
+        failure = outcome.failure
+        if outcome.absent and not self._answered:
+            line = f"{failure.kind}: {failure.reason}; nothing answers there: start the server, or correct base_url"
+            self._fault = InputError(f"{self.config.base_url}: {line}")
+        elif left_s <= 0:
+            line = f"no reply for {self.config.patience:g} s (patience)"
+            self._fault = Unavailable(f"{self._in_vain(failure)}; {line}")
+        return left_s
 
     def _over_budget(self) -> Failure | None:
         sent, limit = self.counts["requests"], self.config.max_requests
@@ -256,8 +306,11 @@ class Endpoint:
             return _Fault(Failure("timeout", f"no answer within {self.config.timeout:g} s"))
         except openai.APIStatusError as error:
             return status_fault(error.status_code, error.response.headers, self._redacted(error.message))
+        except Unreadable as error:
+            return _Fault(Failure("malformed", self._redacted(str(error))), again=False)
         except openai.APIConnectionError as error:
-            return _Fault(Failure("connection", self._redacted(f"{error.message} {error.__cause__ or ''}")))
+            reason = self._redacted(f"{error.message} {error.__cause__ or ''}")
+            return _Fault(Failure("connection", reason), absent=could_not_connect(error))
         try:
             return read_reply(text)
         except ValueError as error:
@@ -288,6 +341,8 @@ class _Fault:
     again: bool = True
     wait_s: float | None = None
     """Seconds to wait before the next attempt, where the server said so."""
+    absent: bool = False
+    """Was there nobody to connect to?"""
 
 
 def read_reply(body: str) -> Reply:
@@ -312,7 +367,9 @@ def status_fault(status: int, headers: Mapping[str, str], message: str) -> _Faul
     wait_s = retry_after(headers)
     if wait_s is not None and wait_s > LONGEST_WAIT:
         return _Fault(Failure(kind, f"HTTP {status}: asks to wait {wait_s:.0f} s: {message}"), again=False)
-    again = status in (408, 409, 429) or status >= 500
+    again = status in (408, 409, 429) or (status >= 500 and status not in (501, 505))  # those it will never do
+    if 300 <= status < 400:
+        message = f"leads to {headers.get('location', 'nowhere')}, which is not followed; give base_url as it is"
     return _Fault(Failure(kind, f"HTTP {status}: {message}"), again, wait_s)
 
 
@@ -370,4 +427,5 @@ def _client(config: EndpointConfig) -> Any:
     if not config.model:
         raise InputError("model: missing; name the model that the server is to use")
     key = os.environ.get(config.api_key_env) or "EMPTY"
-    return AsyncOpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout, max_retries=0)
+    client = bounded_client(config.timeout, MOST_REPLY_BYTES)
+    return AsyncOpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout, max_retries=0, http_client=client)

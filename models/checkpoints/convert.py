@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...configs.bounds import Width, bounded
 from ...configs.errors import ArgumentParser, InputError, reading
@@ -30,6 +31,16 @@ from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
 from .folder import SETTINGS_FILE, load, save
 
+ORIGINAL = {
+    "multi_modality": "the original layout of Janus; take deepseek-community/Janus-Pro-1B, -7B or Janus-1.3B",
+    "Emu3": "the original layout of Emu3; take BAAI/Emu3-Chat-hf or BAAI/Emu3-Gen-hf",
+}
+"""Model types of layouts that only code of their own reads: what to take instead."""
+UNCONFIGURED = dict.fromkeys(
+    ("consolidated*.pth", "models/*/consolidated*.pth"),
+    "the original layout of Chameleon or Anole: take facebook/chameleon-7b or leloy/Anole-7b-v0.1-hf",
+)
+"""The same by their files, where there is no configuration."""
 SLACK = 1e-3
 """Mean difference of a model's scores from those of its decoder and head, as a share of their size: rounding."""
 SLACK_16 = 0.1
@@ -63,9 +74,17 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
     """The family of a transformers folder, by its model type; a causal language model where no family has a class."""
     path = directory / "config.json"
     if not path.is_file():
-        raise InputError(f"{directory}: no config.json; this is no model folder of transformers")
+        hint = next((f"; {said}" for name, said in UNCONFIGURED.items() if any(directory.glob(name))), "")
+        raise InputError(f"{directory}: no config.json; this is no model folder of transformers{hint}")
     with reading(path):
-        model_type = parse_json(path.read_text(encoding="utf-8"))["model_type"]
+        model_type = str(parse_json(path.read_text(encoding="utf-8"))["model_type"])
+    if model_type in ORIGINAL:
+        raise InputError(f"{directory}: {ORIGINAL[model_type]}, which is converted from the layout of transformers")
+    if model_type not in CONFIG_MAPPING:
+        raise InputError(
+            f"{directory}: transformers has no model type {model_type!r}; where the code comes with the checkpoint "
+            "limner does not run it: take the same model in the layout of transformers"
+        )
     return family_of_type(model_type)
 
 
@@ -140,10 +159,11 @@ def main(argv: Sequence[str]) -> None:
     policy = convert(given["source"], given["out"], given["family"], **options)
     vocabulary, (rows, columns) = policy.vocabulary, policy.processor.image_tokenizer.shape
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
-    say(
-        f"{given['out']}: family {policy.family}, {parameters / 1e6:,.1f} million parameters, "
-        f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns} codes of {vocabulary.image_codes:,} "
-        f"({1 + len(vocabulary.image):,} tokens)"
-    )
     if policy.rope_switch is not None:
         say(f"prompt and answer together have at most {policy.rope_switch:,} tokens: beyond, its rope is another one")
+    say(
+        f"wrote {given['out']}: family {policy.family}, {parameters / 1e6:,.1f} million parameters, "
+        f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns} codes of {vocabulary.image_codes:,} "
+        f"({1 + len(vocabulary.image):,} tokens); next: limner warmup --config warmup/documents --model {given['out']} "
+        "--data DIR"
+    )

@@ -9,13 +9,8 @@ Nothing is unpickled and no remote code runs: weights are safetensors, classes t
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -27,89 +22,32 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.integrations import deepspeed
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
-from ...configs.errors import InputError, reading, writing
+from ...configs.errors import InputError, reading
 from ...configs.json_text import parse_json
+from ...configs.whole import take_back, whole_directory
 from ..pictures.contract import complete, load_image_tokenizer
 from ..policy import UnifiedPolicy, family
+from ..sizes import check_sizes
 from ..tokens.processing import Processor
 from ..tokens.template import Template
 
 SETTINGS_FILE = "limner.json"
 IMAGE_TOKENIZER = "image_tokenizer"
 FORMAT = 1
-SYNCS_AT_A_TIME = 16
-"""A journal writes those that wait together at once: 500 small files take a tenth of a second instead of two."""
-
-
-@contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
-    """A staging folder: becomes `directory` at the end, replacing what stood there, or vanishes if anything fails.
-
-    Raises InputError where the disk is full or the place may not be written."""
-    directory = directory.absolute()
-    staging = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    with writing(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        try:
-            yield staging
-            old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-            put_in_place(staging, directory, old)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def put_in_place(written: Path, directory: Path, aside: Path) -> None:
-    """Gives a folder that is written its name; what had the name is moved to `aside`.
-
-    All of it is on the disk before it has the name: after a power cut too, a folder of that name is whole.
-    """
-    _open_to_umask(written)
-    with ThreadPoolExecutor(SYNCS_AT_A_TIME) as pool:
-        list(pool.map(_sync, [*written.rglob("*"), written]))
-    replaced = directory.exists()
-    if replaced:
-        directory.rename(aside)
-    try:
-        written.rename(directory)
-    except OSError:
-        if replaced:
-            aside.rename(directory)
-        raise
-    _sync(directory.parent)
-
-
-def _sync(path: Path) -> None:
-    """Waits until the disk holds a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that knows nothing of it
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _open_to_umask(directory: Path) -> None:
-    """Files that only their owner may read get the mode of the folder, which is the umask's.
-
-    safetensors writes through temporary files, and those are made for their owner alone.
-    """
-    mode = stat.S_IMODE(directory.stat().st_mode) & 0o666
-    for path in directory.rglob("*"):
-        if path.is_file() and stat.S_IMODE(path.stat().st_mode) == 0o600 != mode:
-            path.chmod(mode)
 
 
 def save(policy: UnifiedPolicy, directory: Path) -> None:
     """Writes the checkpoint whole or not at all."""
-    with whole_directory(Path(directory)) as staging, without_bars():
-        policy.model.save_pretrained(staging, safe_serialization=True)
-        policy.processor.tokenizer.save_pretrained(staging)
-        save_beside_model(policy, staging)
+    with whole_directory(Path(directory)) as staging:
+        write(policy, staging)
+
+
+def write(policy: UnifiedPolicy, directory: Path) -> None:
+    """Writes the checkpoint into a folder in the making: file by file."""
+    with without_bars():
+        policy.model.save_pretrained(directory, safe_serialization=True)
+        policy.processor.tokenizer.save_pretrained(directory)
+    save_beside_model(policy, directory)
 
 
 def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
@@ -151,7 +89,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
     dtype: of the language model, by default that of the file. The image tokenizer keeps its own, float32: rounded to
     less it gives a picture other codes.
     """
-    directory = Path(directory)
+    directory = take_back(Path(directory))
     path = directory / SETTINGS_FILE
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; name a checkpoint folder, the one that holds {SETTINGS_FILE}")
@@ -169,6 +107,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         raise InputError(f"{path}: format {written!r}; this limner reads {FORMAT}")
     policy_class = family(str(kind), str(path))
     with reading(directory), _loading_whole(), without_bars():
+        check_sizes(directory)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         loaded: Any = policy_class.model_class.from_pretrained(
@@ -182,7 +121,8 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         model = complete(directory, loaded)
         vision, code_ids = policy_class.vision(directory, config), policy_class.code_ids(config)
     image_tokenizer = load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
-    policy = policy_class(model.to(device), Processor(tokenizer, image_tokenizer, template, vision, code_ids))
+    with reading(directory):  # its parts may be those of different models
+        policy = policy_class(model.to(device), Processor(tokenizer, image_tokenizer, template, vision, code_ids))
     policy.new_rows = settings.get("new_rows") is True
     policy.model.eval()
     return policy

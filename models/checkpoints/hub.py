@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from ...configs.errors import InputError
+from ...configs.whole import take_back
 from ..documents.forms import kind_of
 from ..writing import Model, default_sampling, set_default_sampling
 from .folder import SETTINGS_FILE, load, save
@@ -93,13 +94,13 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 def check_repository(name: str) -> None:
     """Raises InputError for what is no folder and cannot be the name of a repository: the Hub is not asked for it."""
-    if not Path(name).is_dir() and not REPOSITORY.fullmatch(name):
+    if not take_back(Path(name)).is_dir() and not REPOSITORY.fullmatch(name):
         raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME)")
 
 
 def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Path:
     """The folder of a checkpoint, downloaded to the Hub's cache if need be. Raises InputError."""
-    path, name = Path(name_or_path).expanduser(), str(name_or_path)
+    path, name = take_back(Path(name_or_path).expanduser()), str(name_or_path)
     if path.is_dir():
         if revision is not None:
             raise InputError(f"{name}: a folder has no revision {revision!r}")

@@ -26,7 +26,7 @@ MAX_IMAGE_BYTES = 32 * 2**20
 """An encoded image larger than this is refused."""
 MAX_IMAGE_PIXELS = 64 * 10**6
 """An image with more pixels than this is refused before it is decoded (decompression bombs)."""
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 
 MOST_CANDIDATES = 9999
 """A marker has at most four digits."""

@@ -2,8 +2,8 @@
 
 What a text holds is never trusted. HTML shows its Markdown (`markdown_html`); raw HTML in it is seen letter by letter.
 Markdown keeps the text's own Markdown, links included (it is the author's, or the model's, to write) but no raw HTML: a
-`<` that could open a tag becomes `&lt;`, which every renderer shows as `<`, except inside a code span, where the entity
-itself is seen.
+`<` that could open a tag becomes `&lt;`, which every renderer shows as `<`. Code, fenced or between backticks, stays as
+it is: there a renderer shows `<` itself, and would show the entity letter by letter.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,8 @@ from urllib.parse import quote
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from ...configs.errors import InputError, writing
+from ...configs.errors import InputError
+from ...configs.whole import alone, remove_folder, whole_directory, write_atomically
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri, encode_png
 
 SMALL_PICTURE = 64
@@ -35,6 +35,9 @@ FILE_NAMES = re.compile(
     "untitled|vid|wa|webp|"
 )
 """What cameras and programs call any picture, and endings of such names."""
+
+OURS = ".limner"
+"""File that marks a folder of pictures as written with a Markdown file, and for it alone."""
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """A page of ours may fetch nothing and run nothing, whatever gets into it."""
@@ -87,10 +90,11 @@ def to_markdown(document: InterleavedDocument, image_dir: Path | None = None) ->
 
     Pictures are data URIs, or with `image_dir` files `<n>.png` written there and referenced from the folder above it.
     """
-    blocks, numbers = [], itertools.count(1)
+    texts = [segment.text if isinstance(segment, TextSegment) else None for segment in document.segments]
+    harmless, blocks, numbers = iter(_without_html(texts)), [], itertools.count(1)
     for segment in document.segments:
         if isinstance(segment, TextSegment):
-            blocks.append(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", segment.text).strip("\n").rstrip())
+            blocks.append(next(harmless))
             continue
         number = next(numbers)
         if missing := _missing(segment):
@@ -100,7 +104,7 @@ def to_markdown(document: InterleavedDocument, image_dir: Path | None = None) ->
         else:
             write_atomically(image_dir / f"{number}.png", encode_png(segment.pixels()))
             blocks.append(f"![{_markdown_alt(segment, number)}]({quote(image_dir.name)}/{number}.png)")
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    return _joined(blocks) + "\n"
 
 
 def markdown_html(text: str) -> str:
@@ -176,15 +180,54 @@ def html_page(title: str, body: str, css: str = "") -> str:
 
 
 def save(document: InterleavedDocument, path: Path) -> None:
-    """Writes .html, .md (its pictures first, in `<stem>_images/` beside it) or .json, whole or not at all."""
+    """Writes .html, .md (with its pictures, see `save_markdown`) or .json, whole or not at all."""
     check_suffix(path)
     if path.suffix == ".html":
-        content = to_html(document, document.id or beginning(document.prompt.text) or path.stem)
+        write_atomically(path, to_html(document, document.id or beginning(document.prompt.text) or path.stem))
     elif path.suffix == ".md":
-        content = to_markdown(document, path.with_name(f"{path.stem}_images"))
+        save_markdown(document, path)
     else:
-        content = json.dumps(document.to_json()) + "\n"
-    write_atomically(path, content)
+        write_atomically(path, json.dumps(document.to_json()) + "\n")
+
+
+def save_markdown(document: InterleavedDocument, path: Path) -> None:
+    """Writes the file, and its pictures in a folder beside it; both change in one step, whenever this is killed.
+
+    First the folder appears, whole: `<stem>_images`, or `<stem>_images-2` while that is of the file before. Then the
+    new file, which names it, replaces the one before, and the folder of that goes. Folders of others are left alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = f"{path.stem}_images"
+    with alone(path):
+        before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        numbered = re.compile(rf"{re.escape(first)}(-[0-9]+)?")
+        there = {file.name for file in path.parent.iterdir() if numbered.fullmatch(file.name)}
+        ours = {name for name in there if _is_ours(path.with_name(name), before)}
+        free = ours - {name for name in ours if _names_folder(before, name)}
+        names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+        if any(not _missing(image) for image in document.images):
+            with whole_directory(path.with_name(next(n for n in names if n in free or n not in there))) as folder:
+                (folder / OURS).write_text(f"Pictures of {path.name}: limner removes them when it writes that again.\n")
+                text = to_markdown(document, folder)
+        else:
+            text = to_markdown(document)
+        write_atomically(path, text)
+        for name in ours:
+            if not _names_folder(text, name):
+                remove_folder(path.with_name(name))
+
+
+def _names_folder(markdown: str, name: str) -> bool:
+    return f"]({quote(name)}/" in markdown
+
+
+def _is_ours(folder: Path, before: str) -> bool:
+    """Pictures of an earlier file: the folder says so, or is as limner 0.1 left it, which had no such mark."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = [file.name for file in folder.iterdir()]
+    plain = all(re.fullmatch(r"[0-9]+\.png", name) for name in names)
+    return OURS in names or (plain and _names_folder(before, folder.name))
 
 
 def check_suffix(path: Path) -> None:
@@ -193,23 +236,44 @@ def check_suffix(path: Path) -> None:
         raise InputError(f"{path}: cannot tell the form of the document; end the name in .html, .md or .json")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes beside and renames: a kill or power cut leaves the old file or the new one. Makes the folder if needed.
+def _without_html(texts: Sequence[str | None]) -> list[str]:
+    """The texts of one page so that none of it is raw HTML; None stands for a picture between them.
 
-    Raises InputError where the disk is full or the folder may not be written."""
-    if isinstance(content, str):
-        content = content.encode("utf-8", errors="replace")  # a lone surrogate, which JSON can carry, has no UTF-8
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+    Whether a line is in a fence says the whole page: a fence that one text opens ends in another. What is kept is then
+    read once more, as a renderer would; should anything in it be HTML after all, every `<` of a tag is escaped.
+    """
+    page = [_PICTURE if text is None else re.sub(r"\r\n?", "\n", text).strip("\n").rstrip() for text in texts]
+    fences = (token.map for token in _COMMONMARK.parse(_joined(page)) if token.type == "fence")
+    code = {line for start, end in filter(None, fences) for line in range(start + 1, end)}
+    kept, number = [], 0
+    for block in page:
+        lines = block.split("\n")
+        kept.append("\n".join(line if at in code else _tags_escaped(line) for at, line in enumerate(lines, number)))
+        number += len(lines) + 1 if block else 0
+    tokens = _HTML_TOO.parse(_joined(kept))
+    if any(token.type.startswith("html") for token in itertools.chain(tokens, *(t.children or () for t in tokens))):
+        kept = [_TAG.sub("&lt;", block) for block in page]
+    return [block for text, block in zip(texts, kept, strict=True) if text is not None]
+
+
+def _joined(blocks: Sequence[str]) -> str:
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _tags_escaped(line: str) -> str:
+    """But for those in code, between two equally long runs of backticks."""
+    runs = list(re.finditer(r"(\\*)(`+)", line))
+    last = {len(run[2]): number for number, run in enumerate(runs)}
+    kept, at, number = "", 0, 0
+    while number < len(runs):
+        size, start = len(runs[number][2]), runs[number].start(2)
+        typed = len(runs[number][1]) % 2  # behind a backslash a backtick opens nothing
+        opened, number = number, number + 1
+        if last[size] > opened and not typed:
+            number = next(n for n in range(number, len(runs)) if len(runs[n][2]) == size) + 1
+            kept += _TAG.sub("&lt;", line[at:start]) + line[start : runs[number - 1].end()]
+            at = runs[number - 1].end()
+    return kept + _TAG.sub("&lt;", line[at:])
 
 
 def _segment_html(segment: Segment, numbers: itertools.count[int], image_scale: int, note: str) -> str:
@@ -286,3 +350,8 @@ def _renderer() -> MarkdownIt:
 
 
 _MARKDOWN = _renderer()
+_COMMONMARK = MarkdownIt("commonmark", {"html": False})
+_HTML_TOO = MarkdownIt("commonmark")
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+"""What a renderer may take for HTML."""
+_PICTURE = "![picture](address)"

@@ -191,6 +191,7 @@ class _Run:
             starts.append(torch.tensor(self.vocabulary.unconditional))
             repeat = torch.cat([repeat, torch.full_like(repeat, len(prompts))])
         width = max(map(len, starts))
+        policy.check_prompt(max(map(len, prompts)))
         policy.check_length(width + sampling.max_new_tokens)
         ids = torch.full((len(starts), width), self.vocabulary.controls.pad)
         attend = torch.zeros(len(starts), width, dtype=torch.bool)

@@ -79,6 +79,12 @@ class Processor:
         """Tokens of a document; without trainable segments it is a prompt and ends where the answer begins."""
         return self.encode_all([document])[0]
 
+    def length_of(self, document: InterleavedDocument) -> int:
+        """Tokens that `encode` makes of it; its pictures need not go through the image tokenizer for that."""
+        codes_N = np.zeros(self.vocabulary.image_length, np.int64)
+        parts = [replace(s, codes_N=codes_N) if isinstance(s, ImageSegment) else s for s in document.segments]
+        return len(self.encode(replace(document, segments=tuple(parts))))
+
     def encode_all(self, documents: Sequence[InterleavedDocument]) -> list[TokenSequence]:
         """Like `encode`; all pictures without cached codes go through the image tokenizer together.
 

@@ -20,7 +20,7 @@ from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling
 
 REQUIRED = ("pipeline_tag", "library_name", "tags")
-LINK = re.compile(r"\]\(((?:samples|training)/[^)]+)\)")
+LINK = re.compile(r"\]\(((?:samples|training)/(?:[^)\]]|\](?!\())++)\)")
 
 
 def check_release(directory: Path, weights: str, sampling: Sampling) -> None:

@@ -84,6 +84,7 @@ def read_stages(runs: Sequence[Path]) -> list[Stage]:
         prompts = dig(settings, "heldout", "prompts") or settings.get("prompts")
         name, file = Path(settings.get("output_dir") or run.absolute()).name, Path(prompts) if prompts else None
         form = settings.get("prompt_form") or ""
+        file = None if settings.get("prompts_source") else file  # no file of lines
         plugins = {row["file"]: row["sha256"] for row in read_plugins(run)}
         stages.append(Stage(name, presentable(settings), tuple(_sources(settings)), file, form, plugins))
     return stages
@@ -94,7 +95,8 @@ def _sources(settings: Mapping[str, Any]) -> Iterator[Source]:
     for source in [{"path": data}] if isinstance(data, str) and data else records(settings, "sources"):
         yield _shards(source, "trained on")
     if prompts := settings.get("prompts"):
-        count = {"train": {"prompts": sum(1 for _ in read_lines(Path(prompts)))}} if Path(prompts).is_file() else None
+        listed = Path(prompts).is_file() and not settings.get("prompts_source")
+        count = {"train": {"prompts": sum(1 for _ in read_lines(Path(prompts)))}} if listed else None
         yield Source(_shown(prompts), "prompts", None, count, {})
     for source in records(settings, "algorithm", "replay", "sources"):
         yield _shards(source, "replayed")

@@ -34,11 +34,12 @@ from ...configs.bounds import NoneOrMore, bounded
 from ...configs.errors import ArgumentParser, InputError, keeping, reading, run_or_exit
 from ...configs.json_text import parse_json
 from ...configs.terminal import say
+from ...configs.whole import whole_directory, write_atomically
 from ...data.prompts import read_prompts
-from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, save, whole_directory
+from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, write
 from ...models.checkpoints.hub import asking_hub, load_model
 from ...models.documents.document import InterleavedDocument
-from ...models.documents.rendering import to_markdown, write_atomically
+from ...models.documents.rendering import to_markdown
 from ...models.pictures.contract import SETTINGS_FILE as IMAGE_SETTINGS
 from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling
@@ -116,7 +117,7 @@ def write_release(request: Request, directory: Path) -> Summary:
     set_default_sampling(model.policy, _trained_sampling(model.sampling, stages))
     model = Model(model.policy)
     with whole_directory(directory) as staging:
-        save(model.policy, staging)
+        write(model.policy, staging)
         _forget_paths(staging)
         release = Release(
             repo=request.repo,

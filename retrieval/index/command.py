@@ -15,8 +15,9 @@ from PIL import Image
 
 from ...configs.bounds import Hits, bounded
 from ...configs.errors import ArgumentParser, InputError, keeping, reading
-from ...configs.terminal import say
+from ...configs.terminal import say, visible
 from ...data.conversion import fitting_source
+from ...data.sources.report import Report
 from ...models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
 from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
@@ -65,10 +66,11 @@ def main(argv: Sequence[str]) -> None:
     names = ", ".join(f"{name} encoder {encoder.name if encoder else NONE}" for name, encoder in said.items())
     say(f"{arguments.out}: {kind}; {names}")
     problems: list[Problem] = []
+    source = Report()
     with keeping(f"{arguments.out} keeps the documents that are written; the same command adds the others"):
-        report = index.add(read_source(arguments.source, problems), whole=True)
+        report = index.add(read_source(arguments.source, problems, source), whole=True)
     report.problems[:0] = problems
-    say(report.summary())
+    say("\n".join([report.summary(), *source.sums()]))
     for problem in report.problems[:SHOWN_PROBLEMS]:
         say(problem)
     if len(report.problems) > SHOWN_PROBLEMS:
@@ -112,7 +114,7 @@ def listing(found: Found) -> str:
             captions = "; ".join(picture.caption or picture.id for picture in chunk.pictures)
             lines.append(f"   {some(len(chunk.pictures), 'picture')}: {captions}")
     lines.append(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')}")
-    return "\n".join("".join(char if char.isprintable() else "?" for char in line) for line in lines)
+    return "\n".join(map(visible, lines))
 
 
 def _index(arguments: argparse.Namespace) -> Index:

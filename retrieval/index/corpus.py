@@ -17,16 +17,21 @@ from pathlib import Path
 
 from PIL import ImageFile
 
+from ...configs.terminal import one_line
 from ...data.conversion import fitting_source, open_source, read
 from ...data.insertion.placements import taken_out
+from ...data.sentences import Block, blocks
 from ...data.sources.mramg import PIC
 from ...data.sources.report import Report
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment, encode_png, open_image, to_rgb
 
 CHUNK_TOKENS = 256
 """A chunk ends with the sentence before the one that would make it longer."""
-CHUNKING = 1
-"""Goes up with every change of what chunks a document makes, so that an index makes them anew."""
+WHOLE_TOKENS = 8 * CHUNK_TOKENS
+"""A table or a block of code is one chunk up to here."""
+CHUNKING = 2
+"""Goes up with every change of what chunks a document makes, so that an index makes them anew. The second keeps tables
+and code whole: a document without either is as in the first, and has its hash."""
 TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]{1,16}|[^\w\s]")
 """An estimate of a subword: a word of up to 16 letters, a Chinese or Japanese character, a sign."""
 MAX_TITLE = 200
@@ -82,7 +87,7 @@ class Problem:
 
     def __str__(self) -> str:
         line = f"{self.place}: {self.kind}: {self.reason}"
-        return "".join(char if char.isprintable() else "?" for char in line)  # names may hold terminal control codes
+        return one_line(line)  # names may hold terminal control codes
 
 
 def by_kind(problems: Sequence[Problem]) -> str:
@@ -99,15 +104,17 @@ def some(count: int, noun: str) -> str:
 # ---- sources ----
 
 
-def read_source(folder: Path, problems: list[Problem]) -> Iterator[InterleavedDocument]:
+def read_source(folder: Path, problems: list[Problem], report: Report | None = None) -> Iterator[InterleavedDocument]:
     """The documents of a folder; what is wrong with files and pictures goes to `problems`, at the latest at the end.
 
-    Of documents that answer a prompt, as Markdown and interleaved shards do, only what a reader sees. Raises InputError
-    where the folder as a whole cannot be read.
+    Of documents that answer a prompt, as Markdown and interleaved shards do, only what a reader sees. report: gets the
+    source's counts, as `limner data from` has them. Raises InputError where the folder as a whole cannot be read.
     """
-    source, report = open_source(fitting_source(folder)), Report()
+    source, report, images = open_source(fitting_source(folder)), report or Report(), 0
     for document, _ in read(source, folder, report):
+        images += len(document.images)
         yield document.completion if document.meta["kind"] == "interleaved" else document
+    report.images = images
     problems += [Problem(f"{p.file}:{p.line}", p.kind, f"{p.target} {p.reason}".strip()) for p in report.problems]
 
 
@@ -146,7 +153,9 @@ def make_chunks(document: InterleavedDocument) -> tuple[list[Chunk], list[Proble
 
 def content_hash(document: InterleavedDocument) -> str:
     """Of all that the chunks of a document are made of, pictures as they are encoded."""
-    digest = hashlib.sha256(repr((CHUNKING, CHUNK_TOKENS, title_of(document), document.meta.get("images"))).encode())
+    texts = [segment.text for segment in document.segments if isinstance(segment, TextSegment)]
+    chunking = CHUNKING if any(map(blocks, texts)) else 1
+    digest = hashlib.sha256(repr((chunking, CHUNK_TOKENS, title_of(document), document.meta.get("images"))).encode())
     for segment in document.segments:
         if isinstance(segment, TextSegment):
             parts = (b"text", segment.text.encode("utf-8", "replace"))
@@ -198,9 +207,31 @@ def _picture_names(document: InterleavedDocument, count: int) -> list[str]:
 
 
 def _cut(sentence: str) -> list[str]:
-    """The sentence itself, or if it is longer than a chunk, pieces that are none."""
+    """The sentence itself, or if it is longer than a chunk, pieces that are none; of a table or code, only if it is
+    longer than WHOLE_TOKENS, and then each piece is a table or code for itself."""
+    if (block := next(iter(blocks(sentence)), None)) and count_tokens(sentence) > CHUNK_TOKENS:
+        return _cut_block(sentence, block)
     ends = [match.end() for match in TOKEN.finditer(sentence)][CHUNK_TOKENS - 1 : -1 : CHUNK_TOKENS]
     return [sentence[start:end] for start, end in zip([0, *ends], [*ends, len(sentence)], strict=True)]
+
+
+def _cut_block(sentence: str, block: Block) -> list[str]:
+    """Between lines. A single line that is too long stays."""
+    lines = sentence[block.start : block.end].split("\n")
+    head, foot = lines[: block.head], lines[len(lines) - block.foot :]
+    pieces: list[list[str]] = [[]]
+    size = 0
+    for line in lines[block.head : len(lines) - block.foot]:
+        tokens = count_tokens(line)
+        if size and size + tokens > WHOLE_TOKENS:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(line)
+        size += tokens
+    made = ["\n" + "\n".join([*head, *piece, *foot]) for piece in pieces]
+    made[0] = sentence[: block.start] + made[0].removeprefix("\n")
+    made[-1] += sentence[block.end :]
+    return made
 
 
 def _grouped(pieces: Sequence[str | Picture]) -> list[list[str | Picture]]:

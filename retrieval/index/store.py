@@ -299,8 +299,9 @@ class Index:
             if table.count_rows() >= VECTOR_INDEX_ROWS:
                 for name in (name for name in table.schema.names if name.endswith("_vector") and name not in indexed):
                     index_vectors(table, name)
+        alone = "://" not in self.place  # what no version needs was left by a killed writer, not by one at work
         for table in (self._documents, self._chunks, self._pictures, self._files):
-            table.optimize(cleanup_older_than=KEPT_VERSIONS)
+            table.optimize(cleanup_older_than=KEPT_VERSIONS, delete_unverified=alone)
 
     def _refresh(self) -> None:
         """Sees what writers have committed. What `documents` lists is in the other tables before, and gone after."""

@@ -31,11 +31,12 @@ from transformers.modeling_utils import PreTrainedModel
 
 from ...configs.errors import InputError, reading
 from ...configs.registry import register
+from ...configs.whole import whole_directory
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import NO_THOUGHT, PICTURES, SENTENCES, THINK_END, messages, pictures, read_answer
-from ...models.checkpoints.folder import whole_directory
 from ...models.checkpoints.hub import check_repository
 from ...models.documents.document import to_rgb
+from ...models.sizes import check_sizes
 from ..answering import Illustrate, Means
 from .constrained import Grammar, LegalAnswers, TokenTexts, longest
 
@@ -167,6 +168,14 @@ class WritingInserter:
         return {name: value.to(self.model.device) for name, value in inputs.items()}
 
     def _generate(self, inputs: dict[str, Tensor], limit: int, processors: list[Any], **settings: Any) -> list[str]:
+        """Raises InputError where the longest prompt leaves the model no position."""
+        tokens = inputs["input_ids"].shape[1]
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", tokens + 1)
+        if tokens >= most:
+            raise InputError(
+                f"the inserter's prompt has {tokens:,} tokens, and its model {most:,} positions; give fewer "
+                "candidates, smaller pictures or a shorter text"
+            )
         ids_BT = self.model.generate(
             **inputs,
             max_new_tokens=limit,
@@ -282,6 +291,7 @@ def load_model(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, Prompte
     """
     check_repository(name)
     with reading(Path(name)):
+        check_sizes(Path(name))
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         pixels = hasattr(config, "vision_config")
         kind: Any = AutoModelForImageTextToText if pixels else AutoModelForCausalLM

@@ -19,18 +19,19 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ...configs import build, read_yaml
 from ...configs.bounds import Factor, Share
-from ...configs.errors import InputError
+from ...configs.errors import InputError, Unavailable
 from ...configs.registry import register
 from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Reply, Request, fill
+from ...models.chat.tags import tagged
 from ...models.documents.document import ImageSegment, Segment, TextSegment
-from ..base import FAILED, Completion, RewardOutput
+from ..base import FAILED, Completion, RewardOutput, Server
 from ..encoders.pictures import asked_pictures, known_scores, own_text
 from ..rules.structure import words
 
@@ -210,7 +211,7 @@ def _read_score(reply: Reply, template: Template) -> Verdict:
         return Verdict(None, "refused", reply.text)
     if not text.strip():
         return Verdict(None, "empty", reply.text)
-    found = {score.strip() for score in re.findall(template.score, text, re.DOTALL)}
+    found = {score.strip() for score, _ in tagged(template.score, text)}
     if not found:
         return Verdict(None, "refused" if REFUSAL.match(text) else "no score", reply.text)
     if len(found) > 1:
@@ -228,6 +229,20 @@ class JudgeFailed(Exception):
     """No question of a call has a score."""
 
 
+AWAY = {"timeout", "connection", "rate limit", "server error"}
+"""Failures that are the server's, not the question's."""
+
+
+def all_failed(kinds: Collection[Any], words: str) -> Exception:
+    """What to raise where every question of a call has failed: Unavailable where the judge gave no answer at all."""
+    return Unavailable(words) if {*kinds} <= AWAY else JudgeFailed(words)
+
+
+def servers_of(*models: Any) -> list[Any]:
+    """Those of the models that stand behind an address."""
+    return [model for model in models if hasattr(model, "probe")]
+
+
 @register("reward", "judge/TEMPLATE")
 @dataclass
 class JudgeReward:
@@ -235,7 +250,8 @@ class JudgeReward:
 
     Units below the document give process scores, and their mean, without those that failed, as the outcome; a picture,
     or a pair of them, that the prompt says it wants and the answer lacks counts as 0 in it (`missing`). Failures are
-    counted by kind in the output's `failed`; where every question of a call fails, the call raises JudgeFailed.
+    counted by kind in the output's `failed`; where every question of a call fails, the call raises JudgeFailed, or
+    Unavailable where the judge was away.
     """
 
     template: Template
@@ -259,7 +275,7 @@ class JudgeReward:
         self.verdicts["scored"] += total - len(failed)
         if failed and len(failed) == total:
             words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-            raise JudgeFailed(f"all {total} questions failed: {words}; last: {failed[-1].words}")
+            raise all_failed(kinds, f"all {total} questions failed: {words}; last: {failed[-1].words}")
         outcome: list[float | None] = []
         segments: list[list[float | None]] = []
         for completion, row_asked, row in zip(completions, asked, verdicts, strict=True):
@@ -271,6 +287,10 @@ class JudgeReward:
             by_segment = {question.segment: score for question, score in zip(row_asked, scores, strict=True)}
             segments.append([by_segment.get(index) for index in range(len(completion.answer.segments))])
         return RewardOutput(outcome, segments, failed=dict(kinds))
+
+    @property
+    def servers(self) -> list[Server]:
+        return servers_of(self.endpoint)
 
     def manifest(self) -> dict[str, Any]:
         """A JSON value: the template, and the judge with all settings its replies depend on."""

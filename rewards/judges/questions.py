@@ -24,14 +24,15 @@ from ...configs import build, read_yaml
 from ...configs.errors import InputError
 from ...configs.registry import register
 from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Request, fill
+from ...models.chat.tags import between
 from ...models.documents.document import ImageSegment, InterleavedDocument, TextSegment
-from ..base import FAILED, Completion, RewardOutput
+from ..base import FAILED, Completion, RewardOutput, Server
 from ..rules.structure import planned_pictures
-from .grading import REFUSAL, JudgeFailed
+from .grading import REFUSAL, all_failed, servers_of
 
 MOST = 32
 """Questions about a prompt; a reply with more is none."""
-_QUESTION = re.compile(r'<question picture="(each|[1-9]\d?)">(.*?)</question>', re.DOTALL)
+_QUESTION, _QUESTION_END = re.compile(r'<question picture="(each|[1-9]\d?)">'), re.compile("</question>")
 _ANSWER = re.compile(r"<answer>\s*(yes|no)\s*</answer>", re.IGNORECASE)
 
 
@@ -70,7 +71,7 @@ class Question(NamedTuple):
 class QuestionsReward:
     """Share of yes among questions about each picture that a model makes of the prompt.
 
-    Raises JudgeFailed where no question at all could be written or answered.
+    Raises JudgeFailed, or Unavailable, where no question at all could be written or answered.
     """
 
     viewer: ChatModel
@@ -82,9 +83,10 @@ class QuestionsReward:
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
         written = self._write([completion.prompt for completion in completions])
-        failed = Counter(f"questions: {kind}" for kind in written if isinstance(kind, str))
+        kinds = [kind for kind in written if isinstance(kind, str)]
+        failed = Counter(f"questions: {kind}" for kind in kinds)
         if failed and failed.total() == len(written):
-            raise JudgeFailed(f"no questions for any prompt: {_counted(failed)}")
+            raise all_failed(kinds, f"no questions for any prompt: {_counted(failed)}")
         shown = [_pictures(completion.answer) for completion in completions]
         asked = [
             (row, number, self._request(question, picture))
@@ -103,7 +105,7 @@ class QuestionsReward:
             else:
                 failed[verdict] += 1
         if asked and not answers:
-            raise JudgeFailed(f"all {len(asked)} questions failed: {_counted(failed)}")
+            raise all_failed({*failed}, f"all {len(asked)} questions failed: {_counted(failed)}")
         outcome: list[float | None] = []
         segments: list[list[float | None]] = []
         for row, (completion, questions) in enumerate(zip(completions, written, strict=True)):
@@ -115,6 +117,10 @@ class QuestionsReward:
             segments.append(scores)
             outcome.append(_outcome(questions, votes, planned_pictures(completion.prompt)))
         return RewardOutput(outcome, segments, failed=dict(failed))
+
+    @property
+    def servers(self) -> list[Server]:
+        return servers_of(self.viewer, self.writer)
 
     def manifest(self) -> dict[str, Any]:
         """A JSON value: the prompts, and both models with all settings their replies depend on."""
@@ -145,8 +151,8 @@ def read_questions(answer: Answer) -> list[Question] | str:
     if isinstance(text, _Fault):
         return text.kind
     questions = [
-        Question(None if picture == "each" else int(picture) - 1, asked.strip())
-        for picture, asked in _QUESTION.findall(text)
+        Question(None if tag.opening[1] == "each" else int(tag.opening[1]) - 1, tag.inside.strip())
+        for tag in between(_QUESTION, _QUESTION_END, text)
     ]
     if not questions and "<none/>" not in text:
         return "refused" if REFUSAL.match(text) else "none written"

@@ -10,12 +10,15 @@ TLS: beyond a network that you trust, put it behind a proxy or a tunnel.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import json
 import logging
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -38,8 +41,14 @@ from .client import KEY_VARIABLE, check_variable, pack_output, unpack_completion
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 60.0
-"""A client that is silent for so long in the middle of its request is given up."""
+HEADERS_S = 30.0
+"""Seconds that a request may take until its headers are there, from the first byte on, all of it;"""
+SLOWEST = 2**20
+"""then a second more for each so many bytes of its body."""
+CONNECTIONS = 8
+"""At a time, in `max_waiting`: each has a thread."""
+HELD = 4
+"""Bytes of bodies in memory at a time, in `max_megabytes`."""
 NO_PATH = "no such path; there are GET /rewards and POST /rewards/NAME"
 
 
@@ -54,7 +63,7 @@ class ServerConfig(RewardSettings):
     max_megabytes: OneOrMore = 256
     """Largest request, pictures included."""
     max_waiting: OneOrMore = 16
-    """Requests read or scored at a time; further ones are sent away with 503 and come back."""
+    """Requests scored, or waiting for that, at a time; further ones are sent away with 503 and come back."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +97,12 @@ class RewardServer(ThreadingHTTPServer):
         self.most_bytes = config.max_megabytes * 2**20
         self.parts = {part.name: (part, Lock()) for part in parts}
         self.slots = BoundedSemaphore(config.max_waiting)
+        self.connections = BoundedSemaphore(CONNECTIONS * config.max_waiting)
+        self.held = 0
+        """Bytes of bodies in memory."""
+        self.deadlines: dict[socket.socket, float] = {}
+        """When a connection that sends its request is given up."""
+        self.lock = Lock()
         try:
             super().__init__((config.host, config.port), _Handler)
         except OSError as error:
@@ -97,13 +112,60 @@ class RewardServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://{self.config.host}:{self.server_port}"
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self.connections.acquire(blocking=False):
+            with contextlib.suppress(OSError):
+                request.send(b"HTTP/1.0 503 Service Unavailable\r\n\r\n", socket.MSG_DONTWAIT)
+            self.shutdown_request(request)
+            return
+        with self.lock:
+            self.deadlines[request] = time.monotonic() + HEADERS_S
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no more threads
+            self.forget(request)
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.forget(request)
+
+    def forget(self, request: socket.socket) -> None:
+        self.has_sent(request)
+        self.connections.release()
+
+    def may_send_until(self, request: socket.socket, deadline: float) -> None:
+        with self.lock:
+            self.deadlines[request] = deadline
+
+    def has_sent(self, request: socket.socket) -> None:
+        with self.lock:
+            self.deadlines.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Hangs up on those that send too slowly; `serve_forever` calls it several times a second."""
+        with self.lock:
+            late = [request for request, deadline in self.deadlines.items() if deadline < time.monotonic()]
+        for request in late:
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RD)
+
+    def hold(self, size: int) -> bool:
+        """Is there room for so many bytes more? Then they count, until as many are given back (below 0)."""
+        with self.lock:
+            fits = self.held + size <= HELD * self.most_bytes
+            self.held += size * fits
+        return fits
+
     def score(self, name: str, body: bytes) -> dict[str, Any]:
         """Raises _Fault."""
         if name not in self.parts:
             raise _Fault(HTTPStatus.NOT_FOUND, f"no reward {name!r}; there are {', '.join(self.parts)}")
         try:
             completions = unpack_completions(parse_json(body))
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise _Fault(HTTPStatus.BAD_REQUEST, f"the request holds no completions: {error}") from None
         part, lock = self.parts[name]
         try:
@@ -119,9 +181,9 @@ class RewardServer(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: RewardServer
-    timeout = PATIENCE_S
-    read_all = False
-    """Has the body been read?"""
+    timeout = HEADERS_S
+    taken = 0
+    """Bytes of the body that have been read."""
 
     def do_GET(self) -> None:
         self._answer(self._names)
@@ -157,8 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _drain(self) -> None:
         """Reads on without keeping anything: a connection closed with bytes unread would take the answer with it."""
-        left = 0 if self.read_all else min(self._length(), 10 * self.server.most_bytes)
-        while left > 0 and (chunk := self.rfile.read(min(left, 2**16))):
+        left = min(self._length(), 10 * self.server.most_bytes) - self.taken
+        self.server.may_send_until(self.connection, time.monotonic() + HEADERS_S)
+        while left > 0 and (chunk := self.rfile.read1(min(left, 2**16))):
             left -= len(chunk)
 
     def _length(self) -> int:
@@ -179,14 +242,31 @@ class _Handler(BaseHTTPRequestHandler):
         if length > most:
             line = f"a request of {length / 2**20:.1f} MB; send fewer completions at a time, or raise max_megabytes"
             raise _Fault(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{line} ({most // 2**20})")
-        if not self.server.slots.acquire(blocking=False):
-            raise _Fault(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.server.config.max_waiting} requests are under way")
+        body = bytearray()
         try:
-            body = self.rfile.read(length)
-            self.read_all = True
-            return self.server.score(unquote(self.path.removeprefix("/rewards/")), body)
+            self._read(body, length)
+            if not self.server.slots.acquire(blocking=False):
+                line = f"{self.server.config.max_waiting} requests are under way"
+                raise _Fault(HTTPStatus.SERVICE_UNAVAILABLE, line)
+            try:
+                return self.server.score(unquote(self.path.removeprefix("/rewards/")), bytes(body))
+            finally:
+                self.server.slots.release()
         finally:
-            self.server.slots.release()
+            self.server.hold(-len(body))
+
+    def _read(self, body: bytearray, length: int) -> None:
+        """The body, as it comes; what is in it counts as held. Raises _Fault."""
+        self.server.may_send_until(self.connection, time.monotonic() + HEADERS_S + length / SLOWEST)
+        while (missing := length - len(body)) and (chunk := self.rfile.read1(min(missing, 2**16))):
+            self.taken += len(chunk)
+            if not self.server.hold(len(chunk)):
+                raise _Fault(HTTPStatus.SERVICE_UNAVAILABLE, "the requests under way fill the memory that is set aside")
+            body += chunk
+        self.server.has_sent(self.connection)
+        if missing:
+            self.taken = length  # no more will come
+            raise _Fault(HTTPStatus.REQUEST_TIMEOUT, f"{len(body)} of {length} bytes came")
 
 
 def _is_loopback(host: str) -> bool:

@@ -31,11 +31,11 @@ from ...configs.errors import InputError, run_or_exit
 from ...data.prompts import pack_prompt
 from ...models.tokens.processing import Processor
 from ...rewards.base import Completion, RewardOutput
+from ...train.before.preflight import Check, run_checks
 from ...train.from_scratch.image_tokenizer import ImageTokenizerConfig
 from ...train.from_scratch.new_model import NewModelConfig, new_policy
 from ...train.plan.command import model_shape
 from ...train.plan.memory import CONTEXT, Run, predict
-from ...train.preflight import Check, run_checks
 from ...train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from ...worlds.picture_stories.scenes import outlines, story_prompt
 from ..seed import limit_threads, say

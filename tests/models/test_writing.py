@@ -53,6 +53,24 @@ def test_a_stream_is_what_write_gives(model):
     assert kinds >= {"ended", "limit", "cut", "whole", str, ImageSegment}, "no seed reaches some case"
 
 
+def test_no_prompt_and_no_answer_goes_beyond_the_positions(make_policy):
+    """With fewer positions than the model has, so that they end within an answer that is known."""
+    policy = make_policy(0)
+    drawn = (Model(policy).write("Draw: a red circle", max_new_tokens=40, seed=seed) for seed in range(50))
+    seed, whole = next((seed, one) for seed, one in enumerate(drawn) if one.ids_C is not None and len(one.ids_C) > 10)
+    asked = policy.processor.length_of(whole.prompt)
+    assert asked == len(policy.processor.encode(whole.prompt)) and whole.ids_C is not None
+    policy.model.config.get_text_config().max_position_embeddings = asked + 10
+    answer = Model(policy).write("Draw: a red circle", max_new_tokens=40, seed=seed)
+    assert answer.ids_C is not None and answer.ids_C.equal(whole.ids_C[:10]) and not answer.ended
+    _, streamed = drained(Model(policy).stream("Draw: a red circle", max_new_tokens=40, seed=seed))
+    assert streamed.document.to_json() == answer.document.to_json()
+    words = rf"the prompt has [\d,]+ tokens, and the model {asked + 10} positions"
+    for ask in (lambda: Model(policy).write("a" * 900), lambda: drained(Model(policy).stream("a" * 900))):
+        with pytest.raises(InputError, match=words):
+            ask()
+
+
 def test_pieces_of_a_stream_are_whole_characters_and_early(monkeypatch, model):
     processor, control = model.policy.processor, model.policy.vocabulary.controls
     word = processor.text_ids("A \U0001f58b drawn \u00e9")

@@ -15,8 +15,9 @@ HOSTILE = '"><script>alert(1)</script><img src=http://x onerror=alert(1)>\x1b[2J
 
 
 def png(size=(600, 300), mode="RGB"):
-    buffer = io.BytesIO()
-    Image.new(mode, size, "red").save(buffer, "PNG")
+    buffer, image = io.BytesIO(), Image.new(mode, size, "red")
+    image.paste("white", (0, 0, 9, 9))
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -26,6 +26,7 @@ def arm(label: str, value: float, kind: str = "grpo", reached: int = 2) -> dict:
         "label": label,
         "kind": kind,
         "of": None,
+        "iterations": None,
         "seeds": [0, 1, 2],
         "figures": {metric: figure(value) for metric in metrics},
         "seconds": spread(1500),
@@ -55,7 +56,7 @@ def study(label: str = "+ process") -> dict:
             "warmup": {**arm("warm-up", 0.13, "warmup"), "reach": None, "curve": []},
             "full": arm(label, 0.85),
             "control": arm("more warm-up", 0.14, "control", reached=0),
-            "image": {"label": "+ image", "kind": "grpo", "of": None, **nothing},
+            "image": {"label": "+ image", "kind": "grpo", "of": None, "iterations": 40, **nothing},
         },
         "tables": [
             {"title": f"Rewards {label}", "columns": ["warm-up", "GRPO"], "note": "As in the paper.", "rows": rows},
@@ -84,6 +85,7 @@ def test_the_markdown_tables():
     assert control.endswith("| - | never |") and "| 1,500 (1,495-1,505) |" in tables[1]
     assert image.startswith("| + image (0 of 3 seeds) |") and image.count("| - ") == 6
     assert "gain" not in tables[2]
+    assert "Every GRPO arm takes 60 rollout batches (+ image: 40) from" in text
     assert "Not run yet: + image (seeds 0, 1, 2)." in text and "As in the paper." in text
 
 

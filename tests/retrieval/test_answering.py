@@ -97,6 +97,34 @@ def test_an_extract_reads_its_whole_document_and_shows_its_own_pictures():
     assert len(source.pictures) == 1
 
 
+def test_only_pictures_that_stand_in_the_extract_are_its_candidates():
+    """One of another part of the document, with a caption that fits a title, was placed under the title."""
+
+    def part(number, text, caption):
+        shown = Picture(f"a#{number}", encode_png(picture("red" if number else "blue")), caption, text)
+        return Chunk(f"a:{number}", "a", "Resonance", f"{text}\n<PIC>", (shown,))
+
+    parts = [part(0, "# Resonance\n" + "The stand holds it. " * 140, "stand"), part(1, "Run. " * 590, "resonance")]
+    whole = Illustrate(RuleInserter(PlacementRules(min_relevance=0.01)).place, document=lambda name: parts, own=True)
+    answered = answer("How does resonance stand?", [Hit(part, 1.0, ()) for part in parts], whole)
+    assert [candidate.id for candidate in answered.candidates] == ["a#0"]
+
+
+def test_no_picture_stands_within_a_table_or_code():
+    table = "| dough | jam |\n|---|---|\n| roll the dough | spread the jam |\n| bake | cool |"
+    segments = (
+        TextSegment(f"Make it.\n\n{table}\n\n```\nroll\n\nbake\n```\n\nEat it."),
+        ImageSegment(picture("red"), alt="bake"),
+    )
+    lenient = RuleInserter(PlacementRules(min_relevance=0.01))
+    whole = InterleavedDocument(segments, "a.md", {"title": "Dough"})
+    answered = answer("dough jam", hits_of(whole), Illustrate(lenient.place))
+    assert answered.document.images and table in answered.document.text
+    assert [
+        segment for segment in answered.document.segments if isinstance(segment, TextSegment) and table in segment.text
+    ]
+
+
 def test_a_section_that_the_answer_does_not_have_is_named():
     hits, rules = hits_of(recipe()), PlacementRules(sections=["Nope"])
     answered = answer("How is strudel made?", hits, Illustrate(RuleInserter(rules).place), rules)

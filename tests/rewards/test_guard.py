@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from limner.configs import build
-from limner.configs.errors import InputError
+from limner.configs.errors import InputError, Unavailable
 from limner.models.documents.document import InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.build import RewardSettings, build_reward
@@ -75,7 +75,7 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failed_call_is_failed_scores_counted_by_kind(name):
     answer, kind, reason = FAILURES[name]
-    reward = GuardedReward(Judge(answer), timeout_s=60, patience=3)
+    reward = GuardedReward(Judge(answer), timeout_s=60, calls=3)
     assert reward(TWO) == LOST and reward(TWO) == LOST
     assert dict(reward.failures) == {kind: 2} and reward.metrics()["reward_failures/judge"] == 2
     with pytest.raises(InputError, match=f"reward 'judge' failed 3 calls in a row, last: .*{reason}.*; repair it"):
@@ -83,7 +83,7 @@ def test_a_failed_call_is_failed_scores_counted_by_kind(name):
 
 
 def test_one_answer_in_between_and_the_count_starts_again():
-    reward = GuardedReward(Judge(KeyError("a"), OSError("b"), good(), None, None, good()), patience=3)
+    reward = GuardedReward(Judge(KeyError("a"), OSError("b"), good(), None, None, good()), calls=3)
     assert [reward(TWO).outcome[1] for _ in range(6)] == [FAILED, FAILED, 1.0, FAILED, FAILED, 1.0]
     assert dict(reward.failures) == {"raised KeyError": 1, "raised OSError": 1, "no output": 2}
 
@@ -111,7 +111,7 @@ def test_a_reward_that_hangs_is_left_behind():
         release.wait(60)
         return late
 
-    reward = GuardedReward(Judge(hang, good(0.25), hang), timeout_s=1.0, patience=2)
+    reward = GuardedReward(Judge(hang, good(0.25), hang), timeout_s=1.0, calls=2)
     start = time.monotonic()
     assert reward(TWO) == LOST
     assert reward(TWO) == good(0.25)  # a new thread answers while the first still waits
@@ -175,16 +175,46 @@ def test_a_hybrid_reward_has_no_mean_without_a_part():
 
 
 def test_counts_survive_a_checkpoint():
-    before = GuardedReward(Judge(good(math.nan), None), patience=2)
+    before = GuardedReward(Judge(good(math.nan), None), calls=2)
     before(TWO), before(TWO)
-    after = GuardedReward(Judge(None), patience=2)
+    after = GuardedReward(Judge(None), calls=2)
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert after.metrics() == before.metrics() == {"reward_failures/judge": 1.0, "reward_failures/judge/scores": 2.0}
     with pytest.raises(InputError, match="failed 2 calls in a row"):
         after(TWO)
 
 
-@pytest.mark.parametrize(("timeout", "patience", "name"), [(-1, 3, "timeout"), (math.inf, 3, "timeout"), (1, 0, "pat")])
+def test_patience_is_a_matter_of_seconds():
+    """Not of three timeouts: the second call that hangs is the last."""
+    release = threading.Event()
+    reward = GuardedReward(Judge(lambda: release.wait(60)), timeout_s=0.5, patience_s=0.8, calls=9)
+    start = time.monotonic()
+    assert reward(TWO) == LOST
+    with pytest.raises(InputError, match="failed 2 calls in a row, last: no answer within 0.5 s"):
+        reward(TWO)
+    assert time.monotonic() - start < 10
+    release.set()
+
+
+def test_who_went_away_is_waited_for_and_asked_again():
+    reward = GuardedReward(Judge(Unavailable("http://a: refused"), good()), patience_s=60)
+    assert reward(TWO) == good() and not reward.failures and reward.last_reason == "http://a: refused"
+
+
+def test_the_wait_for_who_went_away_has_an_end():
+    reward = GuardedReward(Judge(Unavailable("http://a: refused")), patience_s=1.2)
+    start = time.monotonic()
+    with pytest.raises(
+        InputError, match="^reward 'judge': no answer for 1.2 s .reward_guard.patience., last: http://a: r"
+    ):
+        reward(TWO)
+    assert 1.2 <= time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("timeout", "patience", "name"),
+    [(-1, 600, "timeout"), (math.inf, 600, "timeout"), (1, 0, "pat"), (300, 3, "pat"), (0, math.inf, "pat")],
+)
 def test_settings_out_of_range_are_refused(timeout, patience, name):
     section = {"reward_guard": {"timeout": timeout, "patience": patience}}
     with pytest.raises(InputError, match=f"my.yaml: reward_guard.{name}"):
@@ -194,5 +224,7 @@ def test_settings_out_of_range_are_refused(timeout, patience, name):
 
 
 def test_the_guard_of_a_configuration_is_that_of_its_parts():
-    reward = build_reward(build(RewardSettings, {"reward_guard": {"timeout": 2, "patience": 5}}, "my.yaml"))
-    assert [(guard.name, guard.timeout_s, guard.patience) for guard in reward.guards] == [("format", 2.0, 5)]
+    reward = build_reward(build(RewardSettings, {"reward_guard": {"timeout": 2, "patience": 5, "calls": 4}}, "my.yaml"))
+    assert [(guard.name, guard.timeout_s, guard.patience_s, guard.calls) for guard in reward.guards] == [
+        (*("format", 2.0, 5.0, 4),)
+    ]

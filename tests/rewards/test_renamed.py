@@ -18,7 +18,7 @@ KEYS = {
     "image_sentence": (0, ["`rewards: {picture_stories/image_sentence: 0}`", "(0 by default: it can go)"]),
     "format_pattern": ("think-vis", ["`rewards: {format: {weight: 1, pattern: think-vis}}`"]),
     "timeout": (60, ["`reward_guard: {timeout: 60}`"]),
-    "patience": (5, ["`reward_guard: {patience: 5}`"]),
+    "patience": (5, ["`reward_guard: {calls: 5}`"]),
     "judge": (
         {"weights": {"helpfulness": 2, "text_relevance.v1": 1}, "endpoint": ENDPOINT},
         ["`rewards: {judge/helpfulness: 2, judge/text_relevance.v1: 1}`", ENDPOINTS],

@@ -24,10 +24,9 @@ from limner.models.pictures.contract import VQImageTokenizer
 from limner.rewards.base import RewardOutput
 from limner.rewards.hybrid import HybridReward
 from limner.train import warmup
+from limner.train.before.preflight import run_checks
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
 from limner.train.objective.losses import NORMALISATIONS
-from limner.train.preflight import run_checks
-from limner.train.scale.checkpointing import STAGING
 from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig, WarmupTrainer
@@ -390,7 +389,7 @@ def parameters_of(directory: Path) -> torch.Tensor:
 def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(kind, processes, root):
     killed = root / "killed"
     kill_in_the_middle_of_a_save(f"{kind}-killed", root, processes)
-    assert (killed / STAGING / "checkpoint-2").is_dir()  # it was killed inside
+    assert list(killed.glob("_limner-*/new/checkpoint-2"))  # it was killed inside
     assert [path.name for path in checkpoints(killed)] == ["checkpoint-1"]
     assert resume_point(killed, "last") == str(killed / "checkpoint-1")
     load(killed / "checkpoint-1")
@@ -398,7 +397,7 @@ def test_a_run_killed_while_it_saves_resumes_from_the_checkpoint_before(kind, pr
     for rank in range(processes):
         resumed, straight = torch.load(root / f"resumed-{rank}.pt")
         assert torch.equal(resumed, straight) and not torch.equal(straight, parameters_of(root / "start"))
-    assert not (killed / STAGING).exists()
+    assert not list(killed.glob("[._]*"))
     assert len(checkpoints(killed)) == (3 if kind == "warmup" else 4)
 
 
@@ -434,7 +433,7 @@ def test_the_slurm_script_trains_on_two_nodes(root):
     assert found.returncode == 0, found.stderr + "".join(log[-2000:] for log in logs)
     assert sum(log.count("wrote run/model") for log in logs) == 1
     assert [path.name for path in checkpoints(root / "run")] == ["checkpoint-1", "checkpoint-2"]
-    assert not list(root.glob("run/.*")) and not (root / "run" / STAGING).exists()
+    assert not list(root.glob("run/[._]*"))
     for rank in (0, 1):
         assert torch.load(root / "run" / "checkpoint-1" / f"rollouts_{rank}.pth")["ranks"] == 2
     assert (parameters_of(root / "run" / "model") - parameters_of(root / "start")).abs().max() > 1e-3

@@ -5,6 +5,7 @@ This file is also the program that `accelerate launch --config_file configs/acce
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
+from limner.configs.whole import Staging
 from limner.data.prompts import pack_prompt
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
@@ -26,10 +28,8 @@ from limner.models.documents.document import TextSegment
 from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.train import warmup
+from limner.train.before.preflight import Preflight
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
-from limner.train.preflight import Preflight
-from limner.train.scale import checkpointing
-from limner.train.scale.checkpointing import STAGING
 from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig
@@ -52,7 +52,7 @@ VARIANTS = {
 UNTIED = ("segment", "modality-balanced")
 """Normalisations that are tried on a model whose head is a weight of its own, with guidance."""
 STALLS = {
-    "zero3": (0, checkpointing, "put_in_place", set()),
+    "zero3": (0, Staging, "publish", set()),
     "fsdp2": (1, InterleavedGRPOTrainer, "_save_rng_state", {"rng_state_1.pth", "rollouts_1.pth"}),
 }
 """Set-up -> where a save never ends (rank, function), and what is unwritten then: nothing, and the first process would
@@ -284,10 +284,10 @@ def start(part: str, name: str, directory: Path) -> subprocess.Popen:
 
 def kill_both_in_the_second_save(name: str, directory: Path) -> None:
     process = start("be_killed", name, directory)
-    last_of_the_first = directory / "killed" / STAGING / "checkpoint-2" / "trainer_state.json"
+    last_of_the_first = "_limner-*/new/checkpoint-2/trainer_state.json"
     try:
         deadline = time.monotonic() + 300
-        while not ((directory / "stalled").exists() and last_of_the_first.exists()):
+        while not ((directory / "stalled").exists() and list((directory / "killed").glob(last_of_the_first))):
             waits = process.poll() is None and time.monotonic() < deadline
             assert waits, (directory / "be_killed.log").read_text()[-6000:]
             time.sleep(0.1)
@@ -360,9 +360,10 @@ def test_a_run_killed_in_a_sharded_save_goes_on_from_the_checkpoint_before(setup
     if name not in STALLS:
         pytest.skip("test_distributed.py kills one that is not sharded")
     complete = files_in(directory / "whole" / "checkpoint-2")
-    staged = {path for path in complete if f"{STAGING}/checkpoint-2/{path}" in results["left"]}
+    left = {re.sub("^_limner-[0-9a-f-]+", "STAGING", path) for path in results["left"]}
+    staged = {path for path in complete if f"STAGING/new/checkpoint-2/{path}" in left}
     assert complete - staged == STALLS[name][-1]  # it was killed inside
-    assert {path.split("/")[0] for path in results["left"]} == {STAGING, "checkpoint-1"}
+    assert {path.split("/")[0] for path in left} == {"STAGING", "checkpoint-1"}
     for parameter, weight in results["whole"]["weights"].items():
         assert torch.equal(results["killed"]["weights"][parameter], weight), parameter
     assert results["killed"]["history"][-1]["loss"] == results["whole"]["history"][-1]["loss"]

@@ -11,11 +11,13 @@ from limner.configs.errors import InputError
 from limner.data.mixture import PackedRows, SourceConfig
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.tokens.sequence import collate
+from limner.train import warmup
 from limner.train.objective.losses import NORMALISATIONS
 from limner.train.scale.lora import LoraConfig
 from limner.train.warmup import WarmupConfig, WarmupTrainer, heldout_loss, run
-from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
+from limner.worlds.picture_stories.scenes import CLEAN, SCENES, story, warmup_documents
 
 KINDS = ("interleaved", "understanding", "text_to_image")
 
@@ -238,3 +240,26 @@ def test_resuming_an_adapter_equals_never_having_stopped(data, make_policy, tmp_
 def test_an_adapter_needs_a_model(data, tmp_path):
     with pytest.raises(InputError, match=r"lora: an adapter needs a trained model under it; name it \(--model DIR\)"):
         run(config(data, lora=LoraConfig()), settings(tmp_path))
+
+
+def test_a_run_that_sees_no_picture_says_so(make_policy, tmp_path, monkeypatch):
+    """Words enough for many rows come before the one picture."""
+    picture = next(s for s in story(SCENES[:2]).segments if isinstance(s, ImageSegment))
+    with ShardWriter(tmp_path / "data") as writer:
+        words = TextSegment("red circle " * 2000, True)
+        writer.write(InterleavedDocument((words, picture), "long", {"kind": "interleaved"}), "train")
+    monkeypatch.setattr(warmup, "SAY_FROM", 4)
+    said: list[str] = []
+    trainer = run(
+        config(str(tmp_path / "data")), settings(tmp_path / "run", max_steps=5), make_policy(0), say=said.append
+    )
+    assert trainer.rows_read() == (10, 0)
+    assert said[:2] == ["no picture in the 4 rows so far", "no picture in the 8 rows so far"]
+    assert len(said) == 3 and said[2].startswith("no picture was among the 10 rows")
+
+
+def test_pictures_that_were_seen_are_counted(data, make_policy, tmp_path):
+    said: list[str] = []
+    trainer = run(config(data), settings(tmp_path), make_policy(0), say=said.append)
+    rows, pictured = trainer.rows_read()
+    assert (rows, said) == (4, []) and 0 < pictured <= 4

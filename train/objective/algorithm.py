@@ -164,7 +164,13 @@ class AlgorithmConfig:
     """Cut each micro-batch into parts of at most so many tokens; memory then does not grow with documents."""
     score_chunk: OneOrMore | None = None
     """Score so many tokens at a time against the vocabulary, and again in the backward pass."""
-    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    replay: ReplayConfig | None = field(default_factory=ReplayConfig)
+    """Warm-up rows beside the policy loss; null for none, as with no sources."""
+
+    @property
+    def replayed(self) -> ReplayConfig | None:
+        """What is replayed, if anything is."""
+        return self.replay if self.replay and self.replay.sources else None
 
     @property
     def has_reference(self) -> bool:

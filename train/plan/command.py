@@ -156,7 +156,7 @@ def _codes_of_tokenizer(path: Path) -> int | None:
 
 
 def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run:
-    algorithm, replay = config.algorithm, config.algorithm.replay
+    algorithm, replay = config.algorithm, config.algorithm.replayed
     assert args.steps_per_generation and args.max_completion_length and args.num_generations
     return Run(
         rows=args.per_device_train_batch_size,
@@ -176,8 +176,8 @@ def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run
         score_chunk=algorithm.score_chunk,
         micro_batch_tokens=algorithm.micro_batch_tokens,
         image_share=plan.image_share,
-        replay_rows=replay.rows if replay.sources else 0,
-        replay_length=replay.pack_length,
+        replay_rows=replay.rows if replay else 0,
+        replay_length=replay.pack_length if replay else 0,
     )
 
 

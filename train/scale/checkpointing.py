@@ -1,9 +1,7 @@
-"""Atomic checkpoints for both trainers: stage beside, barrier, rename. A checkpoint folder that exists is complete."""
+"""Atomic checkpoints for both trainers: written beside, then named. A checkpoint folder that exists is complete."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
 from ...configs.errors import InputError, reading, writing
-from ...models.checkpoints.folder import put_in_place, save_beside_model
+from ...configs.whole import Staging, remove_folder, sweep
+from ...models.checkpoints.folder import save_beside_model
 from ...models.policy import UnifiedPolicy
 from .run_folder import checkpoints
 
-STAGING = "_staging"
-"""transformers pushes a run's folder to the Hub without what begins with `_`."""
+HIDDEN = "_"
+"""What the names of folders in the making begin with: transformers pushes a run's folder to the Hub without those."""
 STATES = {"optimizer": "optimizer*", "scheduler": "scheduler.pt", "random": "rng_state*.pth"}
 """What a checkpoint must hold to go on from, and its files."""
 SEEN_WITHIN = 60.0
@@ -37,11 +36,14 @@ class WholeCheckpoints:
     args: Any
     state: Any
     accelerator: Any
-    _staging: bool = False
+    _staging: str | None = None
+    """Where checkpoints go that are being written."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Raises InputError where checkpoints could not be written whole: see `check_shared`."""
         check_shared(self.args, self.accelerator)
+        if self.accelerator.is_main_process:
+            sweep(Path(self.args.output_dir))
         return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -65,33 +67,34 @@ class WholeCheckpoints:
             super()._load_rng_state(checkpoint)  # type: ignore[misc]
 
     def _get_output_dir(self, trial: Any) -> str:
-        output_dir = super()._get_output_dir(trial)  # type: ignore[misc]
-        return os.path.join(output_dir, STAGING) if self._staging else output_dir
+        return self._staging or super()._get_output_dir(trial)  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        output_dir = Path(self.args.output_dir)
-        staging = output_dir / STAGING
-        name = f"checkpoint-{self.state.global_step}"
-        self._staging = True
+        output_dir, step = Path(self.args.output_dir), self.state.global_step
+        main = self.accelerator.is_main_process
+        with writing(output_dir):
+            staging = Staging(output_dir / f"checkpoint-{step}", HIDDEN) if main else None
         try:
-            with writing(output_dir / name):
-                if self.accelerator.is_main_process:
-                    shutil.rmtree(staging, ignore_errors=True)
-                    staging.mkdir(parents=True)
-                self.accelerator.wait_for_everyone()
+            places = [str(staging.written.parent) if staging else None]
+            broadcast_object_list(places)
+            self._staging = places[0]
+            with writing(output_dir / f"checkpoint-{step}"):
                 super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self._staging = None
+            self.accelerator.wait_for_everyone()
+            if staging:
+                with writing(output_dir / f"checkpoint-{step}"):
+                    staging.publish()
         finally:
-            self._staging = False
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            with writing(output_dir / name):
-                put_in_place(staging / name, output_dir / name, staging / "replaced")
+            self._staging = None
+            if staging:
+                staging.close()
+        if main:
             limit = self.args.save_total_limit
             for old in checkpoints(output_dir)[:-limit] if limit else []:
-                old.rename(staging / old.name)
-            shutil.rmtree(staging, ignore_errors=True)
+                remove_folder(old, HIDDEN)
             if self.args.push_to_hub:
-                self._push_from_checkpoint(str(output_dir / name))
+                self._push_from_checkpoint(str(output_dir / f"checkpoint-{step}"))
         self.accelerator.wait_for_everyone()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

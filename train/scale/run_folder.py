@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from transformers import Trainer
 
 from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
@@ -14,6 +17,7 @@ from ...configs.json_text import parse_json
 from ...configs.registry import files_in
 from ...configs.schema import plain
 from ...configs.terminal import say
+from ...configs.whole import OLD, take_back
 from ...models.documents.rendering import write_atomically
 
 CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
@@ -29,6 +33,8 @@ OF_A_CALL = ("resume_from_checkpoint", "output_dir")
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
+    for aside in output_dir.glob(f"_limner-*/{OLD}/checkpoint-*"):
+        take_back(output_dir / aside.name)
     found = [
         (int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := CHECKPOINT.fullmatch(path.name))
     ]
@@ -36,9 +42,9 @@ def checkpoints(output_dir: Path) -> list[Path]:
 
 
 def kept(output_dir: str | None) -> str:
-    """What an interrupted run leaves, and how it goes on."""
+    """What a run that stopped leaves, and how it goes on."""
     if existing := checkpoints(Path(output_dir or "")):
-        return f"{existing[-1]} is kept; go on from it with --resume_from_checkpoint last"
+        return f"{existing[-1]} is kept; the same command with --resume_from_checkpoint last goes on from it"
     return f"{output_dir}: no checkpoint was written yet, so start again (--save_steps says how often one is)"
 
 
@@ -73,6 +79,18 @@ def resume_point(output_dir: Path, resume: str | None) -> str | None:
             "comes after it away, or give another --output_dir"
         )
     return str(_whole(Path(resume)))
+
+
+@contextmanager
+def naming_what_is_kept(output_dir: Path, trainer: Trainer) -> Iterator[None]:
+    """A fault in the middle of a run says what there is of it and how to go on."""
+    try:
+        yield
+    except InputError as error:
+        step = trainer.state.global_step
+        if not step:
+            raise
+        raise InputError(f"{error}. Steps done: {step}; {kept(str(output_dir))}") from error
 
 
 def _whole(checkpoint: Path) -> Path:

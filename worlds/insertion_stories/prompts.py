@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.registry import register
+from ...data.prompts import check_keys
 from ...models.documents.document import InterleavedDocument
 from ...models.documents.rendering import write_atomically
 from .scenes import Plan, insertion_prompt, read_plan
@@ -16,6 +17,7 @@ from .scenes import Plan, insertion_prompt, read_plan
 @register("prompt", "steps")
 def steps_prompt(value: dict[str, Any], identifier: str) -> InterleavedDocument:
     """{"steps": [...], "candidates": [...]}, of the stories with candidates"""
+    check_keys(value, ("steps", "candidates", "id"))
     return insertion_prompt(read_plan(value), identifier)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.registry import register
-from ...data.prompts import read_lines
+from ...configs.whole import write_atomically
+from ...data.prompts import check_keys, read_lines
 from ...models.documents.document import InterleavedDocument
 from .scenes import Outline, read_outline, story_prompt
 
@@ -16,6 +17,7 @@ from .scenes import Outline, read_outline, story_prompt
 @register("prompt", "outline")
 def outline_prompt(value: dict[str, Any], identifier: str) -> InterleavedDocument:
     """{"outline": ["small red circle top left", ...]}, of the picture stories"""
+    check_keys(value, ("outline", "id"))
     return story_prompt(read_outline(value), identifier)
 
 
@@ -26,4 +28,4 @@ def read_outlines(path: Path) -> list[Outline]:
 
 def write_outlines(path: Path, outlines: Sequence[Outline]) -> None:
     lines = [json.dumps({"outline": [scene.words for scene in outline]}) + "\n" for outline in outlines]
-    path.write_text("".join(lines), encoding="utf-8")
+    write_atomically(path, "".join(lines))

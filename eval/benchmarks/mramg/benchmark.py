@@ -28,8 +28,9 @@ from ....rewards.encoders.text import BERTSCORE, BertScore, RougeL, TextEncoder
 from ....rewards.judges.grading import Verdict
 from ....rewards.rules.insertion import OrderingCosts, ordering_score, selection
 from ...benchmark import Given, Item, Outcome, Table, Task
-from ...entries import Entry, PictureFault, decoded, read_records, segments_of, spaced
+from ...entries import Entry, PictureFault, decoded, segments_of, spaced
 from ...folder import Journal
+from ...records import read_records
 from .answers import Answering, Placed, Writer, entries_of_answer, own_answers, read_answer
 from .judge import JUDGED, Judgements
 from .table import BASELINES, CHOICE, PLACED, RECALLS, SIZES, WRITTEN, groups, scores, tables
@@ -91,8 +92,9 @@ def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | Non
         ]
     rows: list[tuple[Item, Given | None]] = []
     for place, record in read_records(path):
-        if record.get("subset") in DOMAINS:
-            record = {**record, "id": f"{record['subset']}/{record['id']}"}
+        subset = record.get("subset")
+        if isinstance(subset, str) and subset in DOMAINS:
+            record = {**record, "id": f"{subset}/{record['id']}"}
         rows.append((Item(record["id"], "", ()), read_answer(record, place)))
     return rows
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ....models.chat.requests import Answer, Failure
+from ....models.chat.tags import tagged
 from ....models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ....rewards.base import Completion
 from ....rewards.judges.grading import Template, Verdict, questions, read_verdict
@@ -96,12 +97,12 @@ def read_tags(answer: Answer, template: Template, pictures: int | None, first: b
     if isinstance(answer, Failure) or whole.failure in UNREAD:
         return whole
     text = answer.text.rpartition("</think>")[2]
-    tags = [match.group() for match in re.finditer(template.score, text, re.DOTALL)]
+    tags = [whole for _, whole in tagged(template.score, text)]
     if first:
         tags = tags[:1]
     elif pictures is not None:
         tags = list(dict.fromkeys(tags))
-        numbers = [int(found[1]) for tag in tags if (found := re.match(r"<\D*(\d+)", tag))]
+        numbers = [int(found[1]) for tag in tags if (found := re.match(r"<\D*(\d{1,9})", tag))]
         if set(numbers) != set(range(1, pictures + 1)):
             return Verdict(None, "no score", answer.text)
         if len(numbers) > pictures:

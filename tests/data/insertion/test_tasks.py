@@ -127,7 +127,9 @@ def test_markdown_and_shards_become_tasks(tmp_path):
     source = tmp_path / "pages"
     source.mkdir()
     for number in range(6):
-        Image.new("RGB", (300, 20), (40 * number, 0, 0)).save(source / f"{number}.png")
+        picture = Image.new("RGB", (300, 20), (40 * number, 0, 0))
+        picture.paste("white", (0, 0, 9, 9))
+        picture.save(source / f"{number}.png")
         (source / f"{number}.md").write_text(f"# T{number}\n\nFirst.\n\n![picture {number}]({number}.png)\n\nLast.\n")
     (source / "plain.md").write_text("Words alone.\n\n![gone](gone.png)\n")
     report = write_source(source, tmp_path / "tasks", distractors=2, abstain_share=0, heldout_share=0)

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from limner.cli import run as cli
 from limner.configs.errors import InputError
 from limner.eval.benchmarks.geneval import (
     COLORS,
@@ -144,6 +146,30 @@ def test_a_run_over_detections(tmp_path):
     file.write_text('{"id": "00000/0", "objects": [{"class": "clock"}]}\n')
     with pytest.raises(InputError, match="found.jsonl:1"):
         GenEval([], config)
+
+
+def test_samples_that_others_have_are_missed(tmp_path):
+    """As the official script, which reads PNG alone, the figure leaves a .jpg out; it is said by name."""
+    folder = Path(layout(tmp_path / "made", TWO_CLOCKS, LEFT, LEFT))
+    (folder / "00001" / "samples" / "0001.png").unlink()
+    picture(folder / "00002" / "samples" / "0000.jpg")
+    (folder / "00002" / "samples" / "0000.png").unlink()
+    (folder / "00002" / "samples" / "grid.png").write_bytes(b"")
+    missing = {item.id: given.reason for item, given in read(folder) if given and given.failure == "missing sample"}
+    assert list(missing) == ["00001/1", "00002/0"]
+    assert missing["00001/1"].endswith("found nothing") and missing["00002/0"].endswith("found 0000.jpg")
+
+
+def test_a_run_without_one_score_is_no_success(tmp_path, capsys):
+    answers = layout(tmp_path / "made", TWO_CLOCKS)
+    (tmp_path / "found.jsonl").write_text('{"id": "00007/0", "objects": []}\n')
+    settings = ["--options.by", "detections", "--options.detections", str(tmp_path / "found.jsonl")]
+    command = ["eval", "--config", "eval/geneval", "--answers", answers, "--out", str(tmp_path / "out"), *settings]
+    with pytest.raises(SystemExit) as end:
+        cli(command)
+    assert end.value.code == 1
+    reason = capsys.readouterr().err.splitlines()[0]
+    assert "not one of 2 scores: 2 no detections; the first: " in reason and "has none of 00000/0" in reason
 
 
 def test_a_judge_instead_of_a_detector(tmp_path):

@@ -99,6 +99,41 @@ def test_missing_answers_are_counted(tmp_path):
     assert found["scores"]["accuracy"]["n"] == 2 and "3 questions" in found["caveats"][0]
 
 
+QUESTIONS = [{"question_id": n, "image": f"{n}.jpg", "text": f"Is there a {n}?", "label": "no"} for n in (1, 2)]
+
+
+@pytest.mark.parametrize("form", ["list", "lines", "commas"])
+@pytest.mark.parametrize("name", ["answer", "text", "prediction", "response"])
+def test_answers_as_others_publish_them(tmp_path, form, name):
+    asked = [{"question_id": 2, "prompt": "Is there a 2?\nAnswer with one word."}, {"question_id": 1}]
+    texts = [json.dumps({**record, name: "No"}) for record in asked]
+    written = {"list": f"[{', '.join(texts)}]", "lines": "\n".join(texts), "commas": ",\n".join(texts) + ","}
+    (tmp_path / "answers.json").write_text(written[form])
+    (tmp_path / "data.jsonl").write_text(json.dumps(QUESTIONS, indent=1))
+    found = run("pope", tmp_path / "out", data=str(tmp_path / "data.jsonl"), answers=str(tmp_path / "answers.json"))
+    assert found["scores"]["accuracy"] == {"value": 100, "low": 100, "high": 100, "n": 2}
+
+
+REFUSED = {
+    "answers 'is there a 2.*' as 1, and .* asks 'is there a 1.*: another order": [
+        {"question": "Is there a 2?", "answer": "No"},
+        {"question": "Is there a 1?", "answer": "No"},
+    ],
+    "no field `answer`, .*; found 'question_id', 'said'": [{"question_id": 1, "said": "No"}],
+    "no field `answer`": [{key: one[key] for key in ("question_id", "image", "text")} for one in QUESTIONS],
+    "none of its 1 records holds an answer": [{"question_id": 1, "answer": None}],
+    "field `answer`: an answer is a text": [{"question_id": 1, "answer": ["No"]}],
+    "answers '7', which .* its first ones are 1, 2": [{"question_id": 7, "answer": "No"}],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_answers_that_would_be_scored_wrongly_are_refused(tmp_path, words):
+    paths = {"data": lines(tmp_path / "data.json", QUESTIONS), "answers": lines(tmp_path / "a.jsonl", REFUSED[words])}
+    with pytest.raises(InputError, match=words):
+        run("pope", tmp_path / "out", **paths)
+
+
 def test_mme_adds_accuracy_and_whole_pictures(tmp_path):
     """existence: 3 of 4 right, one of two pictures whole: 75 + 50; code_reasoning: 0 of 2."""
     folder = tmp_path / "answers"

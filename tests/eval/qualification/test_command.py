@@ -293,6 +293,34 @@ def test_opening(tmp_path):
     assert isinstance(absent, Skipped) and absent.kind == "missing answer"
 
 
+def test_opening_as_it_is_released(tmp_path, capsys):
+    """Answers in gen_outputs, one of them a pretty-printed .jsonl; the benchmark's folder in another case."""
+    picture(tmp_path / "OpenING-benchmark" / "images" / "in.png", "white")
+    turns = [{"input": [{"text": "<BEGIN> Go on. <image>", "image": "./images/in.png"}]}]
+    for model, suffix in (("M1", "json"), ("M2", "jsonl")):
+        picture(tmp_path / "gen_outputs" / f"{model}_output" / "01-o-0.png")
+        said = [*turns, {"output": [{"text": model, "image": f"./{model}_output/01-o-0.png"}]}]
+        file = tmp_path / "gen_outputs" / f"{model}_output" / f"01.{suffix}"
+        file.write_text(json.dumps({"conversations": said}, indent=4))
+    record = {"data_id": "01", "model_A": {"name": "M1"}, "model_B": {"name": "M2"}, "winner": "A"}
+    pairs = tmp_path / "Interleaved_Arena" / "judge_modelAB_results.json"
+    pairs.parent.mkdir()
+    pairs.write_text(json.dumps([record, {**record, "model_B": {"name": "M3"}}]))
+    both, absent = read_pairs(pairs, "opening")
+    assert isinstance(both, Pair) and (both.a.text, both.b.text, len(both.prompt.images)) == ("M1", "M2", 1)
+    assert isinstance(absent, Skipped) and "M3_output/01.json" in absent.reason
+
+    (tmp_path / "qualify.yaml").write_text("rewards: {format: 1}")
+    flags = ["--config", str(tmp_path / "qualify.yaml"), "--pairs", str(pairs), "--form", "opening"]
+    command.main([*flags, "--out", str(tmp_path / "one")])
+    pairs.write_text(json.dumps([{**record, "model_B": {"name": "M3"}}]))
+    with pytest.raises(SystemExit) as end:
+        command.main([*flags, "--out", str(tmp_path / "none")])
+    assert end.value.code == 1
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith("limner: error: not one pair was compared: 1 missing answer") and "M3_output/01" in first
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

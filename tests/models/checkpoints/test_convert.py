@@ -90,6 +90,9 @@ def test_a_converted_checkpoint_is_the_same_model(kind, tmp_path, released, pict
     expected = {"anole": "chameleon", "liquid": "shared_vocabulary", "llama": "shared_vocabulary"}.get(kind, kind)
     said = capsys.readouterr().out.splitlines()[-1]
     assert f"{out}: family {expected}, " in said and f"pictures of 4 x 4 codes of {CODES} (" in said
+    assert said.startswith("wrote ") and said.endswith(
+        f"next: limner warmup --config warmup/documents --model {out} --data DIR"
+    )
     policy = load(out)
     assert policy.family == expected
     sequence = policy.processor.encode(story(SCENES[:2]))
@@ -193,6 +196,26 @@ def test_a_rope_that_switches_is_said(tmp_path, pictures, capsys):
     words = [str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--image-tokenizer", str(pictures)]
     cli.run(["convert", *words])
     assert "prompt and answer together have at most 512 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ({"model_type": "multi_modality"}, "original layout of Janus; take deepseek-community/Janus-Pro-1B"),
+        ({"model_type": "Emu3"}, "original layout of Emu3; take BAAI/Emu3-Chat-hf"),
+        ({"model_type": "showo"}, "no model type 'showo'"),
+        ({"model_type": ["llama"]}, "no model type"),
+        (None, "no config.json.*original layout of Chameleon or Anole: take"),
+    ],
+)
+def test_a_layout_of_other_code_is_named_with_what_to_take(tmp_path, written, words):
+    if written is None:
+        (tmp_path / "models" / "7b").mkdir(parents=True)
+        (tmp_path / "models" / "7b" / "consolidated.00.pth").write_bytes(b"")
+    else:
+        (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(InputError, match=words):
+        family_of(tmp_path)
 
 
 def test_the_family_is_found_by_the_model_type(tmp_path):

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from limner.configs import whole
 from limner.configs.errors import InputError
 from limner.configs.registry import entries
+from limner.configs.whole import whole_directory
 from limner.models.checkpoints import folder as checkpoint
-from limner.models.checkpoints.folder import load, save, whole_directory
+from limner.models.checkpoints.folder import load, save
 from limner.models.policy import family
 from limner.models.tokens.sequence import collate
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story
@@ -136,8 +138,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(make_policy, saved, tmp_path, m
         if fails_at == "save_pretrained":  # the language model is written by then, the image tokenizer not
             patch.setattr(type(policy.processor.image_tokenizer), "save_pretrained", full)
         else:
-            rename = Path.rename
-            patch.setattr(Path, "rename", lambda p, to: full() if ".partial-" in p.name else rename(p, to))
+            patch.setattr(whole, "_exchange", full)
         with pytest.raises(OSError, match="No space left"):
             save(policy, tmp_path / "model")
     assert files(tmp_path / "model") == files(saved)
@@ -157,8 +158,9 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         fsync(descriptor)
 
     def renamed(path, to):
+        found = rename(path, to)
         events.append("renamed")
-        return rename(path, to)
+        return found
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "rename", renamed)

@@ -1,8 +1,11 @@
 import json
+import os
+import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -197,7 +200,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(rendering.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="no space"):
         save(story(), path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -206,3 +209,83 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_a_lone_surrogate_can_be_written(tmp_path: Path):
     save(InterleavedDocument((TextSegment("a \ud800 b"),)), tmp_path / "a.html")
     assert "a ? b" in (tmp_path / "a.html").read_text()
+
+
+def test_code_stays_as_it_is_in_markdown():
+    code = "```html\n<form a>\n  <b>\n```"
+    listed = "- Run\n  ~~~\n  <i>\n  ~~~"
+    text = f"A <u> and `a <b`, \\`<s>\\`, ``<p> ` <q>``.\n\n{code}\n\n{listed}\n<u>"
+    page = to_markdown(InterleavedDocument((TextSegment(text), ImageSegment(Image.new("RGB", (2, 2))))))
+    assert code in page and listed in page and "`a <b`" in page and "``<p> ` <q>``" in page
+    assert "&lt;u>" in page and "\\`&lt;s>\\`" in page and page.count("<u>") == 0
+
+
+def test_no_page_of_texts_has_html_whatever_opens_or_closes_code():
+    """A fence that one text opens is closed by another; a backtick in a link's address is no code."""
+    rng, read = random.Random(0), MarkdownIt("commonmark")
+    atoms = [
+        "```",
+        "~~~",
+        "````",
+        "<script>x</script>",
+        "<b>",
+        "`",
+        "``",
+        "\\`",
+        "\\",
+        "- ",
+        "> ",
+        "    ",
+        "\n",
+        "\n\n",
+    ]
+    atoms += ["a", "[a](<b", "[a](x`", ")", "|", "<!--", "-->", "1. ", "\t", "\r", "<https://a`b>", "<a href='`'>"]
+    kept = 0
+    for _ in range(1000):
+        texts = ["".join(rng.choices(atoms, k=rng.randrange(1, 14))) for _ in range(rng.randrange(1, 4))]
+        between = [ImageSegment(Image.new("RGB", (2, 2)))] * rng.randrange(2)
+        segments = [segment for text in texts for segment in (TextSegment(text), *between)]
+        page = to_markdown(InterleavedDocument(tuple(segments)))
+        tokens = read.parse(page)
+        assert not [t for token in tokens for t in (token, *(token.children or ())) if "html" in t.type], texts
+        kept += "<script>" in page or "<b>" in page
+    assert kept > 50
+
+
+def references(path: Path) -> dict[str, bool]:
+    """Every picture that a saved Markdown file names, and whether it is there and decodes."""
+    names = [unquote(name) for name in re.findall(r"\]\((.*?)\)", path.read_text())]
+    return {name: bool(Image.open(path.parent / name).convert("RGB")) for name in names}
+
+
+def test_markdown_written_again_has_its_own_pictures_and_leaves_none_of_the_other(tmp_path: Path):
+    path = tmp_path / "a b.md"
+    for folder in ("a b_images", "a b_images-2", "a b_images"):
+        save(story(), path)
+        assert [*references(path)] == [f"{folder}/1.png", f"{folder}/2.png"]
+        assert {p.name for p in tmp_path.iterdir()} == {"a b.md", folder}
+    save(InterleavedDocument((TextSegment("no picture"),)), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a b.md"]
+
+
+def test_pictures_of_others_beside_a_markdown_file_stay(tmp_path: Path):
+    path = tmp_path / "a.md"
+    path.write_text("![mine](a_images/beach.png)")
+    (tmp_path / "a_images").mkdir()
+    for name in ("1.png", "beach.png"):
+        (tmp_path / "a_images" / name).write_text("mine")
+    for _ in range(2):
+        save(story(), path)
+        assert all(references(path).values()) and {p.name for p in (tmp_path / "a_images").iterdir()} == {
+            "1.png",
+            "beach.png",
+        }
+        assert len([*tmp_path.iterdir()]) == 3
+
+
+def test_the_pictures_of_a_file_of_limner_0_1_go_with_it(tmp_path: Path):
+    path = tmp_path / "a.md"
+    path.write_text(to_markdown(story(), tmp_path / "a_images"))
+    save(story(), path)
+    assert [*references(path)] == ["a_images-2/1.png", "a_images-2/2.png"]
+    assert {p.name for p in tmp_path.iterdir()} == {"a.md", "a_images-2"}

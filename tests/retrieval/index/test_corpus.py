@@ -23,8 +23,9 @@ from limner.retrieval.index.corpus import (
 
 
 def encoded(color="red", form="PNG", size=(8, 6)):
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, form)
+    buffer, image = io.BytesIO(), Image.new("RGB", size, color)
+    image.paste("white", (0, 0, 3, 3))  # a picture of one colour is none
+    image.save(buffer, form)
     return buffer.getvalue()
 
 
@@ -73,6 +74,27 @@ def test_chunks_end_with_sentences_and_lose_nothing():
     ends = [chunk.text.replace(PIC, "").rstrip()[-1] for chunk in chunks]
     assert ends.count(".") >= len(chunks) - 2  # but for the sentence that is longer than a chunk
     assert all(chunk.text.startswith("Sentence") for chunk in chunks[:4])
+
+
+def test_tables_and_code_are_not_cut_in_two():
+    rows = [f"| step {n} | turn the bolt by {n} degrees, then wait. Look again. |" for n in range(40)]
+    table = "\n".join(["| what | how |", "|---|---|", *rows])
+    prose = "Turn it. " * 80
+    (_, middle, _), _ = make_chunks(document(f"{prose}\n\n{table}\n\n{prose}"))
+    assert table in middle.text and count_tokens(table) > 2 * CHUNK_TOKENS
+    long = "\n".join(["| what | how |", "|---|---|", *rows * 10])
+    parts, _ = make_chunks(document(f"```sh\n{'run it' * 9}\n```\n\n{long}\n\n{prose}"))
+    assert len(parts) > 2 and all("| what | how |\n|---|---|\n| step" in part.text for part in parts[1:-1])
+    assert "".join(part.text for part in parts).count("| step") == 400
+    code = "\n".join(["```sh", *["    run --all"] * 2000, "```"])
+    parts, _ = make_chunks(document(code))
+    assert len(parts) > 2 and all(part.text.startswith("```sh\n    run") for part in parts)
+    assert all(part.text.endswith("\n```") for part in parts)
+
+
+def test_a_document_without_tables_has_the_hash_of_the_first_chunking():
+    """So that an index of limner 0.1 is not written anew."""
+    assert content_hash(document("Roll. Bake.")).startswith("0f52cc4cdf839f61")
 
 
 def test_a_typed_placeholder_is_no_picture():

@@ -214,6 +214,16 @@ def test_another_format_and_an_unfinished_index_are_refused(index, tmp_path):
     Index.create(index.place, BOTH)  # takes over what a killed one left
 
 
+def test_a_file_that_a_killed_writer_left_is_gone_after_the_next(index):
+    """LanceDB itself keeps such files for a week: they might be of a writer at work."""
+    data = Path(index.place) / "chunks.lance" / "data"
+    known = next(data.glob("*.lance"))
+    left = known.with_name(known.name[:-10] + "0" * 4 + known.name[-6:])
+    shutil.copy(known, left)
+    index.add([document("new.md", "Something new.")])
+    assert not left.exists() and names(index.search("purrs"))[0] == "pets.md"
+
+
 def test_one_writer_at_a_time(index):
     with writing(index.place), pytest.raises(InputError, match="another process is writing"):
         index.add([PETS])

@@ -197,7 +197,7 @@ def test_a_judge_that_only_fails_is_a_failed_call():
         reward = JudgeReward(load_template("helpfulness"), model)
         with pytest.raises(JudgeFailed, match="all 2 questions failed: 2 rejected; last: HTTP 400"):
             reward([RIGHT, SWAPPED])
-        guard = GuardedReward(reward, patience=2)
+        guard = GuardedReward(reward, calls=2)
         assert guard([RIGHT]).outcome == [FAILED] and guard.failures == {"raised JudgeFailed": 1}
         with pytest.raises(InputError, match="'judge_helpfulness' failed 2 calls in a row.*HTTP 400"):
             guard([RIGHT])

@@ -1,17 +1,19 @@
 """Rewards over real HTTP: the same scores as here, and every fault where it belongs."""
 
+import contextlib
 import hashlib
 import json
+import socket
 import time
 from http.client import HTTPConnection
-from threading import Event, Thread
+from threading import Event, Thread, active_count
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from limner.configs import build
-from limner.configs.errors import InputError
+from limner.configs.errors import InputError, Unavailable
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.rewards.base import FAILED, Completion, RewardOutput
 from limner.rewards.build import RewardSettings, build_reward
@@ -154,14 +156,150 @@ def test_failures_are_tried_again_and_then_counted():
             remote(url, "shaky", retries=1)(ROWS)
         guard = GuardedReward(remote(url, "shaky"))
         assert guard(ROWS).outcome == [FAILED] * 4 and guard.failures == {"raised RemoteFailed": 1}
-    with pytest.raises(RemoteFailed, match="1 attempts, last: ConnectionRefusedError"):
-        remote(url, "shaky")(ROWS)
+    for ask in (remote(url, "shaky", retries=9, backoff=60), remote(url, "shaky").probe):
+        with pytest.raises(InputError, match=f"{url}: ConnectionRefusedError.*limner serve-rewards"):
+            ask(ROWS) if isinstance(ask, RemoteReward) else ask()
 
 
 def test_a_silent_server_is_given_up():
     slow = Part("slow", lambda rows: time.sleep(0.6) or flat(rows))
-    with Running(slow) as url, pytest.raises(RemoteFailed, match="TimeoutError"):
+    with Running(slow) as url, pytest.raises(Unavailable, match="TimeoutError: no answer within 0.2 s"):
         remote(url, "slow", timeout=0.2)(ROWS)
+
+
+def test_a_server_that_went_away_is_waited_for():
+    running = Running(Part("flat", flat))
+    with running as url:
+        call = remote(url, "flat")
+        assert call(ROWS) == flat(ROWS)
+    with pytest.raises(Unavailable, match=f"{url}, 1 attempts, last: ConnectionRefusedError"):
+        call(ROWS)
+
+
+def answering(*pieces, every_s=0.0):
+    """The address of a server that says so to the first that asks, piece by piece."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(2**16)
+                for piece in pieces:
+                    connection.sendall(piece)
+                    time.sleep(every_s)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):
+                    pass
+
+    Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+ANSWERS = {
+    "drips its headers": ((OK, *[b"x: y\r\n"] * 90), 0.05, Unavailable, "no answer within 0.5 s"),
+    "drips its scores": ((OK, b"Content-Length: 900\r\n\r\n", *[b" "] * 900), 0.05, Unavailable, "no answer within"),
+    "sends too much": ((OK, b"\r\n", *[b" " * 2**20] * 9), 0, Unavailable, "more than 8388608 bytes"),
+    "nests": ((OK, b"\r\n", b"[" * 10**6), 0, RemoteFailed, "RecursionError"),
+    "a long number": ((OK, b"\r\n", b'{"segments": [[' + b"1" * 5000), 0, RemoteFailed, "no scores"),
+    "other types": ((OK, b"\r\n", b'{"segments": 5, "breakdown": [], "outcome": 1}'), 0, RemoteFailed, "no scores"),
+    "leads elsewhere": ((b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9\r\n\r\n",), 0, InputError, "HTTP 302"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_are_bounded_in_time_and_size(name):
+    pieces, every_s, error, reason = ANSWERS[name]
+    start = time.monotonic()
+    with pytest.raises(error, match=reason):
+        remote(answering(*pieces, every_s=every_s), "flat", timeout=0.5 if every_s else 30)(ROWS[3:])
+    assert time.monotonic() - start < (5 if every_s else 30)
+
+
+def test_a_probe_asks_for_the_name_and_the_key(monkeypatch):
+    with Running(Part("flat", flat)) as url:
+        remote(url, "flat").probe()
+        with pytest.raises(InputError, match=f"{url}: no reward 'flatt'; there are flat"):
+            remote(url, "flatt").probe()
+    monkeypatch.setenv("THE_KEY", "s3cret-s3cret")
+    with Running(Part("flat", flat), api_key_env="THE_KEY") as url:
+        with pytest.raises(InputError, match="HTTP 401: the key is missing"):
+            remote(url, "flat").probe()
+        reward = build_reward(RewardSettings({"remote/flat": {"url": url, "api_key_env": "THE_KEY"}, "format": 1}))
+        (server,) = reward.servers
+        assert server.address == url
+        server.probe()
+
+
+# ---- clients that are slow, many or large ----
+
+
+def begun(url, body=b"x" * 10, length=2000, headers=b""):
+    """A connection that announces more than it sends."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(b"POST /rewards/flat HTTP/1.1\r\n" + headers)
+    connection.sendall(b"Content-Length: %d\r\n\r\n" % length + body if length else b"")
+    return connection
+
+
+def test_who_is_still_sending_takes_no_slot():
+    with Running(Part("flat", flat), max_waiting=1) as url:
+        slow = [begun(url) for _ in range(4)]
+        assert remote(url, "flat")(ROWS) == flat(ROWS)
+        for connection in slow:
+            connection.close()
+
+
+@pytest.mark.parametrize("length", [0, 2000])
+def test_who_sends_without_end_is_hung_up_on(length, monkeypatch):
+    """One byte now and then, of the headers or of the body, keeps nobody connected."""
+    monkeypatch.setattr(server_module, "HEADERS_S", 0.5)
+    with Running(Part("flat", flat)) as url, begun(url, length=length) as connection:
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                connection.sendall(b"x")
+                time.sleep(0.05)
+                connection.settimeout(0.001)
+                with contextlib.suppress(TimeoutError):
+                    if not (said := connection.recv(2**16)) or b"408" in said:
+                        break
+        assert time.monotonic() - start < 5
+
+
+def test_connections_are_bounded(monkeypatch):
+    monkeypatch.setattr(server_module, "CONNECTIONS", 2)
+    with Running(Part("flat", flat), max_waiting=2) as url:
+        held = [begun(url) for _ in range(4)]
+        time.sleep(0.2)
+        threads = active_count()
+        more = [begun(url) for _ in range(20)]
+        time.sleep(0.2)
+        assert active_count() <= threads
+        with pytest.raises(Unavailable):
+            remote(url, "flat")(ROWS)
+        for connection in (*held, *more):
+            connection.close()
+        assert remote(url, "flat", retries=9)(ROWS) == flat(ROWS)
+
+
+def test_bytes_in_memory_are_bounded(monkeypatch):
+    monkeypatch.setattr(server_module, "HELD", 1)
+    running = Running(Part("flat", flat), max_megabytes=1)
+    with running as url:
+        held = begun(url, b"x" * 900_000, 1_000_000)
+        deadline = time.monotonic() + 20
+        while running.server.held < 900_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        noise = ImageSegment(Image.effect_noise((400, 400), 90).convert("RGB"), True, "generated")
+        row = Completion(PROMPT, InterleavedDocument((noise,)))
+        with pytest.raises(Unavailable, match="HTTP 503: the requests under way fill the memory"):
+            remote(url, "flat")([row])
+        held.close()
+        assert remote(url, "flat", retries=9)([row]) == flat([row])
+    assert running.server.held == 0
 
 
 def test_more_requests_than_the_server_takes_come_back():
@@ -179,7 +317,7 @@ def test_more_requests_than_the_server_takes_come_back():
         for thread in threads:
             thread.start()
         assert taken.wait(60)
-        with pytest.raises(RemoteFailed, match="HTTP 503: 1 requests are under way"):
+        with pytest.raises(Unavailable, match="HTTP 503: 1 requests are under way"):
             remote(url, "slow")(ROWS)
         free.set()
         for thread in threads:
@@ -195,6 +333,16 @@ def test_more_requests_than_the_server_takes_come_back():
         b"[" * 100_000,
         b"null",
         b'{"prompts": [], "completions": {}}',
+        b'{"prompts": 5, "completions": [null]}',
+        b'{"prompts": [5], "completions": []}',
+        b'{"prompts": [{"segments": [[]]}], "completions": []}',
+        b'{"prompts": [{"segments": [{"type": ["text"], "text": 1}]}], "completions": []}',
+        b'{"prompts": [{"segments": [{"type": "image", "origin": {}, "codes": [1]}]}], "completions": []}',
+        b'{"prompts": [{"segments": [{"type": "image", "codes": ["1"]}]}], "completions": []}',
+        b'{"prompts": [{"segments": [], "id": 5, "meta": []}], "completions": []}',
+        b'{"prompts": [{"segments": []}], "completions": [{"prompt": [], "answer": 5, "ended": 1}]}',
+        b'{"prompts": [' + b"9" * 5000 + b'], "completions": []}',
+        b"\xff\xfe",
         b'{"prompts": [], "completions": [{"prompt": 0, "answer": {"segments": []}, "ended": true}]}',
         b'{"prompts": [{"segments": []}], "completions": [{"prompt": 0, "answer": {}, "ended": true}]}',
         b'{"prompts": [{"segments": [{"type": "image", "image": "file:///etc/passwd"}]}], "completions": []}',

@@ -9,9 +9,10 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from limner.configs.errors import InputError
+from limner.configs.whole import Staging
 from limner.train.objective.algorithm import AlgorithmConfig
 from limner.train.scale import checkpointing
-from limner.train.scale.checkpointing import STAGING, check_shared
+from limner.train.scale.checkpointing import HIDDEN, check_shared
 from limner.train.scale.run_folder import resume_point
 from limner.train.trainer import InterleavedGRPOTrainer
 
@@ -82,12 +83,12 @@ class Hub:
         return SimpleNamespace(repo_id=name)
 
     def upload_folder(self, folder_path, ignore_patterns=None, **_) -> Future:
-        (self.run / STAGING / "checkpoint-9").mkdir(parents=True)
-        (self.run / STAGING / "checkpoint-9" / "model.safetensors").touch()
+        next_one = Staging(self.run / "checkpoint-9", HIDDEN)
+        (next_one.written / "model.safetensors").touch()
         folder = Path(folder_path)
         paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         self.uploads.append((folder, {*filter_repo_objects(paths, ignore_patterns=ignore_patterns)}))
-        shutil.rmtree(self.run / STAGING)
+        next_one.close()
         done = Future()
         done.set_result(None)
         return done

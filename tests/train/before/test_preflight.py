@@ -14,14 +14,14 @@ from limner.models.sampler.generation import Sampling
 from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.train import grpo
+from limner.train.before.preflight import GAP_BOUNDS, Preflight, PreflightDone, gap_bounds, run_checks
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality, ReplayConfig
-from limner.train.preflight import GAP_BOUNDS, Preflight, PreflightDone, gap_bounds, run_checks
 from limner.train.trainer import InterleavedGRPOTrainer
 from limner.worlds.picture_stories.scenes import CLEAN, warmup_documents
 
-from ..models.families.conformance import ROOM, sampled, scored
-from ..models.families.tiny import FAMILIES
-from .runs import PROMPTS, Flat, Illustrated, dataset, parameters, settings
+from ...models.families.conformance import ROOM, sampled, scored
+from ...models.families.tiny import FAMILIES
+from ..runs import PROMPTS, Flat, Illustrated, dataset, parameters, settings
 
 
 def trainer_of(policy, directory, reward=None, arguments=None, **algorithm):

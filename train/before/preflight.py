@@ -18,15 +18,15 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
-from ..configs.errors import InputError
-from ..configs.terminal import say
-from ..data.prompts import unpack_prompt
-from .objective.advantages import dead_groups
-from .objective.losses import Counts
-from .rollout import RolloutBatch
-from .scale.precision import has_own_masters, lost_updates, some_numbers
-from .trainer import InterleavedGRPOTrainer
-from .watch.diagnostics import MODALITIES, largest
+from ...configs.errors import InputError
+from ...configs.terminal import say
+from ...data.prompts import unpack_prompt
+from ..objective.advantages import dead_groups
+from ..objective.losses import Counts
+from ..rollout import RolloutBatch
+from ..scale.precision import has_own_masters, lost_updates, some_numbers
+from ..trainer import InterleavedGRPOTrainer
+from ..watch.diagnostics import MODALITIES, largest
 
 GAP_BOUNDS = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (0.03, 0.8), torch.float16: (0.005, 0.2)}
 """(mean, largest) |training - sampler log-prob| of a token, by the dtype of the forward, heads in float32.
@@ -66,6 +66,7 @@ class Preflight(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **_):
         if state.global_step == 0:
+            check_servers(self.trainer)
             checks = run_checks(self.trainer, self.most_dead)
             if self.trainer.accelerator.is_main_process:
                 say("preflight\n" + "\n".join(map(str, checks)), flush=True)
@@ -75,6 +76,18 @@ class Preflight(TrainerCallback):
                 raise InputError(f"preflight: {failed[0].name}: {failed[0].text}{others}")
         if self.only:
             raise PreflightDone
+
+
+def check_servers(trainer: InterleavedGRPOTrainer) -> None:
+    """Asks what the rewards will ask. Raises InputError, on all ranks, where one gives no answer: all else is idle."""
+    said = []
+    for server in getattr(trainer.reward, "servers", ()):
+        try:
+            server.probe()
+        except InputError as error:
+            said.append(str(error))
+    if faults := [line for line in gather_object([said]) for line in line]:
+        raise InputError(f"preflight: a server of the rewards does not answer: {faults[0]}")
 
 
 class PreflightDone(Exception):
@@ -140,6 +153,7 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
     """Every component varies inside some group, or is at its best everywhere; what is learned from varies in many."""
     algorithm, components = trainer.algorithm, dict(batch.output.breakdown)
     by_segment = algorithm.objective == "segment-rejection"
+    failures = {guard.name: guard.last_reason for guard in getattr(trainer.reward, "guards", ())}
     if algorithm.outcome_weight or algorithm.objective == "rejection":
         components["all together"] = batch.output.outcome
     checks = []
@@ -150,6 +164,9 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
         dead = dead_groups(values, trainer.num_generations, algorithm.spread_floor).item()
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
+        if failure := failures.get(name, "") * (not len(known)):
+            checks.append(Check(f"reward {name}", False, f"failed: {failure}"))
+            continue
         whole = name == "all together"
         passed = dead < (most_dead if whole else 1) or (best and not whole)
         checks.append(Check(f"reward {name}", passed, text + ("" if passed else _wasted(dead))))
@@ -216,10 +233,11 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
 @torch.no_grad()
 def _replayed_rows(trainer: InterleavedGRPOTrainer, model: Any) -> list[Check]:
     """The first warm-up rows that are replayed can be read and scored. Raises InputError that names a broken record."""
-    if not trainer.algorithm.replay.sources:
+    replay = trainer.algorithm.replayed
+    if replay is None:
         return []
     with trainer.accelerator.autocast():
-        loss = trainer.replay_loss(model, next(trainer.replay_batches())).item()
+        loss = trainer.replay_loss(model, next(trainer.replay_batches(replay))).item()
     finite = all(isfinite(value) for value in gather_object([loss]))
     return [Check("replay", finite, f"{loss:.3f} nats a token of the first rows")]
 
