@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from json import JSONDecodeError
 from typing import Any
 
@@ -16,18 +17,29 @@ def parse_json(text: str | bytes) -> Any:
     half of a surrogate pair (`\\ud800`, which is no character and cannot be written), and bytes that are no text."""
     if isinstance(text, bytes | bytearray):
         text = _decoded(bytes(text))
+    return _read(text, 0, lambda: (_DECODER.decode(text), len(text)))[0]
+
+
+def json_at(text: str, at: int) -> tuple[Any, int]:
+    """The value that begins at a character of a text, and where it ends; faults are those of `parse_json`."""
+    return _read(text, at, lambda: _DECODER.raw_decode(text, at))
+
+
+def _read(text: str, at: int, decode: Callable[[], tuple[Any, int]]) -> tuple[Any, int]:
     try:
-        value = json.loads(text, parse_int=_integer)
+        value, end = decode()
     except RecursionError:
-        raise _too_deep(text) from None
+        raise _too_deep(text, at) from None
     except _LongNumber as error:
-        at = text.find(str(error))
-        raise JSONDecodeError(f"a number of {len(str(error))} digits, at most {LONGEST_NUMBER}", text, at) from None
-    if text.count("[") + text.count("{") > DEEPEST and _deeper(value, DEEPEST):
-        raise _too_deep(text)
-    if not text.isascii() or re.search(r"\\u[dD][89a-fA-F]", text):
-        _refuse_surrogates(value, text)
-    return value
+        digits = str(error)
+        said = f"a number of {len(digits)} digits, at most {LONGEST_NUMBER}"
+        raise JSONDecodeError(said, text, text.find(digits, at)) from None
+    if text.count("[", at, end) + text.count("{", at, end) > DEEPEST and _deeper(value, DEEPEST):
+        raise _too_deep(text, at)
+    part = text[at:end]
+    if not part.isascii() or re.search(r"\\u[dD][89a-fA-F]", part):
+        _refuse_surrogates(value, text, at)
+    return value, end
 
 
 class _LongNumber(Exception):
@@ -38,6 +50,9 @@ def _integer(digits: str) -> int:
     if len(digits) > LONGEST_NUMBER:
         raise _LongNumber(digits)
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
 
 
 def _decoded(data: bytes) -> str:
@@ -58,15 +73,15 @@ def _deeper(value: Any, levels: int) -> bool:
     return True
 
 
-def _too_deep(text: str) -> JSONDecodeError:
-    return JSONDecodeError(f"nested more than {DEEPEST} deep", text, 0)
+def _too_deep(text: str, at: int) -> JSONDecodeError:
+    return JSONDecodeError(f"nested more than {DEEPEST} deep", text, at)
 
 
-def _refuse_surrogates(value: Any, text: str) -> None:
+def _refuse_surrogates(value: Any, text: str, start: int) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         spelled = half.encode("unicode_escape").decode("ascii")
-        at = max(text.find(half), text.lower().find(spelled), 0)
+        at = max(text.find(half, start), text.lower().find(spelled, start), start)
         raise JSONDecodeError(f"{spelled} is half of a surrogate pair, no character", text, at) from None

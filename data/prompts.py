@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from ..configs.errors import InputError, plain_file, reading
-from ..configs.json_text import parse_json
+from ..configs.json_text import json_at
 from ..configs.options import make
 from ..configs.registry import entries, find, register
 from ..configs.schema import did_you_mean
@@ -63,13 +63,11 @@ def read_values(path: Path) -> list[tuple[str, Any]]:
 
 def _values(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     """By the line each begins in."""
-    decoder = json.JSONDecoder(parse_int=len)  # finds where a value ends; what it is the strict one says
     line, counted, at = 1, 0, _between(text, 0)
     while at < len(text):
         line, counted = line + text.count("\n", counted, at), at
         try:
-            _, end = decoder.raw_decode(text, at)
-            value = parse_json(text[at:end])
+            value, end = json_at(text, at)
         except (ValueError, RecursionError) as error:
             reason = "nested too deep" if isinstance(error, RecursionError) else error
             raise InputError(f"{path}:{line}: not JSON: {reason}") from None

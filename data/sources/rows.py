@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import InputError, plain_file, reading
-from ...configs.json_text import parse_json
+from ...configs.json_text import json_at, parse_json
 from .report import Enough, Problem, Report, Stretch
 
 MAX_LINE = 256 * 2**20
@@ -179,7 +178,6 @@ class _Stream:
     def __init__(self, text: io.TextIOBase, file: Path) -> None:
         self.text, self.file = text, file
         self.buffer, self.at, self.ended = "", 0, False
-        self.decoder = json.JSONDecoder()
 
     def peek(self) -> str:
         """The next sign that is no space, empty at the end."""
@@ -208,7 +206,7 @@ class _Stream:
         size = CHUNK
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.buffer, self.at)
+                value, end = json_at(self.buffer, self.at)
                 if end < len(self.buffer) or self.ended:  # a number at the end may go on
                     self.at = end
                     return value

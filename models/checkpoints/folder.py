@@ -27,6 +27,7 @@ from ...configs.json_text import parse_json
 from ...configs.whole import take_back, whole_directory
 from ..pictures.contract import ImageTokenizer, complete, load_image_tokenizer
 from ..policy import UnifiedPolicy, family
+from ..sizes import check_sizes
 from ..tokens.processing import Processor
 from ..tokens.template import Template
 
@@ -116,6 +117,7 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         raise InputError(f"{path}: format {written!r}; this limner reads {FORMAT}")
     policy_class = family(str(kind), str(path))
     with reading(directory), _loading_whole(), without_bars():
+        check_sizes(directory)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         loaded: Any = policy_class.model_class.from_pretrained(
@@ -129,7 +131,8 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         model = complete(directory, loaded)
         vision, code_ids = policy_class.vision(directory, config), policy_class.code_ids(config)
     image_tokenizer = load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
-    policy = policy_class(model.to(device), Processor(tokenizer, image_tokenizer, template, vision, code_ids))
+    with reading(directory):  # its parts may be those of different models
+        policy = policy_class(model.to(device), Processor(tokenizer, image_tokenizer, template, vision, code_ids))
     policy.new_rows = settings.get("new_rows") is True
     policy.model.eval()
     return policy

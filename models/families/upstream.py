@@ -10,11 +10,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from ...configs.errors import InputError, reading
 from ..pictures.contract import complete
+from ..sizes import check_sizes
 
 
 def read_model(model_class: Any, directory: Path) -> PreTrainedModel:
     """Raises InputError where weights are missing or only pickled ones are there."""
     with reading(directory):
+        check_sizes(directory)
         loaded: Any = model_class.from_pretrained(
             directory, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )

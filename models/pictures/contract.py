@@ -22,9 +22,11 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...configs.bounds import Range
 from ...configs.errors import InputError, reading
 from ...configs.json_text import parse_json
 from ..documents.document import to_rgb
+from ..sizes import check_sizes
 
 SETTINGS_FILE = "image_tokenizer.json"
 
@@ -198,6 +200,8 @@ def complete(directory: Path, loaded: tuple[Any, dict[str, Any]]) -> Any:
     return model
 
 
+LARGEST_PICTURE = 4096
+"""Pixels of a side."""
 IMAGE_TOKENIZERS: dict[str, Any] = {"VQModel": VQImageTokenizer}
 """By the `type` in their settings file."""
 
@@ -212,4 +216,7 @@ def load_image_tokenizer(directory: Path) -> ImageTokenizer:
         if settings["type"] not in IMAGE_TOKENIZERS:
             known = ", ".join(sorted(IMAGE_TOKENIZERS))
             raise InputError(f"{path}: type {settings['type']!r} is not known; known: {known}")
+        if not Range(1, LARGEST_PICTURE).holds(settings["image_size"]):
+            raise InputError(f"{path}: image_size: {settings['image_size']}; 1 to {LARGEST_PICTURE:,} pixels")
+        check_sizes(directory)
         return IMAGE_TOKENIZERS[settings["type"]].open(directory, settings)

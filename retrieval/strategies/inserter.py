@@ -36,6 +36,7 @@ from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import NO_THOUGHT, PICTURES, SENTENCES, THINK_END, messages, pictures, read_answer
 from ...models.checkpoints.hub import check_repository
 from ...models.documents.document import to_rgb
+from ...models.sizes import check_sizes
 from ..answering import Illustrate, Means
 from .constrained import Grammar, LegalAnswers, TokenTexts, longest
 
@@ -290,6 +291,7 @@ def load_model(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, Prompte
     """
     check_repository(name)
     with reading(Path(name)):
+        check_sizes(Path(name))
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         pixels = hasattr(config, "vision_config")
         kind: Any = AutoModelForImageTextToText if pixels else AutoModelForCausalLM

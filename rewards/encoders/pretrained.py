@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 
 from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, reading
+from ...models.sizes import check_sizes
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -80,6 +81,7 @@ def load_model(place: str, unused: tuple[str, ...] = ()) -> Any:
     name, revision = split_revision(place)
     if is_deepspeed_zero3_enabled():
         raise InputError(f"{name}: under ZeRO-3 transformers would shard it as it loads; use limner serve-rewards")
+    check_sizes(Path(name))
     with reading(Path(name)):
         model, report = AutoModel.from_pretrained(name, revision=revision, output_loading_info=True)
     lacking = {*report["missing_keys"], *(str(key) for key, *_ in report["mismatched_keys"])}

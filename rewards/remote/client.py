@@ -126,7 +126,7 @@ class RemoteReward:
         """Asks what there is. Raises InputError where nobody answers, or has no such reward."""
         try:
             status, text = self._ask("GET", f"{self._path.rpartition('/')[0]}", b"")
-            names = json.loads(text)["rewards"] if status == 200 else []
+            names = parse_json(text)["rewards"] if status == 200 else []
         except (NotThere, OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
             said = str(error) if isinstance(error, NotThere) else f"{type(error).__name__}: {error}"
             raise InputError(f"{self.url}: {said}; see that limner serve-rewards runs there") from None

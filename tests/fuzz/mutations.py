@@ -1,6 +1,7 @@
 """Sound inputs made unsound, by a seeded generator: JSON by its values, any text by its bytes."""
 
 import json
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -52,7 +53,7 @@ PIECES = (
 
 
 def json_text(value: Any, rng: Random) -> bytes:
-    """A JSON value with one to three of its parts replaced, left out or doubled, as text; now and then cut."""
+    """A JSON value with one to three of its parts replaced, left out, or doubled, as text; some spoilt."""
     value = json.loads(json.dumps(value))
     for _ in range(rng.randint(1, 3)):
         value = _changed(value, rng)
@@ -88,7 +89,7 @@ def text_bytes(data: bytes, rng: Random) -> bytes:
 def _changed(value: Any, rng: Random) -> Any:
     keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
     if not keys or rng.random() < 0.1:
-        return rng.choice(VALUES)
+        return deepcopy(rng.choice(VALUES))
     key = rng.choice(keys)
     match rng.randrange(8):
         case 0:
@@ -96,9 +97,9 @@ def _changed(value: Any, rng: Random) -> Any:
         case 1 if isinstance(value, dict):
             value[f"{key}{rng.choice(['s', ' ', '_', chr(0)])}"] = value.pop(key)
         case 1:
-            value.insert(key, value[key])
+            value.insert(key, deepcopy(value[key]))
         case 2 | 3:
-            value[key] = rng.choice(VALUES)
+            value[key] = deepcopy(rng.choice(VALUES))
         case _:
             value[key] = _changed(value[key], rng)
     return value

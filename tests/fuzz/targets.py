@@ -87,7 +87,7 @@ def markdown(rng: Random, folder: Path) -> Call:
         read = [document for document, _ in read_markdown(folder, report)]
         said = {Path(document.id).stem for document in read} | {Path(p.file).stem for p in report.problems}
         assert {"case", "sound"} <= said, "neither a document nor a problem"
-        kept, lost = sum(len(document.images) for document in read), sum(p.pictures for p in report.problems)
+        kept, lost = sum(len(document.images) for document in read), report.problems.pictures
         assert report.written == kept + lost, "a picture is neither kept nor a problem"
 
     return call
@@ -158,18 +158,10 @@ def mramg(rng: Random, folder: Path) -> Call:
     )
 
     def call() -> None:
-        for read in (
-            lambda: list(read_corpus(folder, report=Report())),
-            lambda: read_questions(folder, report=Report()),
-        ):
-            try:
-                read()
-            except InputError as refused:
-                last = refused
-            else:
-                last = None
-        if last:
-            raise last
+        try:
+            list(read_corpus(folder, report=Report()))
+        finally:
+            read_questions(folder, report=Report())
 
     return call
 

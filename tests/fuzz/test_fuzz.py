@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from limner.configs.errors import InputError
+
 from .targets import TARGETS, Target
 
 SECONDS = 10
@@ -47,7 +49,12 @@ def fault_of(target: Target, number: int, folder: Path) -> str:
         with deadline(), warnings.catch_warnings(action="ignore"):
             call()
     except target.refuses as refused:
-        return "" if str(refused).strip() else f"{target.name} {number}: refused without a word"
+        named = (
+            not isinstance(refused, InputError)
+            or str(folder) in str(refused)
+            or str(refused).startswith(("--", "command line"))
+        )
+        return "" if str(refused).strip() and named else f"{target.name} {number}: does not say where: {refused}"
     except Hang:
         return f"{target.name} {number}: more than {SECONDS} s"
     except BaseException as error:

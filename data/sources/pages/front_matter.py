@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ....configs.json_text import json_at
 from .shown import is_picture
 
 MAX_FRONT_MATTER = 50_000
@@ -43,7 +43,7 @@ def front_matter(text: str) -> FrontMatter:
             return _read(name, text[opened.end() : closed.start()], end.end(), read)
     if JSON_OPEN.match(text):
         try:
-            fields, end = json.JSONDecoder().raw_decode(text[:MAX_FRONT_MATTER])
+            fields, end = json_at(text[:MAX_FRONT_MATTER], 0)
         except (ValueError, RecursionError):
             return FrontMatter()  # a text may begin with a brace
         if rest := REST.match(text, end):
