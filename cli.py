@@ -171,6 +171,61 @@ def _say_merged(target: Path, index: ShardIndex) -> None:
     say(f"{target}: {total} documents in {len(index.shards)} shards" + (f"; left out: {out}" if out else ""))
 
 
+def stats(argv: Sequence[str]) -> None:
+    parser = _parser("data stats")
+    parser.add_argument("directory", metavar="DIR", help="folder of shards, or the address of one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    arguments = parser.parse_args(argv)
+
+    import json
+
+    from .configs.whole import write_atomically
+    from .data.jobs.subsets import stats, stats_table
+
+    figures = stats(arguments.directory)
+    say(stats_table(figures))
+    if arguments.json:
+        write_atomically(arguments.json, json.dumps(figures, indent=1) + "\n")
+
+
+def subset(name: str, argv: Sequence[str]) -> None:
+    parser = _parser(f"data {name}")
+    parser.add_argument("directory", metavar="DIR", help="folder of shards, or the address of one")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR2", help="folder of shards to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the shards that DIR2 holds")
+    if name == "split":
+        parser.add_argument("--heldout-share", type=bounded(Share), required=True, help="share of documents held out")
+    elif name == "sample":
+        parser.add_argument("--count", type=bounded(OneOrMore), required=True, help="documents to train on")
+        parser.add_argument("--seed", type=bounded(Seed), default=0)
+    else:
+        parser.add_argument("--near", action="store_true", help="pictures that look the same are the same")
+    arguments = parser.parse_args(argv)
+
+    from .data.jobs import subsets
+
+    options = vars(arguments)
+    source, target, overwrite = (options.pop(key) for key in ("directory", "out", "overwrite"))
+    if name == "split":
+        index = subsets.split(source, target, options["heldout_share"], overwrite)
+    else:
+        index = getattr(subsets, name)(source, target, *options.values(), overwrite=overwrite)
+    parts = [f"{split} {sum(kinds.values())}" for split, kinds in index.kinds.items() if kinds]
+    say(f"{target}: {', '.join(parts)} documents")
+
+
+def split(argv: Sequence[str]) -> None:
+    subset("split", argv)
+
+
+def sample(argv: Sequence[str]) -> None:
+    subset("sample", argv)
+
+
+def dedup(argv: Sequence[str]) -> None:
+    subset("dedup", argv)
+
+
 def merge(argv: Sequence[str]) -> None:
     parser = _parser("data merge")
     parser.add_argument("directory", type=Path, metavar="DIR", help="what the tasks were given as --out")

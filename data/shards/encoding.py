@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -83,7 +84,6 @@ def encode_shards(
                     kept += 1
                     progress.update(shard.records)
                 shards.append(made)
-                progress.set_postfix_str(f"{pictures / max(progress.format_dict['elapsed'], 1e-9):.0f} pictures/s")
             seconds = progress.format_dict["elapsed"]
         _publish(work, target, replace(index, shards=tuple(shards), fingerprint=fingerprint), overwrite)
     return Encoded(pictures, seconds, kept)
@@ -126,7 +126,7 @@ def _done(work: Path, shard: Shard, fingerprint: str) -> Shard | None:
 def _encode_shard(
     index: ShardIndex, shard: Shard, work: Path, tokenizer: Encoder, batch: int, progress: tqdm
 ) -> tuple[Shard, int]:
-    made, pictures = OpenShard(work / shard.file, shard.split), 0
+    made, pictures, began = OpenShard(work / shard.file, shard.split), 0, time.monotonic()
     try:
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
             for group in _ahead(pool, _batches(raw_records(index, shard), batch)):
@@ -134,6 +134,7 @@ def _encode_shard(
                 for record, document, own in group:
                     made.write(_with_codes(record, document, [next(codes) for _ in own]))
                     pictures += len(own)
+                progress.set_postfix_str(f"{pictures / (time.monotonic() - began):.0f} pictures/s", refresh=False)
                 progress.update(len(group))
         return made.finish(), pictures
     except BaseException:

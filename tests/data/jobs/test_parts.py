@@ -1,6 +1,8 @@
 """Work in tasks: the same bytes for any number of them, for workers, after kills; what does not belong is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,23 @@ def test_what_is_not_cut_says_so(tmp_path):
     put(tmp_path / "pages/a.md", "# A\n\ntext")
     with pytest.raises(InputError, match="markdown has nothing here that is cut .*run it without --tasks"):
         open_plan("markdown", tmp_path / "pages", {}, tmp_path / "out", 0.1)
+
+
+def test_datatrove_runs_the_tasks(chats, tmp_path):
+    pytest.importorskip("datatrove")
+    script = Path(__file__).resolve().parents[3] / "scripts/distributed_data.py"
+    words = [
+        sys.executable,
+        str(script),
+        "chat",
+        str(chats),
+        "--out",
+        str(tmp_path / "out"),
+        "--tasks",
+        "9",
+        "--workers",
+        "1",
+    ]
+    for _ in range(2):  # the second finds all done
+        subprocess.run(words, check=True, capture_output=True)
+    assert sum(shard.records for shard in merge(tmp_path / "out").shards) == 58
