@@ -221,7 +221,7 @@ def test_unreadable_files_are_reported_and_the_rest_converted(folder, tmp_path):
 
 def test_control_characters_do_not_reach_the_terminal():
     problem = markdown.Problem("a\x1b[2J.md", 1, "missing", "x\ny", "no")
-    assert Report(problems=[problem]).summary().splitlines()[1] == "a?[2J.md:1: missing: x?y: no"
+    assert Report(problems=[problem]).summary().splitlines()[1] == "a\\x1b[2J.md:1: missing: x y: no"
 
 
 def test_turned_photographs_stand_upright(folder):
