@@ -22,7 +22,7 @@ from limner.models.sampler.generation import Sample, Sampling, generate
 from limner.models.tokens.sequence import CODE, TokenBatch, TokenSequence, collate, images_before
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
-from ..sampler.schedules import check_rows_that_come_and_go
+from .schedules import check_rows_that_come_and_go
 
 TOLERANCE = 1e-4
 ROOM = 90

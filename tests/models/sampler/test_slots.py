@@ -10,8 +10,8 @@ from limner.models.sampler.slots import Sampler
 from limner.models.sampler.state import State
 
 from ..families.conformance import documents
+from ..families.schedules import check_same, mixed, plain, scheduled
 from ..families.tiny import FAMILIES
-from .schedules import check_same, mixed, plain, scheduled
 
 
 @pytest.fixture(scope="module", params=["gemma3", "janus_reencode"])
