@@ -125,4 +125,4 @@ def test_records_that_the_writer_would_refuse(tmp_path, monkeypatch, change, rea
 
 
 def test_hostile_reasons_do_not_reach_the_terminal():
-    assert str(ShardProblem("s", "r", "a\x1b[2J")) == "s, record r: a?[2J"
+    assert str(ShardProblem("s", "r", "a\x1b[2J")) == "s, record r: a\\x1b[2J"
