@@ -41,6 +41,7 @@ class Convert(PipelineStep):
 
 
 def main() -> None:
+    from limner.configs.bounds import OneOrMore, Share, bounded
     from limner.data.conversion import setting
     from limner.data.jobs.plan import open_plan, parts_of
 
@@ -48,14 +49,14 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("path", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", type=int, required=True, help="at most as many as there are units of work")
+    parser.add_argument("--tasks", type=bounded(OneOrMore), required=True, help="at most as many as there are units of work")
     parser.add_argument("--images", default="")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--heldout-share", type=float, default=0.1)
-    parser.add_argument("--workers", type=int, default=-1, help="tasks at a time; -1 for all")
+    parser.add_argument("--heldout-share", type=bounded(Share), default=0.1)
+    parser.add_argument("--workers", type=bounded(OneOrMore), default=-1, help="tasks at a time; by default all")
     parser.add_argument("--slurm", metavar="PARTITION", help="as an array of Slurm jobs instead of on this machine")
     parser.add_argument("--time", default="04:00:00", help="limit of a Slurm job")
-    parser.add_argument("--memory", type=int, default=4, metavar="GB", help="of a Slurm job, a core")
+    parser.add_argument("--memory", type=bounded(OneOrMore), default=4, metavar="GB", help="of a Slurm job, a core")
     given = parser.parse_args()
     options = dict(map(setting, given.set)) | ({"images": str(Path(given.images).absolute())} if given.images else {})
     path, out = given.path.absolute(), given.out.absolute()

@@ -99,7 +99,7 @@ class _SlotLayer(DynamicLayer):
         """Writes a token a slot, at its length, and gives the columns that the step looks at."""
         seen = []
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            token = _as_in_products(states).transpose(1, 2).reshape(len(states), -1)
+            token = _as_in_products(states).reshape(len(states), -1)  # of one token heads come before d, as they stand
             buffer.view(-1, token.shape[1]).index_copy_(0, self.cache.at_S, token)
             seen.append(buffer.narrow(1, 0, self.cache.seen).transpose(1, 2))
         return seen[0], seen[1]

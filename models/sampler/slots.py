@@ -237,10 +237,10 @@ class Sampler:
         if text is not None:
             chosen, p = self._text(text, uniform)
             led_to = grammar.led_to.index_select(0, chosen)
-            self._put(due == ANY_TEXT, text, (ids, chosen), (logp, p), (place, led_to))
+            self._put(ANY_TEXT, due, text, (ids, chosen), (logp, p), (place, led_to))
         if image is not None:
             chosen, p = self._image(image, uniform)
-            self._put(due == CODE, image, (ids, chosen + self.vocabulary.text_size), (logp, p))
+            self._put(CODE, due, image, (ids, chosen + self.vocabulary.text_size), (logp, p))
         alive = state.place != grammar.finished
         state.ids.scatter_(1, state.drawn[:, None], ids[:, None])
         state.logp.scatter_(1, state.drawn[:, None], logp[:, None])
@@ -266,11 +266,11 @@ class Sampler:
         scores = self.policy.guided_image_logits(states, without, guidance)
         return draw(scores, uniform.index_select(0, at), state.rules(at, self.kinds), self.kinds)
 
-    def _put(self, due_S: Tensor, at: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
-        """Into each of the first the values of the second, which are of the slots `at`, where they are due."""
+    def _put(self, kind: int, due: Tensor, at: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
+        """Into each of the first the values of the second, which are of the slots `at`, where that kind is due."""
         for target, values in pairs:
             if self.fixed:
-                target.copy_(torch.where(due_S, values, target))
+                target.copy_(torch.where(due == kind, values, target))
             else:
                 target.index_copy_(0, at, values)
 
@@ -332,14 +332,18 @@ class Sampler:
         seen = int(length[alive].max()) + 1
         self._reserve(seen)
         mask = self.cache.begin(self.cache.columns if self.fixed else seen)
-        ids = state.next.index_select(0, state.leader)[:, None]
+        ids = self._led(state.next)[:, None]
         hidden = self.policy.hidden(ids, state.position[:, None], mask, self.cache, self._features())
         self.hidden = hidden[:, -1]
-        running = state.place.index_select(0, state.leader) != self.grammar.finished
+        running = self._led(state.place) != self.grammar.finished
         state.position += running
         self.cache.length_S += running
         self.mirror.length = length + alive
         self.settle()
+
+    def _led(self, of_leaders: Tensor) -> Tensor:
+        """Twins go by their rows."""
+        return of_leaders.index_select(0, self.state.leader) if self.kinds.guided else of_leaders
 
     # ---- a model with a picture encoder of its own ----
 

@@ -45,7 +45,8 @@ def test_a_folder_replaces_another_and_leaves_nothing(tmp_path):
 def test_a_failure_leaves_the_one_before(tmp_path, monkeypatch):
     write(tmp_path / "folder", "one")
     for failing in ("the writer", "the disk", "the name"):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="full"), whole_directory(tmp_path / "folder"):
+        cannot = pytest.raises(InputError, match="folder: cannot be written: full")
+        with monkeypatch.context() as patch, cannot, whole_directory(tmp_path / "folder"):
             if failing == "the writer":
                 raise OSError("full")
             patch.setattr(whole, "_sync" if failing == "the disk" else "_exchange", full)

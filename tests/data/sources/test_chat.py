@@ -350,7 +350,7 @@ def test_prompts_of_a_run_are_what_is_asked(folder):
     report = Report()
     prompts = read_asked(path, "chat", {}, report)
     assert [shape(prompt) for prompt in prompts] == [["48*32", "One?\nA\nTwo?"], ["Write a story."]]
-    assert [prompt.id for prompt in prompts] == ["a.jsonl:1", "a.jsonl:2"] and report.problems.counts == {"missing": 1}
+    assert [prompt.id for prompt in prompts] == ["a.jsonl@1", "a.jsonl@2"] and report.problems.counts == {"missing": 1}
     with pytest.raises(InputError, match="2 prompts .a.jsonl:3: missing.*takes 3"):
         read_asked(path, "chat", {}, Report(), 3)
     own = put_lines(folder / "b.jsonl", {"prompt": ["Look:", {"image": "2.png"}], "answer": ["A cup."]})
@@ -365,7 +365,7 @@ def test_a_run_reads_its_prompts_by_a_source(limner, folder, make_policy, tmp_pa
     words += ["--output_dir", tmp_path / "run", "--algorithm.replay", "null", "--prompts_source", "chat"]
     words += ["--per_device_train_batch_size", 2, "--num_generations", 2, "--steps_per_generation", 1]
     code, said, err = limner(*words, "--prompts_options", f"{{images: {folder}}}", "--max_completion_length", 8)
-    assert code == 2 and "a.jsonl:1" in err and "outline" in err
+    assert code == 2 and "a.jsonl@1" in err and "outline" in err
     assert f"{path}: 1 prompts; left out: {{'no turns': 1}}" in said
     for more, message in {("--prompts_options.images", folder, "--prompts_source", ""): "prompts_options"}.items():
         code, _, err = limner(*words, *more)
