@@ -350,7 +350,7 @@ def test_prompts_of_a_run_are_what_is_asked(folder):
     report = Report()
     prompts = read_asked(path, "chat", {}, report)
     assert [shape(prompt) for prompt in prompts] == [["48*32", "One?\nA\nTwo?"], ["Write a story."]]
-    assert [prompt.id for prompt in prompts] == ["a.jsonl@1", "a.jsonl@2"] and report.problems.counts == {"missing": 1}
+    assert [prompt.id for prompt in prompts] == ["a.jsonl:1", "a.jsonl:2"] and report.problems.counts == {"missing": 1}
     with pytest.raises(InputError, match="2 prompts .a.jsonl:3: missing.*takes 3"):
         read_asked(path, "chat", {}, Report(), 3)
     own = put_lines(folder / "b.jsonl", {"prompt": ["Look:", {"image": "2.png"}], "answer": ["A cup."]})
