@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("path", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", type=bounded(OneOrMore), required=True, help="at most as many as there is work for")
+    parser.add_argument("--tasks", type=bounded(OneOrMore), required=True, help="at most one a unit of work")
     parser.add_argument("--images", default="")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--heldout-share", type=bounded(Share), default=0.1)

@@ -169,7 +169,8 @@ def _copied(
 
 def _added(report: dict[str, Any], rules: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
     """The rules of the converter, and those of this step."""
-    before = report.get("rules") if isinstance(report.get("rules"), dict) else {}
+    given = report.get("rules")
+    before: dict[str, Any] = given if isinstance(given, dict) else {}
     return {
         what: dict(Counter(before.get(what) or {}) + Counter(rules.get(what) or {})) for what in ("kept", "left out")
     }

@@ -139,7 +139,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(make_policy, saved, tmp_path, m
             patch.setattr(type(policy.processor.image_tokenizer), "save_pretrained", full)
         else:
             patch.setattr(whole, "_exchange", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(InputError, match="model: cannot be written: No space left"):
             save(policy, tmp_path / "model")
     assert files(tmp_path / "model") == files(saved)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -201,7 +201,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(InputError, match="a.html: cannot be written: no space"):
         save(story(), path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
