@@ -18,6 +18,9 @@ WIDTH = re.compile(r"size$|dim$|channels|width|heads|experts|embeddings$|codes$|
 NO_WEIGHT = re.compile(r"position|image_size|window|batch|chunk|max_")
 """Of those, what has none: a limit, or the side of a picture."""
 LONGEST_LIST = 1000
+FEW, NARROW = 1000, 2**19
+"""Layers, and numbers in a row, that are built soon whatever the files hold: transformers writes down defaults of parts
+that a model does not have (`max_window_layers` of a Qwen 2 without windows)."""
 
 
 def check_sizes(directory: Path) -> None:
@@ -40,9 +43,9 @@ def check_sizes(directory: Path) -> None:
         if isinstance(value, list):
             most, what = max(weights, LONGEST_LIST), f"a list of {len(value):,}"
         elif REPEATED.search(key):
-            most, what = weights, f"{value:,}"
+            most, what = max(weights, FEW), f"{value:,}"
         elif WIDTH.search(key) and not NO_WEIGHT.search(key):
-            most, what = numbers, f"{value:,}"
+            most, what = max(numbers, NARROW), f"{value:,}"
         else:
             continue
         if (len(value) if isinstance(value, list) else value) > most:

@@ -157,7 +157,7 @@ def test_a_class_that_takes_no_completions_is_refused_before_anything_is_made(mi
     [
         ({"format": {"patern": "x"}}, "rewards.format: patern: unknown key; did you mean pattern?"),
         ({"format": {"pattern": "x"}}, "rewards.format: pattern: expected one of alternating, think-vis, got 'x'"),
-        ({"structure": {"least": 0}}, "rewards.structure: least: expected at least 1, got 0"),
+        ({"structure": {"least": 0}}, "rewards.structure: least: expected a number 1 to 1,000,000, got 0"),
         ({"structure": {"least": "two"}}, "rewards.structure: least: expected int, got 'two'"),
         ({"structure": {"least": 3, "most": 2}}, "rewards.structure: least: 3 to 2 steps; give 1 <= least <= most"),
         ({"picture_stories/text_plan": {"plan": 1}}, "rewards.picture_stories/text_plan: plan: unknown key; known: "),
@@ -168,7 +168,7 @@ def test_a_class_that_takes_no_completions_is_refused_before_anything_is_made(mi
         ({"remote/flat": {"reward": "x"}}, "rewards.remote/flat.reward: stands in the name 'remote/flat' already"),
         (
             {"remote/flat": {"url": "http://x", "retries": -1}},
-            "rewards.remote/flat: retries: expected at least 0, got -1",
+            "rewards.remote/flat: retries: expected a number 0 to 1,000,000, got -1",
         ),
         ({"text/bleu": 1}, "rewards.text/bleu: preset: 'bleu' is none of rouge_l, bertscore, "),
         ({"mine.py:brevity": {"word": 3}}, "rewards.mine.py:brevity: word: unknown key; did you mean words?"),

@@ -147,8 +147,8 @@ def test_settings_are_the_same_however_they_are_written():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"seeds": 0}, "at least 1"),
-        ({"processes": 0}, "at least 1"),
+        ({"seeds": 0}, "seeds: expected a number 1 to"),
+        ({"processes": 0}, "processes: expected a number 1 to"),
         ({"arms": {"full": {}}, "tables": []}, "exactly one"),
         ({"arms": {**ARMS, "../x": {}}}, "a name has"),
         ({"arms": {**ARMS, "x": {"kind": "control", "of": "warmup"}}}, "arms.x.of.*grpo"),

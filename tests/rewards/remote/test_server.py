@@ -203,7 +203,7 @@ ANSWERS = {
     "drips its headers": ((OK, *[b"x: y\r\n"] * 90), 0.05, Unavailable, "no answer within 0.5 s"),
     "drips its scores": ((OK, b"Content-Length: 900\r\n\r\n", *[b" "] * 900), 0.05, Unavailable, "no answer within"),
     "sends too much": ((OK, b"\r\n", *[b" " * 2**20] * 9), 0, Unavailable, "more than 8388608 bytes"),
-    "nests": ((OK, b"\r\n", b"[" * 10**6), 0, RemoteFailed, "RecursionError"),
+    "nests": ((OK, b"\r\n", b"[" * 10**6), 0, RemoteFailed, "nested more than 100 deep"),
     "a long number": ((OK, b"\r\n", b'{"segments": [[' + b"1" * 5000), 0, RemoteFailed, "no scores"),
     "other types": ((OK, b"\r\n", b'{"segments": 5, "breakdown": [], "outcome": 1}'), 0, RemoteFailed, "no scores"),
     "leads elsewhere": ((b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9\r\n\r\n",), 0, InputError, "HTTP 302"),
