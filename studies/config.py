@@ -133,8 +133,6 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
 
 def check(config: StudyConfig) -> None:
     """Raises InputError for whatever would otherwise stop the study hours later, or leave a hole in its tables."""
-    if min(config.seeds, config.processes, config.iterations, config.curve_prompts) < 1:
-        raise InputError("seeds, processes, iterations and curve_prompts: at least 1")
     if [arm.kind for arm in config.arms.values()].count("warmup") != 1:
         raise InputError("arms: exactly one of the kind warmup, where the others start")
     for name, arm in config.arms.items():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from limner.configs import parse
 from limner.configs.errors import InputError
@@ -73,9 +74,9 @@ def test_what_is_frozen_is_named():
         policy.freeze(["vision"])
 
 
-@pytest.mark.parametrize("config", [RunConfig, WarmupConfig])
-def test_the_setting_is_read_from_flags(config):
-    read, _ = parse((config, GRPOConfig), ["--freeze", "model.vision_model", "lm_head", "--use_cpu", "--bf16", "false"])
+@pytest.mark.parametrize("configs", [(RunConfig, GRPOConfig), (WarmupConfig, TrainingArguments)])
+def test_the_setting_is_read_from_flags(configs):
+    read, _ = parse(configs, ["--freeze", "model.vision_model", "lm_head", "--use_cpu", "--bf16", "false"])
     assert read.freeze == ["model.vision_model", "lm_head"]
 
 
