@@ -23,9 +23,7 @@ COMMANDS = {
     "data split": Command("cli:split", "copy a shard folder with another share held out"),
     "data sample": Command("cli:sample", "copy some documents of a shard folder, drawn at random"),
     "data dedup": Command("cli:dedup", "copy a shard folder without what is there twice"),
-    "data decontaminate": Command(
-        "eval.decontaminate:main", "copy a shard folder without what benchmarks ask or show"
-    ),
+    "data decontaminate": Command("eval.decontaminate:main", "copy a shard folder without what benchmarks ask or show"),
     "data encode": Command("cli:encode", "cache the codes of pictures, so that training need not make them"),
     "data preview": Command("cli:preview", "an HTML page of samples of a shard folder"),
     "data validate": Command("cli:validate", "check every record of a shard folder"),
