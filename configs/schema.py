@@ -9,7 +9,7 @@ import re
 import reprlib
 import textwrap
 import types
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from itertools import pairwise
@@ -107,8 +107,10 @@ def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:
         return value if isinstance(value, origin) else build(origin, value, place, at)  # type: ignore[arg-type]
     if issubclass(origin, Enum):
         choices = {member.value: member for member in origin}
-        if isinstance(value, origin) or value in choices:
-            return value if isinstance(value, origin) else choices[value]
+        if isinstance(value, origin):
+            return value
+        if isinstance(value, Hashable) and value in choices:
+            return choices[value]
         raise _expected(f"one of {', '.join(map(str, choices))}", value, place, near=choices)
     if issubclass(origin, Mapping):
         return _convert_mapping(value, args or (Any, Any), place, default)

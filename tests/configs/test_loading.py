@@ -142,6 +142,7 @@ FAULTS = {
     "name: 7": "c.yaml: name: expected str, got 7",
     "name: a\nmode: of": "c.yaml: mode: expected one of on, no, got 'of'",
     "name: a\ndevice: gpus": "c.yaml: device: expected one of cpu, gpu, got 'gpus'; did you mean gpu?",
+    "name: a\ndevice: {a: 1}": "c.yaml: device: expected one of cpu, gpu, got {'a': 1}",
     "name: a\ngrid: [1, 2, 3]": "c.yaml: grid: expected a list of 2",
     "name: a\nsizes: 3": "c.yaml: sizes: expected a list, got 3",
     "name: a\nsizes: [1, x]": "c.yaml: sizes.1: expected int, got 'x'",
