@@ -87,7 +87,7 @@ def test_what_is_no_answer(model):
         (lambda: model.log_probs(document("x")), "no answer"),
         (lambda: model.log_probs("x", 3), "the answer is an int"),
         (lambda: model.log_probs(3, "x"), "not an int"),
-        (lambda: model.log_probs("x", "y", temperature=-1), "temperature = -1"),
+        (lambda: model.log_probs("x", "y", temperature=-1), "temperature: expected a number 0 to 1,000, got -1"),
         (lambda: model.encode("x"), "not a str"),
     ):
         with pytest.raises(InputError, match=words):

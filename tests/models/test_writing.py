@@ -300,7 +300,7 @@ def test_wrong_types_get_a_sentence(model):
         (lambda: model.write("x", stop=["a", ""]), "stop: a text"),
         (lambda: model.write("x", temperature="hot"), "temperature: expected float, got 'hot'"),
         (lambda: model.write("x", max_new_tokens=2.5), "max_new_tokens: expected int"),
-        (lambda: model.write("x", seed=-1), "seed = -1"),
+        (lambda: model.write("x", seed=-1), "seed: expected a number 0 to"),
         (lambda: model.write_many("x"), "give a list of prompts, not a str"),
         (lambda: model.write_many(3), "give a list of prompts, not an int"),
         (lambda: model.write_many(["x"], batch_size=0), "batch_size"),
