@@ -125,7 +125,12 @@ def locate(shown: Shown, page: Path, folder: Folder) -> Path:
 
 
 def _left_out(path: Path) -> bool:
-    return path.name.startswith(".") or path.name in VENDORED or path.is_symlink() or (path / "pyvenv.cfg").is_file()
+    return path.name.startswith(".") or path.name in VENDORED or path.is_symlink() or _is_environment(path)
+
+
+def _is_environment(path: Path) -> bool:
+    # `os.path.isfile`: no error where the folder may not be looked into, which its listing then says.
+    return os.path.isfile(path / "pyvenv.cfg")
 
 
 def _places(name: str, page: Path, root: Path) -> Iterator[Path]:

@@ -110,14 +110,20 @@ def test_extensions_vendored_folders_and_kinds_that_are_not_read(tmp_path, monke
         (tmp_path / name).write_text("Words.")
     (tmp_path / "linked").symlink_to(tmp_path)
     (tmp_path / "no.png").write_bytes(encoded())
-    listed = os.scandir
+    listed, status = os.scandir, os.stat
 
     def scandir(path):
         if str(path).endswith("shut"):
             raise PermissionError(13, "Permission denied", str(path))
         return listed(path)
 
+    def stat(path, **options):
+        if os.path.dirname(path).endswith("shut"):  # what stands in a folder without `x` has no status
+            raise PermissionError(13, "Permission denied", str(path))
+        return status(path, **options)
+
     monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "stat", stat)
     report, documents = reading(tmp_path)
     assert sorted(documents) == sorted(names[:7])
     assert [(p.file, p.kind) for p in report.problems] == [("shut", "unreadable")]
