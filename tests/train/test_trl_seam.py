@@ -22,6 +22,12 @@ SEAM = {
     "_load_from_checkpoint": (Trainer, ["self", "resume_from_checkpoint", "model"]),
     "_load_optimizer_and_scheduler": (GRPOTrainer, ["self", "checkpoint"]),
     "train": (Trainer, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
+    "_run_epoch": (
+        Trainer,
+        ["self", "model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"]
+        + ["ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"]
+        + ["steps_trained_in_current_epoch"],
+    ),
     "_save": (Trainer, ["self", "output_dir", "state_dict"]),
     "_get_output_dir": (Trainer, ["self", "trial"]),
     "_push_from_checkpoint": (Trainer, ["self", "checkpoint_folder"]),

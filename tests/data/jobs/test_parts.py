@@ -87,6 +87,7 @@ def test_the_result_does_not_depend_on_tasks_workers_or_kills(chats, tmp_path, m
     assert rules == {"missing": 1, "duplicate id": 1, "broken line": 1} and read_index(out).report["records"] == 61
 
 
+@pytest.mark.slow
 def test_workers_are_processes(chats, tmp_path, limner):
     code, said, err = limner("data", "from", "chat", chats, "--out", tmp_path / "out", "--workers", 2)
     assert code == 0 and f"{tmp_path / 'out'}: 58 documents in 4 shards; left out: " in said, err
@@ -155,6 +156,7 @@ def test_what_is_not_cut_says_so(tmp_path):
         open_plan("markdown", tmp_path / "pages", {}, tmp_path / "out", 0.1)
 
 
+@pytest.mark.slow
 def test_datatrove_runs_the_tasks(chats, tmp_path):
     pytest.importorskip("datatrove")
     script = Path(__file__).resolve().parents[3] / "scripts/distributed_data.py"
