@@ -81,13 +81,15 @@ class Mixture:
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.records = [Records(index, "train") for index in self.indexes]
         self.orders = [Order(records.sizes, _salted(seed, at)) for at, records in enumerate(self.records)]
+        self.size = min(BLOCK, sum(map(len, self.records)) // world_size)
+        """Documents of a rank in a block: no more than it has in all, so that small folders are read epoch by epoch."""
         sizes = [len(records) ** (1 / temperature) if temperature else 1.0 for records in self.records]
         shares = [source.weight * size for source, size in zip(sources, sizes, strict=True)]
         self.turns = Turns([share / sum(shares) for share in shares], seed)
 
     def block(self, number: int) -> list[tuple[int, int]]:
         """(source, record) of this rank's documents in a block."""
-        start, stop = number * BLOCK * self.world_size, (number + 1) * BLOCK * self.world_size
+        start, stop = (at * self.size * self.world_size for at in (number, number + 1))
         first = sum(self.turns.before(start))
         mine = itertools.islice(self.turns.between(start, stop), (self.rank - first) % self.world_size, None)
         mine = itertools.islice(mine, 0, None, self.world_size)
@@ -98,7 +100,7 @@ class Mixture:
 
     def epochs(self, blocks: int) -> dict[str, float]:
         """How often each source has been read once all ranks are through so many blocks."""
-        drawn = self.turns.before(blocks * BLOCK * self.world_size)
+        drawn = self.turns.before(blocks * self.size * self.world_size)
         each = zip(self.names, drawn, self.records, strict=True)
         return {name: count / len(records) for name, count, records in each}
 
