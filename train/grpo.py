@@ -25,15 +25,15 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from ..configs import parse
+from ..configs import parse, resolved
 from ..configs.bounds import NoneOrMore, Range
 from ..configs.errors import InputError, keeping, run_or_exit
-from ..configs.schema import plain
+from ..configs.registry import files_in
 from ..configs.terminal import say
 from ..data.conversion import read_asked
 from ..data.prompts import pack_prompt, read_prompts
 from ..data.sources.report import LISTED, Problems, Report
-from ..eval.run import fingerprint, sha256
+from ..eval.run import fingerprint
 from ..models.checkpoints.folder import load
 from ..models.checkpoints.hub import find_checkpoint
 from ..models.documents.document import InterleavedDocument
@@ -166,7 +166,7 @@ def _prompts(config: RunConfig, path: str, least: int = 1) -> list[InterleavedDo
     report = Report(problems=Problems(LISTED))
     asked = read_asked(Path(path), config.prompts_source, config.prompts_options, report, least)
     if report.problems and PartialState().is_main_process:
-        print(f"{path}: {len(asked)} prompts; left out: {report.rules()['left out']}, such as {report.problems[0]}")
+        say(f"{path}: {len(asked)} prompts; left out: {report.rules()['left out']}, such as {report.problems[0]}")
     return asked
 
 
@@ -214,14 +214,14 @@ def rate_prompts(argv: Sequence[str] | None = None) -> None:
 
 
 def rated_by(config: RunConfig, args: GRPOConfig) -> dict[str, Any]:
-    """All that the score of a prompt's answers depends on."""
-    of_args = ("num_generations", "temperature", "max_completion_length", "seed")
+    """All that the score of a prompt's answers depends on, but for the prompt."""
+    values, _ = resolved(config, args)
+    names = ("rewards", "endpoints", "encoders", "num_generations", "temperature", "max_completion_length", "seed")
     return {
         "model": {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))},
-        "prompts": sha256(Path(config.prompts)),
-        "rewards": plain(config.rewards),
-        **{name: getattr(args, name) for name in of_args},
-        **{name: getattr(config.algorithm, name) for name in ("max_images", "guidance")},
+        **{name: values[name] for name in names},
+        **{name: values["algorithm"][name] for name in ("max_images", "guidance")},
+        "files": {file.path.name: file.sha256 for file in files_in(config.rewards)},
     }
 
 

@@ -10,6 +10,7 @@ other bounds takes the scores that are there.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from transformers import TrainerCallback
 
 from ...configs.bounds import Share
 from ...configs.errors import InputError
+from ...configs.terminal import say
+from ...configs.whole import write_atomically
 from ...data.prompts import pack_prompt, unpack_prompt
 from ...eval.folder import Journal, keep_manifest, read_journals
 from ...models.documents.document import InterleavedDocument
-from ...models.documents.rendering import write_atomically
 from ..objective.difficulty import Verdict, verdict
 from ..trainer import InterleavedGRPOTrainer
 from .preflight import PreflightDone
@@ -48,25 +50,22 @@ class DifficultyConfig:
 class Rating(TrainerCallback):
     """Rates the prompts once the model is prepared, and ends the run before step 0."""
 
-    def __init__(
-        self,
-        trainer: InterleavedGRPOTrainer,
-        config: DifficultyConfig,
-        settings: Mapping[str, Any],
-    ):
-        """settings: all that a score depends on, for the folder's manifest."""
+    def __init__(self, trainer: InterleavedGRPOTrainer, config: DifficultyConfig, settings: Mapping[str, Any]):
+        """settings: all that a score depends on beside its prompt, for the folder's manifest."""
         self.trainer, self.config, self.settings = trainer, config, settings
 
     def on_train_begin(self, args, state, control, **_):
         out, accelerator = Path(self.config.out), self.trainer.accelerator
-        prompts = [unpack_prompt(row["prompt"]) for row in self.trainer.train_dataset]  # type: ignore[union-attr]
+        packed: list[str] = self.trainer.train_dataset["prompt"][:]  # type: ignore[index]
+        prompts = [unpack_prompt(prompt) for prompt in packed]
         if accelerator.is_main_process:
-            keep_manifest(out, self.settings)
+            of_prompts = hashlib.sha256("\n".join(packed).encode("utf-8", "surrogatepass")).hexdigest()
+            keep_manifest(out, {**self.settings, "prompts": of_prompts})
         accelerator.wait_for_everyone()
         rate(self.trainer, prompts, out)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            print(write_kept(prompts, self.config), flush=True)
+            say(write_kept(prompts, self.config), flush=True)
         raise PreflightDone
 
 
@@ -92,7 +91,7 @@ def rate(trainer: InterleavedGRPOTrainer, prompts: Sequence[InterleavedDocument]
                 scores = outcome[place * size : (place + 1) * size]
                 journal.append({"prompt": number, "id": prompts[number].id, "scores": scores})
             if accelerator.is_main_process:
-                print(f"rated {min(start + each * ranks, len(left))} of {len(left)}", flush=True)
+                say(f"rated {min(start + each * ranks, len(left))} of {len(left)}", flush=True)
 
 
 def write_kept(prompts: Sequence[InterleavedDocument], config: DifficultyConfig) -> str:

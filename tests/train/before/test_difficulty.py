@@ -32,9 +32,9 @@ def policy(make_policy):
     return make_policy(0)
 
 
-def rate(policy, folder, reward, rows=8, seed=0, **bounds):
+def rate(policy, folder, reward, rows=8, seed=0, prompts=PROMPTS, **bounds):
     args = settings(folder / "run", per_device_train_batch_size=rows, max_completion_length=24, seed=seed)
-    trainer = InterleavedGRPOTrainer(policy, reward, AlgorithmConfig(), args, dataset())
+    trainer = InterleavedGRPOTrainer(policy, reward, AlgorithmConfig(), args, dataset(prompts))
     rating = Rating(trainer, DifficultyConfig(str(folder), **bounds), {"seed": seed})
     trainer.callback_handler.callbacks = [rating]
     with pytest.raises(PreflightDone):
@@ -69,6 +69,8 @@ def test_other_settings_and_no_prompt_left_are_refused(policy, tmp_path, monkeyp
     rate(policy, tmp_path, ByPrompt())
     with pytest.raises(InputError, match=r"other settings \(seed was 0, is 1\)"):
         rate(policy, tmp_path, ByPrompt(), seed=1)
+    with pytest.raises(InputError, match=r"other settings \(prompts was"):
+        rate(policy, tmp_path, ByPrompt(), prompts=PROMPTS[::-1])
     with pytest.raises(InputError, match="lowest, highest: 0.9 is above 0.1"):
         DifficultyConfig(lowest=0.9, highest=0.1)
     monkeypatch.setitem(SCORES, "prompt-12", 1.0)
