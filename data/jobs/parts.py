@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...configs.errors import InputError, reading
+from ...configs.terminal import say
 from ...configs.whole import Staging, alone
 from ..conversion import group_of, is_heldout, named_once, open_source, read
 from ..shards.index import INDEX, SPLITS, Shard, ShardIndex, unpacked_offsets
@@ -28,7 +29,7 @@ PART = "part.json"
 
 
 def run_units(
-    plan: Plan, target: Path, units: Iterable[int], workers: int = 1, say: Callable[[str], None] = print
+    plan: Plan, target: Path, units: Iterable[int], workers: int = 1, say: Callable[[str], None] = say
 ) -> int:
     """Runs those that are not there yet; returns how many. Raises InputError for the first that cannot be."""
     waiting = [unit for unit in units if not _done(target, unit)]
