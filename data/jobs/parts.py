@@ -17,7 +17,7 @@ import numpy as np
 
 from ...configs.errors import InputError, reading
 from ...configs.terminal import say
-from ...configs.whole import Staging, alone
+from ...configs.whole import Staging, alone, whole_directory
 from ..conversion import group_of, is_heldout, named_once, open_source, read
 from ..shards.index import INDEX, SPLITS, Shard, ShardIndex, unpacked_offsets
 from ..shards.keyed import members_of
@@ -50,9 +50,8 @@ def run_unit(plan: Plan, target: Path, unit: int) -> int:
     source = open_source(plan.source, plan.options)
     found = Counter[str]()
     ids: list[int] = []
-    staging = Staging(_part(target, unit))
-    try:
-        with ShardFiles(staging.written, first_key=unit * plan.first_key) as files:
+    with whole_directory(_part(target, unit)) as folder:
+        with ShardFiles(folder, first_key=unit * plan.first_key) as files:
             for document, originals in named_once(read(source, Path(plan.path), report), report, False, ids):
                 split = "heldout" if is_heldout(group_of(document), plan.heldout_share) else "train"
                 try:
@@ -70,10 +69,7 @@ def run_unit(plan: Plan, target: Path, unit: int) -> int:
             "report": report.to_json(),
             "ids": [f"{one:016x}" for one in ids],
         }
-        (staging.written / PART).write_text(json.dumps(value), encoding="utf-8")
-        staging.publish()
-    finally:
-        staging.close()
+        (folder / PART).write_text(json.dumps(value), encoding="utf-8")
     return unit
 
 
