@@ -32,6 +32,10 @@ MAX_LINE = 2**20
 class Emova(Chat):
     """EMOVA-SFT: parquet, or the folder that its script makes (annotations/NAME.json, NAME/0.png), without speech."""
 
+    @staticmethod
+    def fits(path: Path) -> bool:
+        return False  # a chat like any other
+
 
 @register("source", "journeydb")
 @dataclass
