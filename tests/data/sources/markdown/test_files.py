@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw
 
 from limner.data.conversion import convert
 from limner.data.sources.markdown import Markdown, read_markdown
-from limner.data.sources.pages.files import locate, scan
-from limner.data.sources.pages.front_matter import MAX_FRONT_MATTER, front_matter
-from limner.data.sources.pages.pictures import decoded
-from limner.data.sources.pages.shown import Shown
+from limner.data.sources.markdown.files import locate, scan
+from limner.data.sources.markdown.front_matter import MAX_FRONT_MATTER, front_matter
+from limner.data.sources.markdown.pictures import decoded
+from limner.data.sources.markdown.shown import Shown
 from limner.data.sources.report import Refused, Report
 from limner.retrieval.index.corpus import read_source
 
