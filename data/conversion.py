@@ -228,6 +228,10 @@ def _split(documents: Iterable[Any], share: float) -> Iterator[tuple[str, Any]]:
         yield from ((split, one) for one in first)
 
 
+def split_of(document: InterleavedDocument, share: float) -> str:
+    return _name(is_heldout(group_of(document), share))
+
+
 def group_of(document: InterleavedDocument) -> str:
     """Documents of one group are held out together."""
     return str(document.meta.get("group") or document.id)

@@ -18,7 +18,7 @@ import numpy as np
 from ...configs.errors import InputError, reading
 from ...configs.terminal import say
 from ...configs.whole import Staging, alone, whole_directory
-from ..conversion import group_of, is_heldout, named_once, open_source, read
+from ..conversion import named_once, open_source, read, split_of
 from ..shards.index import INDEX, SPLITS, Shard, ShardIndex, unpacked_offsets
 from ..shards.keyed import members_of
 from ..shards.writing import OpenShard, ShardFiles, check_target, write_index
@@ -53,7 +53,7 @@ def run_unit(plan: Plan, target: Path, unit: int) -> int:
     with whole_directory(_part(target, unit)) as folder:
         with ShardFiles(folder, first_key=unit * plan.first_key) as files:
             for document, originals in named_once(read(source, Path(plan.path), report), report, False, ids):
-                split = "heldout" if is_heldout(group_of(document), plan.heldout_share) else "train"
+                split = split_of(document, plan.heldout_share)
                 try:
                     files.write(document, split, originals)
                 except InputError as error:
