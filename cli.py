@@ -130,14 +130,14 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
 
     from .data.conversion import convert, open_source, setting, try_source
 
-    images = {"images": arguments.images} if arguments.images else {}
-    source = open_source(arguments.kind, dict(map(setting, arguments.set)) | images)
+    options = dict(map(setting, arguments.set)) | ({"images": arguments.images} if arguments.images else {})
+    source = open_source(arguments.kind, options)
     keep = arguments.keep_duplicates
     if target is None or arguments.dry_run is not None:
         say(try_source(source, arguments.source, arguments.dry_run, keep).table())
         return
     if arguments.tasks or arguments.workers:
-        _in_units(arguments, target, dict(map(setting, arguments.set)) | images)
+        _in_units(arguments, target, options)
         return
     share, overwrite = arguments.heldout_share, arguments.overwrite
     report = convert(source, arguments.source, target, heldout_share=share, keep_duplicates=keep, overwrite=overwrite)
@@ -206,10 +206,7 @@ def subset(name: str, argv: Sequence[str]) -> None:
 
     options = vars(arguments)
     source, target, overwrite = (options.pop(key) for key in ("directory", "out", "overwrite"))
-    if name == "split":
-        index = subsets.split(source, target, options["heldout_share"], overwrite)
-    else:
-        index = getattr(subsets, name)(source, target, *options.values(), overwrite=overwrite)
+    index = getattr(subsets, name)(source, target, *options.values(), overwrite=overwrite)
     parts = [f"{split} {sum(kinds.values())}" for split, kinds in index.kinds.items() if kinds]
     say(f"{target}: {', '.join(parts)} documents")
 
@@ -260,7 +257,7 @@ def encode(argv: Sequence[str]) -> None:
     done = encode_shards(arguments.directory, arguments.out, tokenizer, **options)
     kept = f", {done.kept} shards were done before" if done.kept else ""
     rate = done.pictures / max(done.seconds, 1e-9)
-    print(f"{arguments.out}: {done.pictures} pictures in {done.seconds:.1f} s on {device}, {rate:.0f} a second{kept}")
+    say(f"{arguments.out}: {done.pictures} pictures in {done.seconds:.1f} s on {device}, {rate:.0f} a second{kept}")
 
 
 def sniff(argv: Sequence[str]) -> None:

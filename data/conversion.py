@@ -2,7 +2,8 @@
 
 A source is a class with `documents(path, report)`: it yields a document at a time, alone or with the encoded bytes of
 its pictures, and puts into the report what gave none. It never writes. `fits(path)`, if it has that, says whether a
-folder is of its kind. One is registered by `@register("source", NAME)`, or named by file: my_source.py:Diary.
+folder is of its kind; `beside = True` that such files lie among those of others, too, whose kind it then is. One is
+registered by `@register("source", NAME)`, or named by file: my_source.py:Diary.
 """
 
 from __future__ import annotations
@@ -52,16 +53,25 @@ def setting(text: str) -> tuple[str, Any]:
     return key, scalar(value)
 
 
+def fitting(path: Path) -> list[str]:
+    """The registered sources of whose kind this is."""
+    known = {name: find("source", name).thing for name in entries("source")}
+    return [name for name, thing in known.items() if hasattr(thing, "fits") and thing.fits(path)]
+
+
 def fitting_source(path: Path) -> str:
-    """The registered source whose kind of folder this is. Raises InputError where none or several are."""
+    """The one of whose kind this folder is; what only lies beside it does not count. Raises InputError for none."""
     if not path.is_dir():
         raise InputError(f"{path}: no such folder; name one that holds documents")
-    known = {name: find("source", name).thing for name in entries("source")}
-    fits = [name for name, thing in known.items() if hasattr(thing, "fits") and thing.fits(path)]
+    found = fitting(path)
+    fits = [name for name in found if not getattr(find("source", name).thing, "beside", False)] or found
     if len(fits) == 1:
         return fits[0]
     if fits:
-        raise InputError(f"{path}: could be {' or '.join(fits)}; leave only one kind of files in it")
+        raise InputError(
+            f"{path}: could be {' or '.join(fits)}; leave only one kind of files in it, or name the kind: "
+            f"limner data from {fits[0]} {path} --out DIR"
+        )
     kinds = "; ".join(f"{name}: {entry.doc}" for name, entry in entries("source").items())
     raise InputError(f"{path}: no source knows this kind of folder ({kinds})")
 
@@ -216,6 +226,10 @@ def _split(documents: Iterable[Any], share: float) -> Iterator[tuple[str, Any]]:
     if waiting:
         split = _name(own if again else not own if others else False)
         yield from ((split, one) for one in first)
+
+
+def split_of(document: InterleavedDocument, share: float) -> str:
+    return _name(is_heldout(group_of(document), share))
 
 
 def group_of(document: InterleavedDocument) -> str:

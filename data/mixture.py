@@ -91,12 +91,11 @@ class Mixture:
         """(source, record) of this rank's documents in a block."""
         start, stop = (at * self.size * self.world_size for at in (number, number + 1))
         first = sum(self.turns.before(start))
-        mine = itertools.islice(self.turns.between(start, stop), (self.rank - first) % self.world_size, None)
-        mine = itertools.islice(mine, 0, None, self.world_size)
+        mine = self.turns.between(start, stop)[(self.rank - first) % self.world_size :: self.world_size]
         return [(source, self.orders[source].record(position)) for source, position in mine]
 
-    def documents(self, number: int) -> list[InterleavedDocument]:
-        return [self.records[source].document(record) for source, record in self.block(number)]
+    def documents(self, block: Sequence[tuple[int, int]]) -> list[InterleavedDocument]:
+        return [self.records[source].document(record) for source, record in block]
 
     def epochs(self, blocks: int) -> dict[str, float]:
         """How often each source has been read once all ranks are through so many blocks."""
@@ -111,7 +110,7 @@ def mixture(
     """Endless stream of training documents, epoch after epoch of each source."""
     drawn = Mixture(sources, seed=seed, rank=rank, world_size=world_size, fingerprint=fingerprint)
     for number in itertools.count():
-        yield from drawn.documents(number)
+        yield from drawn.documents(drawn.block(number))
 
 
 @dataclass
@@ -153,8 +152,8 @@ class _Blocks(Dataset):
 
     def __getitem__(self, number: int) -> bytes:
         try:
-            sources = [source for source, _ in self.mixture.block(number)]
-            documents = self.mixture.documents(number)
+            drawn = self.mixture.block(number)
+            sources, documents = [source for source, _ in drawn], self.mixture.documents(drawn)
             if self.lays_out:
                 block = self.laid_out(number, documents, sources)
             else:

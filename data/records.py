@@ -108,6 +108,12 @@ def decode_record(record: Record) -> InterleavedDocument:
     return document
 
 
+def originals_of(record: Record, document: InterleavedDocument) -> list[bytes | None]:
+    """The files of a document's pictures as they stand in its record, for `encode_record`."""
+    files = {name.partition(".")[0]: data for name, data in record.items() if name.startswith("image")}
+    return [files.get(f"image{number}") for number in range(len(document.images))]
+
+
 def _check_document(document: InterleavedDocument) -> None:
     if (kind := document.meta.get("kind")) not in KINDS:
         raise ValueError(f"meta['kind'] is {kind!r}, none of {', '.join(KINDS)}")

@@ -42,6 +42,7 @@ class Convert(PipelineStep):
 
 def main() -> None:
     from limner.configs.bounds import OneOrMore, Share, bounded
+    from limner.configs.terminal import say
     from limner.data.conversion import setting
     from limner.data.jobs.plan import open_plan, parts_of
 
@@ -74,7 +75,7 @@ def main() -> None:
         SlurmPipelineExecutor([step], **shared, **cluster, logging_dir=logs).run()
     else:
         LocalPipelineExecutor([step], **shared, logging_dir=logs).run()
-        print(f"next: limner data merge {out}")
+        say(f"next: limner data merge {out}")
 
 
 if __name__ == "__main__":

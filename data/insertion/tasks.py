@@ -30,7 +30,7 @@ from PIL import Image
 from ...configs.errors import InputError, plain_file, reading
 from ...configs.whole import take_back, whole_directory
 from ...models.documents.document import MAX_IMAGE_BYTES, InterleavedDocument, encode_png, open_image, to_rgb
-from ..conversion import fitting_source, is_heldout, open_source, read
+from ..conversion import fitting_source, open_source, read, split_of
 from ..prompts import read_lines
 from ..shards import INDEX, SPLITS, read_documents, read_index
 from ..sources.report import Problem, Report
@@ -159,10 +159,10 @@ def _shuffled(
 
 
 def read_source(source: Path, heldout_share: float = 0.1) -> tuple[dict[str, list[InterleavedDocument]], list[Problem]]:
-    """(documents by split, problems) of shards, of MRAMG-Bench's files or of a folder of Markdown.
+    """(documents by split, problems) of shards, or of any folder that a source knows: MRAMG-Bench's files, Markdown.
 
-    All are in memory, pictures encoded. Shards have their splits; of the others a document is held out by its id
-    alone. Raises InputError.
+    All are in memory, pictures encoded. Shards have their splits; of the others a document is held out by its group
+    or else its id alone. Raises InputError.
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; name shards, MRAMG-Bench's files or a folder of Markdown")
@@ -174,7 +174,7 @@ def read_source(source: Path, heldout_share: float = 0.1) -> tuple[dict[str, lis
     report = Report()
     parts: dict[str, list[InterleavedDocument]] = {"train": [], "heldout": []}
     for document, _ in read(open_source(fitting_source(source)), source, report):
-        parts["heldout" if is_heldout(document.id, heldout_share) else "train"].append(document)
+        parts[split_of(document, heldout_share)].append(document)
     return {split: part for split, part in parts.items() if part}, report.problems
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from ...configs.errors import InputError, reading
-from ...configs.whole import Staging, alone
-from ..conversion import group_of, is_heldout, named_once, open_source, read
+from ...configs.terminal import say
+from ...configs.whole import Staging, alone, whole_directory
+from ..conversion import named_once, open_source, read, split_of
 from ..shards.index import INDEX, SPLITS, Shard, ShardIndex, unpacked_offsets
 from ..shards.keyed import members_of
 from ..shards.writing import OpenShard, ShardFiles, check_target, write_index
@@ -28,7 +29,7 @@ PART = "part.json"
 
 
 def run_units(
-    plan: Plan, target: Path, units: Iterable[int], workers: int = 1, say: Callable[[str], None] = print
+    plan: Plan, target: Path, units: Iterable[int], workers: int = 1, say: Callable[[str], None] = say
 ) -> int:
     """Runs those that are not there yet; returns how many. Raises InputError for the first that cannot be."""
     waiting = [unit for unit in units if not _done(target, unit)]
@@ -49,11 +50,10 @@ def run_unit(plan: Plan, target: Path, unit: int) -> int:
     source = open_source(plan.source, plan.options)
     found = Counter[str]()
     ids: list[int] = []
-    staging = Staging(_part(target, unit))
-    try:
-        with ShardFiles(staging.written, first_key=unit * plan.first_key) as files:
+    with whole_directory(_part(target, unit)) as folder:
+        with ShardFiles(folder, first_key=unit * plan.first_key) as files:
             for document, originals in named_once(read(source, Path(plan.path), report), report, False, ids):
-                split = "heldout" if is_heldout(group_of(document), plan.heldout_share) else "train"
+                split = split_of(document, plan.heldout_share)
                 try:
                     files.write(document, split, originals)
                 except InputError as error:
@@ -69,10 +69,7 @@ def run_unit(plan: Plan, target: Path, unit: int) -> int:
             "report": report.to_json(),
             "ids": [f"{one:016x}" for one in ids],
         }
-        (staging.written / PART).write_text(json.dumps(value), encoding="utf-8")
-        staging.publish()
-    finally:
-        staging.close()
+        (folder / PART).write_text(json.dumps(value), encoding="utf-8")
     return unit
 
 

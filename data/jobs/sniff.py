@@ -6,12 +6,11 @@ Every registered source that has `fits(path)` is asked; those that fit are tried
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 from ...configs.errors import InputError
-from ...configs.registry import entries, find
-from ..conversion import open_source, try_source
+from ...configs.registry import entries
+from ..conversion import fitting, open_source, try_source
 from ..sources.report import Report
 from ..sources.rows import record_files, rows
 
@@ -21,11 +20,11 @@ TRIED = 20
 
 def sniff(path: Path, images: str = "") -> str:
     """What to say, a command last. Raises InputError where no source fits, naming what was seen."""
-    fitting = list(_fitting(path))
-    if not fitting:
+    found = sorted(fitting(path), key=lambda name: name == "hf")  # which reads the tables of any form
+    if not found:
         kinds = "; ".join(f"{name}: {entry.doc}" for name, entry in entries("source").items())
         raise InputError(f"{path}: no source fits: {_seen(path)} ({kinds}); or write a source of your own")
-    tried = [(name, *_tried(name, path, images)) for name in fitting]
+    tried = [(name, *_tried(name, path, images)) for name in found]
     best = max(tried, key=lambda one: one[1].documents if one[1] else -1)
     lines = []
     for name, report, fault in tried:
@@ -39,14 +38,6 @@ def sniff(path: Path, images: str = "") -> str:
     out = f"shards/{path.name.partition('.')[0] or 'data'}"
     lines.append("limner data from " + shlex.join([name, str(path), *extra, "--out", out]))
     return "\n".join(lines)
-
-
-def _fitting(path: Path) -> Iterator[str]:
-    """More special sources before `hf`, which reads the tables of any form."""
-    for name in sorted(entries("source"), key=lambda name: name == "hf"):
-        thing = find("source", name).thing
-        if hasattr(thing, "fits") and thing.fits(path):
-            yield name
 
 
 def _tried(name: str, path: Path, images: str) -> tuple[Report | None, str]:

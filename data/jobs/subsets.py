@@ -23,8 +23,8 @@ from PIL import Image
 
 from ...configs.errors import InputError
 from ...models.documents.document import ImageSegment, InterleavedDocument
-from ..conversion import group_of, is_heldout
-from ..records import decode_record
+from ..conversion import group_of, split_of
+from ..records import decode_record, originals_of
 from ..shards import SPLITS, ShardIndex, ShardWriter, read_index
 from ..shards.keyed import Records
 from ..shards.order import Order
@@ -46,9 +46,8 @@ def documents_of(index: ShardIndex, split: str) -> Iterator[tuple[InterleavedDoc
 
 def _document(records: Records, number: int) -> tuple[InterleavedDocument, list[bytes | None]]:
     raw = records.raw(number)
-    originals = {name.split(".")[0]: data for name, data in raw.items() if name.startswith("image")}
     document = decode_record(raw)
-    return document, [originals.get(f"image{at}") for at in range(len(document.images))]
+    return document, originals_of(raw, document)
 
 
 def stats(directory: str | Path) -> dict[str, Any]:
@@ -105,11 +104,7 @@ def split(directory: str | Path, target: Path, share: float, overwrite: bool = F
     """The same documents, another share held out; groups stay together."""
     if not 0 <= share < 1:
         raise InputError(f"--heldout-share {share}: give a number from 0 up to, not including, 1")
-    return _copied(directory, target, overwrite, lambda document, _: _name(is_heldout(group_of(document), share)), {})
-
-
-def _name(heldout: bool) -> str:
-    return "heldout" if heldout else "train"
+    return _copied(directory, target, overwrite, lambda document, _: split_of(document, share), {})
 
 
 def sample(directory: str | Path, target: Path, count: int, seed: int, overwrite: bool = False) -> ShardIndex:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ...configs.errors import InputError
 from ...configs.whole import Staging, alone, write_atomically
 from ...models.documents.document import ImageSegment, InterleavedDocument
-from ..records import Record, decode_record, encode_record
+from ..records import Record, decode_record, encode_record, originals_of
 from .index import INDEX, Shard, ShardIndex, read_index
 from .reading import raw_records
 from .writing import OpenShard, check_target, write_index
@@ -189,11 +189,9 @@ def _codes(tokenizer: Encoder, pictures: list[Image.Image], batch: int) -> Itera
 
 def _with_codes(record: Record, document: InterleavedDocument, codes: list[np.ndarray]) -> Record:
     """The record, its pictures as they are, with codes instead of those that it may have."""
-    originals = {name.split(".")[0]: data for name, data in record.items() if name.startswith("image")}
-    encoded = [originals.get(f"image{number}") for number in range(len(document.images))]
     rest: Callable[[], np.ndarray] = iter(codes).__next__
     segments = [
         replace(segment, codes_N=np.asarray(rest())) if isinstance(segment, ImageSegment) else segment
         for segment in document.segments
     ]
-    return encode_record(replace(document, segments=tuple(segments)), record["__key__"], encoded)
+    return encode_record(replace(document, segments=tuple(segments)), record["__key__"], originals_of(record, document))

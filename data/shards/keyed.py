@@ -36,7 +36,7 @@ class Records:
         self.index, self.shards = index, index.of(split)
         self.sizes = [shard.records for shard in self.shards]
         self._ends = list(accumulate(self.sizes))
-        self._open: OrderedDict[int, tuple[IO[bytes], np.ndarray]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[Path, IO[bytes], np.ndarray]] = OrderedDict()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -47,8 +47,7 @@ class Records:
     def raw(self, number: int) -> Record:
         shard = bisect_right(self._ends, number)
         within = number - (self._ends[shard] - self.sizes[shard])
-        file, starts = self._opened(shard)
-        path = self.index.file(self.shards[shard])
+        path, file, starts = self._opened(shard)
         try:
             start, end = int(starts[within]), int(starts[within + 1])
             # Not `seek` and `read`: processes forked later share where a file stands.
@@ -58,7 +57,8 @@ class Records:
             message = error.args[0] if isinstance(error, ValueError) and error.args else error
             raise InputError(f"{path}, record {within}: {message}; fetch or write the shards again") from None
 
-    def _opened(self, number: int) -> tuple[IO[bytes], np.ndarray]:
+    def _opened(self, number: int) -> tuple[Path, IO[bytes], np.ndarray]:
+        """An open shard is read on, whatever became of its file in the cache meanwhile."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -71,16 +71,16 @@ class Records:
         except (OSError, tarfile.TarError, ValueError) as error:
             raise InputError(f"{path}: {error}; fetch or write the shards again") from None
         if len(self._open) >= MOST_OPEN:
-            self._open.popitem(last=False)[1][0].close()
-        self._open[number] = (file, starts)
-        return file, starts
+            self._open.popitem(last=False)[1][1].close()
+        self._open[number] = (path, file, starts)
+        return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}  # each process opens its own
 
     def close(self) -> None:
         while self._open:
-            self._open.popitem()[1][0].close()
+            self._open.popitem()[1][1].close()
 
 
 def members_of(data: bytes) -> Record:

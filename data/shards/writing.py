@@ -49,14 +49,16 @@ class ShardFiles:
             shard.abandon()
 
     def write(self, document: InterleavedDocument, split: str = "train", encoded: Sequence[bytes | None] = ()) -> None:
-        """Appends a document (`encoded`: see `encode_record`). Raises InputError; the writer stays usable then."""
+        """Appends a document (`encoded`: see `encode_record`). Raises InputError; the writer stays usable then.
+
+        A full disk is an OSError: no fault of the document, and nothing goes on after it.
+        """
         if split not in SPLITS:
             raise InputError(f"document {document.id!r}: split {split!r} is none of {', '.join(SPLITS)}")
         if self.fingerprint is None and any(segment.codes_N is not None for segment in document.images):
             raise InputError(f"document {document.id!r}: image codes without the fingerprint of their image tokenizer")
         record = encode_record(document, f"{self.records:09d}", encoded)
-        with writing(self.folder):
-            self._append(record, split)
+        self._append(record, split)
         self.records += 1
         self._kinds[split][document.meta["kind"]] += 1
 
@@ -118,19 +120,19 @@ class ShardWriter:
         )
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         try:
-            if kind is None:
-                with writing(self.directory):
-                    self._publish()
+            with writing(self.directory):
+                if error is not None:
+                    raise error
+                self._publish()
         finally:
             self._files.__exit__()
             self._staging.close()
 
     def write(self, document: InterleavedDocument, split: str = "train", encoded: Sequence[bytes | None] = ()) -> None:
-        """Appends a document (`encoded`: see `encode_record`). Raises InputError; the writer stays usable then."""
-        with writing(self.directory):
-            self._files.write(document, split, encoded)
+        """See `ShardFiles.write`."""
+        self._files.write(document, split, encoded)
 
     def _publish(self) -> None:
         shards, kinds = self._files.finish()

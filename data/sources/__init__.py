@@ -1,1 +1,1 @@
-"""Readers of outside data, a file each: Markdown folders, MRAMG-Bench files, shards; and what they report."""
+"""Readers of outside data, a file or a room each; what they report, and the records and pictures they share."""

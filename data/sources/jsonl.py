@@ -106,6 +106,8 @@ def _segment(part: Any, learnt: bool, pictures: Pictures, place: str) -> tuple[S
         if not isinstance(part["text"], str):
             raise Refused("segment", f"{place}: `text` is a {type(part['text']).__name__}")
         return TextSegment(valid_text(part["text"]), learnt), None
+    if learnt and "candidate" in part:
+        raise Refused("segment", f"{place}: a picture that is learnt is no candidate")
     try:
         picture = pictures.read(part["image"])
         alt = valid_text(str(part.get("alt", "")))

@@ -28,7 +28,7 @@ from ...models.documents.document import (
     TextSegment,
     open_image,
 )
-from .report import Problem, Report
+from .report import Problem, Refused, Report
 
 DOMAINS = {
     "wit": "web",
@@ -57,13 +57,6 @@ class Question:
     """`<PIC>` where a picture stands."""
     images: tuple[str, ...]
     """Gold image ids, `recipe/apple-pie`, in the order of the answer."""
-
-
-class Refused(Exception):
-    """A picture that is not taken, with the kind and reason of its problem."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        self.kind, self.reason = kind, reason
 
 
 @register("source", "mramg")
@@ -115,7 +108,7 @@ def read_corpus(
                     try:
                         pictures[index] = gallery.picture(image)
                     except Refused as error:
-                        problems.append((error.kind, image, error.reason))
+                        problems.append((error.rule, image, error.reason))
             report.problems += [Problem(file.name, number, *problem) for problem in problems]
             if identifier not in seen:
                 seen.add(identifier)

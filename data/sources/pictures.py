@@ -14,7 +14,7 @@ import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from PIL import Image, ImageOps
 
@@ -135,8 +135,10 @@ class Pictures:
 
 @dataclass
 class PictureSettings:
-    """Options of every source with pictures."""
+    """Options of every source of records with pictures."""
 
+    beside: ClassVar[bool] = True
+    """Records may lie among pages, as captions and tables do: the folder then is one of pages."""
     images: str = ""
     """Folder of the pictures (`--images`); by default that of the file that names them, then SRC."""
     min_side: Side = 16

@@ -139,7 +139,7 @@ def test_two_ranks_with_two_workers_read_every_document_once_an_epoch(tmp_path, 
     for source, weight in zip(sources, SIZES.values(), strict=True):
         source.weight = weight
     ranks = [Mixture(sources, seed=0, rank=rank, world_size=2) for rank in (0, 1)]
-    drawn = [document.id for rank in ranks for document in rank.documents(0)]
+    drawn = [document.id for rank in ranks for document in rank.documents(rank.block(0))]
     assert sorted(drawn) == sorted(name for source, count in SIZES.items() for name in names(count, source))
     found = Counter()
     for rank in (0, 1):
@@ -148,7 +148,9 @@ def test_two_ranks_with_two_workers_read_every_document_once_an_epoch(tmp_path, 
             if rows.place.block:
                 break
             found.update(tuple(part.ids_T.tolist()) for part in row)
-    assert found == Counter(tuple(processor.encode(d).ids_T.tolist()) for rank in ranks for d in rank.documents(0))
+    assert found == Counter(
+        tuple(processor.encode(d).ids_T.tolist()) for rank in ranks for d in rank.documents(rank.block(0))
+    )
 
 
 def test_rows_hold_the_documents_and_nothing_else(tmp_path, processor):

@@ -12,12 +12,12 @@ from typing import Any
 from ...configs.bounds import Limit
 from ...configs.terminal import say
 from ...data.prompts import read_lines
+from ...data.records import KINDS
 from ...data.shards import read_documents
 from ...models.documents.candidates import marker
 from ...models.tokens.processing import Processor
 from ...train.from_scratch.new_model import NewModelConfig
-from ..picture_stories.prepare import learnt_processor, prepare_once, write_streams
-from ..picture_stories.scenes import QUESTIONS, SCENES, caption, question, text_to_image
+from ..picture_stories.prepare import learnt_processor, prepare_once, scene_texts
 from .prompts import write_plans
 from .scenes import InsertionNoise, Plan, draw_plans, insertion_documents, insertion_story, read_plan, thinned
 
@@ -53,7 +53,8 @@ def prepare(
         new_model,
         seed,
         lambda config: world_processor(config, seed),
-        lambda processor: write_shards(root / "data", processor, world, heldout, seed),
+        {kind: getattr(world, kind) for kind in KINDS},
+        lambda kind: insertion_documents(kind, seed, InsertionNoise(), frozenset(heldout)),
         lambda: heldout_in_training(root, heldout),
         say,
     )
@@ -65,24 +66,9 @@ def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[
     texts = [insertion_story(plan).text for plan in draw_plans(3_000_000 + seed, 600)]
     stream = insertion_documents("understanding", 4_000_000 + seed, InsertionNoise(), frozenset())
     texts += [document.text for document in itertools.islice(stream, 600)]
-    for scene in SCENES:
-        texts += [document(scene).text for document in (caption, text_to_image)]
-    texts += [question(SCENES[0], name).text for name in QUESTIONS]
+    texts += scene_texts()
     texts += [marker(1 + number % 9) for number in range(900)]
     return learnt_processor(texts, config)
-
-
-def write_shards(
-    directory: Path, processor: Processor, world: CandidatesWorldConfig, heldout: Sequence[Plan], seed: int
-) -> dict:
-    """A shard folder a kind, image codes cached; returns the report of tokens by kind and modality."""
-    streams = {
-        kind: itertools.islice(
-            insertion_documents(kind, seed, InsertionNoise(), frozenset(heldout)), getattr(world, kind)
-        )
-        for kind in ("interleaved", "understanding", "text_to_image")
-    }
-    return write_streams(directory, processor, streams)
 
 
 def heldout_in_training(root: Path, heldout: Sequence[Plan]) -> int:

@@ -18,6 +18,7 @@ from ...configs.bounds import Limit
 from ...configs.terminal import say
 from ...configs.whole import write_atomically
 from ...data.mixture import token_report
+from ...data.records import KINDS
 from ...data.shards import ShardWriter, read_documents
 from ...models.checkpoints.folder import save
 from ...models.documents.document import ImageSegment, InterleavedDocument, encode_png
@@ -69,7 +70,8 @@ def prepare(
         new_model,
         seed,
         lambda config: world_processor(config, seed),
-        lambda processor: write_shards(root / "data", processor, world, heldout, seed),
+        {kind: getattr(world, kind) for kind in KINDS},
+        lambda kind: warmup_documents(kind, seed, Noise(), frozenset(heldout)),
         lambda: check_heldout(root / "data", root / "prompts"),
         say,
     )
@@ -81,14 +83,15 @@ def prepare_once(
     new_model: NewModelConfig,
     seed: int,
     learn: Callable[[NewModelConfig], tuple[Processor, dict[str, Any]]],
-    write: Callable[[Processor], dict],
+    counts: Mapping[str, int],
+    stream: Callable[[str], Iterator[InterleavedDocument]],
     overlap: Callable[[], int],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """What a folder holds beside its prompts, made unless it is there; the figures that were written down then.
 
-    learn: makes tokenizers, with figures of them; write: the shards, and reports their tokens; overlap: reads all back
-    and counts what is held out. Raises RuntimeError where that is not 0.
+    learn: makes tokenizers, with figures of them; counts, stream: documents of each kind, how many and which; overlap:
+    reads all back and counts what is held out. Raises RuntimeError where that is not 0.
     """
     file = root / "prepared.json"
     if not file.exists():
@@ -98,7 +101,7 @@ def prepare_once(
         processor, figures = learn(config)
         figures["seconds"] = round(time.perf_counter() - started, 1)
         say(f"image tokenizer: {figures['exact_reconstructions']:.1%} of pictures rebuilt exactly")
-        tokens = write(processor)
+        tokens = write_shards(root / "data", processor, counts, stream)
         save(new_policy(processor, config), root / "new_model")
         if count := overlap():
             raise RuntimeError(f"{root}: {count} held-out prompts are in the training data")
@@ -111,7 +114,6 @@ def write_prompts(directory: Path, config: WorldConfig, seed: int) -> tuple[list
     """(held-out, training) outlines, disjoint; written as JSONL for `limner demo --score` and `limner grpo`."""
     heldout = outlines(1_000_000 + seed, config.heldout_prompts)
     train = outlines(2_000_000 + seed, config.train_prompts, exclude=frozenset(heldout))
-    directory.mkdir(parents=True, exist_ok=True)
     write_outlines(directory / "heldout.jsonl", heldout)
     write_outlines(directory / "train.jsonl", train)
     return heldout, train
@@ -121,10 +123,13 @@ def world_processor(config: NewModelConfig, seed: int) -> tuple[Processor, dict[
     """Tokenizers of the world, and figures of them."""
     texts = [story(outline).text for outline in outlines(3_000_000 + seed, 300)]
     texts += [story_prompt(outline).text for outline in outlines(4_000_000 + seed, 300)]
-    for scene in SCENES:
-        texts += [document(scene).text for document in (caption, text_to_image)]
-    texts += [question(SCENES[0], name).text for name in QUESTIONS]
-    return learnt_processor(texts, config)
+    return learnt_processor(texts + scene_texts(), config)
+
+
+def scene_texts() -> list[str]:
+    """What is said of pictures alone."""
+    texts = [document(scene).text for scene in SCENES for document in (caption, text_to_image)]
+    return texts + [question(SCENES[0], name).text for name in QUESTIONS]
 
 
 def learnt_processor(texts: Sequence[str], config: NewModelConfig) -> tuple[Processor, dict[str, Any]]:
@@ -137,33 +142,32 @@ def learnt_processor(texts: Sequence[str], config: NewModelConfig) -> tuple[Proc
     return processor, {**figures, "exact_reconstructions": exact}
 
 
-def write_shards(directory: Path, processor: Processor, config: WorldConfig, heldout: list[Outline], seed: int) -> dict:
-    """A shard folder a kind, image codes cached; returns the report of tokens by kind and modality."""
-    streams = {
-        kind: itertools.islice(warmup_documents(kind, seed, Noise(), frozenset(heldout)), getattr(config, kind))
-        for kind in ("interleaved", "understanding", "text_to_image")
-    }
-    return write_streams(directory, processor, streams)
+def write_shards(
+    directory: Path,
+    processor: Processor,
+    counts: Mapping[str, int],
+    stream: Callable[[str], Iterator[InterleavedDocument]],
+) -> dict:
+    """A shard folder a kind, so many documents of its stream, image codes cached; pictures are `draw_scene`'s.
 
-
-def write_streams(directory: Path, processor: Processor, streams: Mapping[str, Iterator[InterleavedDocument]]) -> dict:
-    """A shard folder for each stream of documents, whose pictures are `draw_scene`'s; the report of `write_shards`."""
+    Returns the report of tokens by kind and modality.
+    """
     tokenizer = processor.image_tokenizer
     fingerprint = tokenizer.fingerprint()
     pictures = [draw_scene(scene) for scene in SCENES]
     codes = {id(picture): code for picture, code in zip(pictures, tokenizer.encode(pictures), strict=True)}
     encoded = {id(picture): encode_png(picture) for picture in pictures}
     report: dict[str, Counter] = {}
-    for kind, stream in streams.items():
+    for kind, count in counts.items():
         with ShardWriter(directory / kind, overwrite=True, fingerprint=fingerprint) as writer:
-            for chunk in _chunks(stream, 256, desc=f"data: {kind}"):
+            for chunk in _chunks(itertools.islice(stream(kind), count), 256, desc=f"data: {kind}"):
                 chunk = [_with_codes(document, codes) for document in chunk]
                 for document in chunk:
                     writer.write(document, encoded=[encoded[id(image.image)] for image in document.images])
                 sequences = processor.encode_all(chunk)
-                for name, counts in token_report(chunk, sequences, processor.vocabulary).items():
-                    report.setdefault(name, Counter()).update(counts)
-    return {kind: dict(counts) for kind, counts in report.items()}
+                for name, tokens in token_report(chunk, sequences, processor.vocabulary).items():
+                    report.setdefault(name, Counter()).update(tokens)
+    return {kind: dict(tokens) for kind, tokens in report.items()}
 
 
 def check_heldout(directory: Path, prompts: Path) -> int:

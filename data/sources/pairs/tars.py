@@ -70,7 +70,7 @@ class WebDataset(CaptionSettings):
 
     @staticmethod
     def fits(path: Path) -> bool:
-        files = tar_files(path)
+        files = tar_files(path) if path.exists() else []
         if not files or (path.is_dir() and (path / "index.json").is_file()):
             return False
         try:

@@ -8,13 +8,13 @@ Rules of its own: empty interval, reversed, clamped, too short, still, held out 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ....configs.errors import InputError, reading
+from ....configs.errors import InputError, plain_file, reading
+from ....configs.json_text import parse_json
 from ....configs.registry import register
 from ..chat import Built
 from ..pictures import Pictures
@@ -118,7 +118,7 @@ def videos_of(settings: StorySettings, base: Path, report: Report) -> Videos:
 def read_object(file: Path) -> Mapping[str, Any]:
     """Raises InputError where the file is no JSON object."""
     with reading(file):
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(plain_file(file).read_bytes())
     if not isinstance(value, dict):
         raise InputError(f"{file}: expected a JSON object, got {type(value).__name__}")
     return value

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ....configs.errors import InputError, reading
+from ....configs.errors import InputError, plain_file, reading
 from ....configs.registry import register
 from ....models.documents.document import encode_png, open_image, to_rgb
 from ..chat import Built
@@ -73,7 +73,7 @@ class GenHowTo(StorySettings):
 
 def _table(file: Path) -> list[dict[str, Any]]:
     """Raises InputError where the file lacks a column."""
-    with reading(file), file.open(encoding="utf-8-sig", newline="") as opened:
+    with reading(file), plain_file(file).open(encoding="utf-8-sig", newline="") as opened:
         rows = list(csv.DictReader(opened))
     needed = ("VID_ID", "FRAME_S1", "FRAME_AC", "FRAME_S2")
     if rows and (lacking := [name for name in needed if name not in rows[0]]):
@@ -135,8 +135,8 @@ def _moment(start: float, index: int) -> float:
 def _cut(file: Path, count: int, pictures: Pictures) -> list[Picture]:
     """The frames of a strip. Raises Refused."""
     try:
-        strip = to_rgb(open_image(file.read_bytes()))
-    except (OSError, ValueError) as error:
+        strip = to_rgb(open_image(pictures.bytes_of(str(file.resolve()))))
+    except ValueError as error:
         raise Refused("corrupt", str(error)) from None
     width = strip.width // count
     if width * count != strip.width:

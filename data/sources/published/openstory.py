@@ -9,7 +9,6 @@ repeats the one before under another key), too short (a story of one frame).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ....configs.bounds import Range
-from ....configs.errors import InputError, reading
+from ....configs.errors import InputError, plain_file, reading
+from ....configs.json_text import parse_json
 from ....configs.registry import register
 from ..chat import Built
 from ..pictures import Picture
@@ -86,7 +86,7 @@ def _by_video(file: Path, text: str, report: Report) -> dict[str, list[Frame]]:
     import pyarrow.parquet
 
     found: dict[str, list[Frame]] = {}
-    with reading(file), pyarrow.parquet.ParquetFile(file) as table:
+    with reading(file), pyarrow.parquet.ParquetFile(plain_file(file, None)) as table:
         names = table.schema_arrow.names
         if lacking := [name for name in COLUMNS if name not in names]:
             raise InputError(f"{file}: no column {lacking[0]!r}; it has {', '.join(names)}")
@@ -114,7 +114,7 @@ def _object(value: Any) -> dict[str, Any]:
     """A struct of the table, or JSON as a text."""
     if isinstance(value, str | bytes):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError as error:
             raise Refused("no record", f"its json is none: {error}") from None
     return value if isinstance(value, dict) else {}
@@ -126,5 +126,5 @@ def _stamped(video: str, frames: list[Frame], videos: Videos) -> list[Picture]:
         listed = sorted((folder / video).glob("*_keyframe_*"))
         by_stamp = {found[0]: file for file in listed if (found := STAMP.search(file.stem))}
         if all(frame.stamp in by_stamp for frame in frames):
-            return [videos.pictures.decode(by_stamp[frame.stamp].read_bytes()) for frame in frames]
+            return [videos.pictures.read(str(by_stamp[frame.stamp].resolve())) for frame in frames]
     return []

@@ -8,14 +8,14 @@ Rules of its own: missing (a line whose picture its tar does not hold, or a name
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ....configs.errors import InputError, reading
+from ....configs.errors import InputError, plain_file, reading
+from ....configs.json_text import parse_json
 from ....configs.registry import register
 from ....models.documents.document import MAX_IMAGE_BYTES, InterleavedDocument, TextSegment
 from ..chat import Built, Chat
@@ -31,6 +31,10 @@ MAX_LINE = 2**20
 @dataclass
 class Emova(Chat):
     """EMOVA-SFT: parquet, or the folder that its script makes (annotations/NAME.json, NAME/0.png), without speech."""
+
+    @staticmethod
+    def fits(path: Path) -> bool:
+        return False  # a chat like any other
 
 
 @register("source", "journeydb")
@@ -75,13 +79,13 @@ def _lines_by_tar(file: Path, tars: set[str], report: Report) -> dict[str, dict[
     found: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
     for number, line in enumerate(_text_lines(file), 1):
         try:
-            value = json.loads(line)
+            value = parse_json(line)
             tar, name = Path(value["img_path"]).parts[-2:]
+            kept = {"prompt": value.get("prompt"), "caption": (value.get("Task2") or {}).get("Caption")}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             report.problems.append(Problem(file.name, number, "broken line", "", str(error)))
             continue
         if tar in tars:
-            kept = {"prompt": value.get("prompt"), "caption": (value.get("Task2") or {}).get("Caption")}
             found.setdefault(tar, {})[name] = (number, kept)
     return found
 
@@ -90,7 +94,7 @@ def _text_lines(file: Path) -> Iterator[bytes]:
     """Of JSON lines, or of the one file in a compressed tar."""
     with reading(file):
         if file.suffix != ".tgz":
-            with file.open("rb") as lines:
+            with plain_file(file, None).open("rb") as lines:
                 yield from lines
             return
         with tarfile.open(file, "r|gz") as archive:

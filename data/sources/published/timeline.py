@@ -42,7 +42,7 @@ class Videos:
         """The frame at each moment, in seconds, in their order. Raises Refused for the whole."""
         for folder in self.cut:
             if files := _frames_of(folder / name):
-                return [self.pictures.decode(file.read_bytes()) for file in _chosen(files, moments)]
+                return [self.pictures.read(str(file.resolve())) for file in _chosen(files, moments)]
         for folder in self.folders:
             for suffix in VIDEOS:
                 if (path := folder / f"{name}{suffix}").is_file() and _within(path, folder):

@@ -19,8 +19,8 @@ from typing import Any
 from ....configs.bounds import NoneOrMore, Seed, Share
 from ....configs.errors import InputError
 from ....configs.registry import register
-from ....data.sources.mramg import DOMAINS, PIC, Gallery, Refused, read_questions
-from ....data.sources.report import Problem, Report
+from ....data.sources.mramg import DOMAINS, PIC, Gallery, read_questions
+from ....data.sources.report import Problem, Refused, Report
 from ....models.chat.requests import Answer
 from ....models.documents.document import ImageSegment
 from ....rewards.encoders.pretrained import Encoder
@@ -165,7 +165,7 @@ class MRAMG:
                 try:
                     self._gallery(key).file(key.partition("/")[2])
                 except Refused as refused:
-                    report.problems.append(Problem(item.id, 1, f"gold image {refused.kind}", key, refused.reason))
+                    report.problems.append(Problem(item.id, 1, f"gold image {refused.rule}", key, refused.reason))
         return report
 
     def _gallery(self, key: str) -> Gallery:

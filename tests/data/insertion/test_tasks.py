@@ -45,6 +45,15 @@ def test_the_gold_is_what_stood_in_the_document_and_distractors_are_not():
     assert max(places.count(number) for number in set(places)) < len(places) / 3  # shuffled
 
 
+def test_a_group_is_held_out_together(tmp_path):
+    lines = [{"prompt": f"{n}", "answer": ["a"], "group": f"g{n % 2}"} for n in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    parts, problems = read_source(tmp_path, 0.5)
+    groups = [{document.meta["group"] for document in part} for part in parts.values()]
+    assert sorted(map(len, parts.values())) in ([40], [20, 20]) and not problems
+    assert sum(map(len, groups)) == len(set().union(*groups)) == 2
+
+
 def test_the_same_seed_makes_the_same_tasks():
     def made(seed):
         tasks, _ = make_tasks(documents(8), distractors=3, seed=seed)

@@ -1,5 +1,6 @@
 """Work in tasks: the same bytes for any number of them, for workers, after kills; what does not belong is refused."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from limner.configs.errors import InputError
-from limner.data.conversion import open_source
+from limner.data.conversion import convert, open_source
 from limner.data.jobs import parts as jobs
 from limner.data.jobs.parts import merge, run_units
 from limner.data.jobs.plan import PLAN, open_plan, parts_of, task_units, units_of
@@ -44,6 +45,19 @@ def planned(chats, out, unit_bytes=900):
 
 def bytes_of(folder):
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def test_a_full_disk_is_no_fault_of_a_document(chats, tmp_path, monkeypatch):
+    def full(self, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    plan = planned(chats, tmp_path / "out")
+    monkeypatch.setattr("limner.data.shards.writing.OpenShard.write", full)
+    with pytest.raises(InputError, match="out.parts/00000: cannot be written: No space left on device"):
+        run_units(plan, tmp_path / "out", [0])
+    with pytest.raises(InputError, match="out: cannot be written: No space left on device"):
+        convert(open_source("chat"), chats, tmp_path / "out")
+    assert [file.name for file in parts_of(tmp_path / "out").iterdir()] == [PLAN] and not (tmp_path / "out").exists()
 
 
 def test_the_result_does_not_depend_on_tasks_workers_or_kills(chats, tmp_path, monkeypatch):

@@ -40,6 +40,15 @@ def test_shards_elsewhere_are_fetched_as_they_are_read(tmp_path, elsewhere, monk
     assert len(list(cache.iterdir())) == 1, "the cache is bounded"
 
 
+def test_an_open_shard_is_not_fetched_again_when_the_cache_forgets_it(tmp_path, elsewhere):
+    records = Records(read_index("memory://bucket/d"), "train")
+    assert records.document(0).id == "doc-0"
+    for file in (tmp_path / "cache").iterdir():
+        file.unlink()
+    assert records.document(1).id == "doc-1"
+    assert not list((tmp_path / "cache").iterdir())
+
+
 def test_what_is_wrong_with_an_address_is_said(tmp_path, elsewhere, monkeypatch):
     monkeypatch.setattr(remote, "WAIT_S", 0)
     with pytest.raises(InputError, match="memory://bucket/none/index.json: no such file"):

@@ -124,10 +124,12 @@ def test_genhowto_and_showhowto(tmp_path):
     put(root / "imgseqs/ccccccccc_3.jpg", buffer.getvalue())
     put(root / "imgseqs/ddddddddd_1.jpg", encoded("JPEG", size=(100, 32)))
     prompts = ["a bowl with flour", "water is poured", "a ball of dough"]
-    put(root / "prompts.json", json.dumps({"ccccccccc_3": prompts, "ddddddddd_1": prompts, "eeeeeeeee_1": prompts}))
+    put(tmp_path / "elsewhere.jpg", buffer.getvalue())
+    names = ("ccccccccc_3", "ddddddddd_1", "eeeeeeeee_1", "../../elsewhere")
+    put(root / "prompts.json", json.dumps(dict.fromkeys(names, prompts)))
     report, (document,) = converted("showhowto", root)
     assert shape(document)[1] == "32*32" and len(document.images) == 3
-    assert report.problems.counts == {"strip": 1, "missing": 1}
+    assert report.problems.counts == {"strip": 1, "missing": 1, "outside": 1}
 
 
 def test_openstory(tmp_path):
@@ -216,13 +218,14 @@ def test_journeydb(tmp_path):
     root = tmp_path / "journeydb"
     put_tar(root / "data/train/imgs/007.tgz", {"./007/a.jpg": encoded("JPEG"), "./007/b.jpg": encoded("JPEG")}, "w:gz")
     lines = [{"img_path": f"./007/{name}.jpg", "prompt": "a boat,", "Task2": {"Caption": "c"}} for name in "abz"]
+    lines.append({**lines[0], "Task2": "c"})
     text = "".join(json.dumps(line) + "\n" for line in lines) + '{"img_path'
     name = "train_anno_realease_repath.jsonl"
     put_tar(root / f"data/train/{name}.tgz", {name: text.encode()}, "w:gz")
     report, documents = converted("journeydb", root)
     assert [shape(d) for d in documents] == [["Draw: a boat,", "32x32"]] * 2
     assert len({d.meta["group"] for d in documents}) == 1
-    assert report.problems.counts == {"missing": 1, "broken line": 1}
+    assert report.problems.counts == {"missing": 1, "broken line": 2}
     whole = (root / "data/train/imgs/007.tgz").read_bytes()
     put(root / "data/train/imgs/007.tgz", whole[: len(whole) // 2])
     with pytest.raises(InputError, match="007.tgz: cannot be read"):

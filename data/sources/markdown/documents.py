@@ -20,17 +20,17 @@ from dataclasses import dataclass, field
 from os.path import realpath
 from pathlib import Path
 
-from ...configs.errors import InputError
-from ...configs.registry import register
-from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
-from .pages.embedded import data_of, taken_out
-from .pages.files import PAGES, Folder, Refused, inside, locate, name_of, scan
-from .pages.front_matter import front_matter
-from .pages.leftovers import leftovers
-from .pages.page import Page, parse
-from .pages.pictures import Picture, decoded, read_picture
-from .pages.shown import EMBEDDED, Shown
-from .report import Problem, Report
+from ....configs.errors import InputError
+from ....configs.registry import register
+from ....models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
+from ..report import Problem, Refused, Report
+from .embedded import data_of, taken_out
+from .files import PAGES, Folder, inside, locate, name_of, scan
+from .front_matter import front_matter
+from .leftovers import leftovers
+from .page import Page, parse
+from .pictures import Picture, decoded, read_picture
+from .shown import EMBEDDED, Shown
 
 MAX_FILE_BYTES = 2**20
 """A page with a text larger than this, not counting the pictures that are written into it, is refused."""
@@ -95,7 +95,7 @@ def read_markdown(source: Path, report: Report) -> Iterator[tuple[InterleavedDoc
         try:
             article = _read_article(path, folder, report)
         except Refused as error:
-            report.problems.append(Problem(name, 1, error.kind, "", error.reason))
+            report.problems.append(Problem(name, 1, error.rule, "", error.reason))
             continue
         references = [piece for piece in article.pieces if isinstance(piece, Reference)]
         report.written += len(references) + len(article.unplaced)
@@ -208,7 +208,7 @@ def _build(
         try:
             picture = _picture(article, piece, folder, lines, used)
         except Refused as error:
-            report.problems.append(_problem(article, piece, error.kind, error.reason))
+            report.problems.append(_problem(article, piece, error.rule, error.reason))
             continue
         if picture.frames:
             reason = f"the first of {picture.frames} frames is kept"

@@ -14,15 +14,14 @@ from limner.configs.errors import InputError
 from limner.data import conversion
 from limner.data.preview import write_preview
 from limner.data.shards import read_documents, read_index
-from limner.data.sources import markdown
-from limner.data.sources.markdown import Markdown
-from limner.data.sources.pages import pictures
-from limner.data.sources.pages.front_matter import MAX_FRONT_MATTER
-from limner.data.sources.report import Report
+from limner.data.sources.markdown import Markdown, pictures
+from limner.data.sources.markdown.documents import MAX_FILE_BYTES
+from limner.data.sources.markdown.front_matter import MAX_FRONT_MATTER
+from limner.data.sources.report import Problem, Report
 from limner.data.validate import validate
 from limner.models.documents.document import ImageSegment, TextSegment
 
-SHARED = Path(os.environ.get("LIMNER_TEST_DATA") or Path(__file__).parents[3].parent / "shared/data")
+SHARED = Path(os.environ.get("LIMNER_TEST_DATA") or Path(__file__).parents[4].parent / "shared/data")
 
 
 def encoded(form="PNG", color="red", size=(8, 6), **options):
@@ -201,7 +200,7 @@ def test_unreadable_files_are_reported_and_the_rest_converted(folder, tmp_path):
     (folder / "latin.md").write_bytes("caf\xe9".encode("latin-1"))
     (folder / "empty.md").write_text("---\ntitle: x\n---\n")
     (folder / "only.md").write_text("- ![a](/pix/a.png)")
-    (folder / "big.md").write_text("x" * (markdown.MAX_FILE_BYTES + 1))
+    (folder / "big.md").write_text("x" * (MAX_FILE_BYTES + 1))
     (folder / "deep.md").write_text("> " * 5000 + "[" * 5000 + "![" * 5000)
     (folder / "caf\u00e9 \U0001f373.md").write_text("fine")
     os.mkfifo(folder / "pipe.md")
@@ -220,7 +219,7 @@ def test_unreadable_files_are_reported_and_the_rest_converted(folder, tmp_path):
 
 
 def test_control_characters_do_not_reach_the_terminal():
-    problem = markdown.Problem("a\x1b[2J.md", 1, "missing", "x\ny", "no")
+    problem = Problem("a\x1b[2J.md", 1, "missing", "x\ny", "no")
     assert Report(problems=[problem]).summary().splitlines()[1] == "a\\x1b[2J.md:1: missing: x y: no"
 
 

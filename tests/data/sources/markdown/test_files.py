@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 
 from limner.data.conversion import convert
 from limner.data.sources.markdown import Markdown, read_markdown
-from limner.data.sources.pages.files import Refused, locate, scan
-from limner.data.sources.pages.front_matter import MAX_FRONT_MATTER, front_matter
-from limner.data.sources.pages.pictures import decoded
-from limner.data.sources.pages.shown import Shown
-from limner.data.sources.report import Report
+from limner.data.sources.markdown.files import locate, scan
+from limner.data.sources.markdown.front_matter import MAX_FRONT_MATTER, front_matter
+from limner.data.sources.markdown.pictures import decoded
+from limner.data.sources.markdown.shown import Shown
+from limner.data.sources.report import Refused, Report
 from limner.retrieval.index.corpus import read_source
 
 
@@ -57,7 +57,7 @@ def reading(folder):
 def test_what_is_said_of_a_picture_is_so(data, kind, says):
     with pytest.raises(Refused) as refused:
         decoded(data)
-    assert refused.value.kind == kind and says in refused.value.reason
+    assert refused.value.rule == kind and says in refused.value.reason
 
 
 def test_the_first_frame_of_an_animation_is_kept_and_avif_is_read():
@@ -143,7 +143,7 @@ def test_missing_is_not_outside(tmp_path):
     for target in ("../img/gone.png", "/img/gone.png", "gone.png", "../../secret.png", "../link.png", "/../secret.png"):
         with pytest.raises(Refused) as refused:
             locate(Shown(target), folder / "posts/a.md", found)
-        kinds[target] = refused.value.kind
+        kinds[target] = refused.value.rule
     assert list(kinds.values()) == ["missing"] * 3 + ["outside"] * 3
     (folder / "Lamp.png").write_bytes(encoded())
     with pytest.raises(Refused) as refused:

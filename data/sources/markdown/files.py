@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ..report import Refused
 from .shown import DRAWING, EXTENSIONS, Shown, without_tags
 
 PAGES = (".md", ".markdown", ".mdown", ".mkd", ".mkdn", ".mdx", ".qmd", ".rmd", ".myst")
@@ -21,13 +22,6 @@ VENDORED = ("node_modules", "bower_components", "site-packages", "__pycache__", 
 """Folders whose pages are others' work, or none. Those that begin with a dot, and virtual environments, as well."""
 ALIASES = re.compile(r"^(?:\{(?:static|filename|attach)\}|\|(?:static|filename|attach)\||~?@(?:site)?/|~/|\$lib/)")
 """Begin a path in Pelican, Docusaurus, VuePress, Svelte: the root of the site."""
-
-
-class Refused(Exception):
-    """A page or a picture that is not taken, with the kind and reason of its problem."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        self.kind, self.reason = kind, reason
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ....models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
-from .files import Refused
+from ..report import Refused
 
 MIN_SIDE = 6
 """Pixels; what is smaller is a spacer or a tracking pixel."""

@@ -6,10 +6,10 @@ from random import Random
 
 import pytest
 
-from limner.data.sources.pages.embedded import taken_out
-from limner.data.sources.pages.front_matter import front_matter
-from limner.data.sources.pages.leftovers import leftovers
-from limner.data.sources.pages.page import parse
+from limner.data.sources.markdown.embedded import taken_out
+from limner.data.sources.markdown.front_matter import front_matter
+from limner.data.sources.markdown.leftovers import leftovers
+from limner.data.sources.markdown.page import parse
 
 PICTURES = "![a](b.png)~[![x](y.png)](z)~![al\nt](<u v.png>)~<img src='q.png'>~<img\n alt=1 src=r>"
 DIALECTS = "![[w.png|3]]~{{< figure src=h.png >}}~![a](b c.png =2x)~<Image src={x('j.png')}/>~{% img l.png %}"
