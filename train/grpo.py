@@ -46,7 +46,7 @@ from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, kept, naming_what_is_kept, resume_point, save_settings
+from .scale.run_folder import check_plugins, how_to_go_on, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -107,8 +107,7 @@ def run(
     show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
         save_settings(Path(args.output_dir or ""), resume, config, args)
-    with naming_what_is_kept(Path(args.output_dir or ""), trainer):
-        trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     trainer.save_policy(Path(args.output_dir or "") / "model")
     return trainer
@@ -166,7 +165,7 @@ def _prompts(config: RunConfig, path: str, least: int = 1) -> list[InterleavedDo
     report = Report(problems=Problems(LISTED))
     asked = read_asked(Path(path), config.prompts_source, config.prompts_options, report, least)
     if report.problems and PartialState().is_main_process:
-        print(f"{path}: {len(asked)} prompts; left out: {report.rules()['left out']}, such as {report.problems[0]}")
+        say(f"{path}: {len(asked)} prompts; left out: {report.rules()['left out']}, such as {report.problems[0]}")
     return asked
 
 
@@ -190,7 +189,7 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
-    with keeping(lambda: kept(args.output_dir)):
+    with keeping(lambda: how_to_go_on(args.output_dir)):
         trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
         model = Path(args.output_dir or "") / "model"
@@ -219,6 +218,7 @@ def rated_by(config: RunConfig, args: GRPOConfig) -> dict[str, Any]:
     return {
         "model": {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))},
         "prompts": sha256(Path(config.prompts)),
+        **{name: plain(getattr(config, name)) for name in ("prompt_form", "prompts_source", "prompts_options")},
         "rewards": plain(config.rewards),
         **{name: getattr(args, name) for name in of_args},
         **{name: getattr(config.algorithm, name) for name in ("max_images", "guidance")},

@@ -20,10 +20,11 @@ from transformers import TrainerCallback
 
 from ...configs.bounds import Share
 from ...configs.errors import InputError
+from ...configs.terminal import say
+from ...configs.whole import write_atomically
 from ...data.prompts import pack_prompt, unpack_prompt
 from ...eval.folder import Journal, keep_manifest, read_journals
 from ...models.documents.document import InterleavedDocument
-from ...models.documents.rendering import write_atomically
 from ..objective.difficulty import Verdict, verdict
 from ..trainer import InterleavedGRPOTrainer
 from .preflight import PreflightDone
@@ -66,7 +67,7 @@ class Rating(TrainerCallback):
         rate(self.trainer, prompts, out)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            print(write_kept(prompts, self.config), flush=True)
+            say(write_kept(prompts, self.config), flush=True)
         raise PreflightDone
 
 
@@ -92,7 +93,7 @@ def rate(trainer: InterleavedGRPOTrainer, prompts: Sequence[InterleavedDocument]
                 scores = outcome[place * size : (place + 1) * size]
                 journal.append({"prompt": number, "id": prompts[number].id, "scores": scores})
             if accelerator.is_main_process:
-                print(f"rated {min(start + each * ranks, len(left))} of {len(left)}", flush=True)
+                say(f"rated {min(start + each * ranks, len(left))} of {len(left)}", flush=True)
 
 
 def write_kept(prompts: Sequence[InterleavedDocument], config: DifficultyConfig) -> str:
