@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..configs.errors import InputError, reading
+from ..configs.errors import InputError, plain_file, reading
 from ..configs.json_text import parse_json
 
 REPEATED = re.compile(r"layers|blocks?$|depth")
@@ -17,6 +17,8 @@ REPEATED = re.compile(r"layers|blocks?$|depth")
 WIDTH = re.compile(r"size$|dim$|channels|width|heads|experts|embeddings$|codes$|rank$")
 NO_WEIGHT = re.compile(r"position|image_size|window|batch|chunk|max_")
 """Of those, what has none: a limit, or the side of a picture."""
+NAMED = re.compile(r"map$|2[a-z]+$")
+"""Tables whose keys are words of the model's own, such as Chameleon's `vocabulary_map` of all its tokens."""
 LONGEST_LIST = 1000
 FEW, NARROW = 1000, 2**19
 """Layers, and numbers in a row, that are built soon whatever the files hold: transformers writes down defaults of parts
@@ -36,7 +38,7 @@ def check_sizes(directory: Path) -> None:
         config, weights, numbers = parse_json(path.read_bytes()), 0, 0
         for file in files:
             numbers += 2 * file.stat().st_size
-            with safe_open(file, framework="pt") as opened:
+            with safe_open(plain_file(file, None), framework="pt") as opened:
                 weights += len(opened.keys())
     for name, value in _settings(config, ""):
         key = name.rpartition(".")[2]
@@ -57,7 +59,8 @@ def _settings(value: Any, name: str) -> Iterator[tuple[str, int | list[Any]]]:
     """Whole numbers and lists at any depth, by dotted name; `parse_json` bounds the depth."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _settings(inner, f"{name}.{key}".removeprefix("."))
+            if not (isinstance(inner, dict) and NAMED.search(key)):
+                yield from _settings(inner, f"{name}.{key}".removeprefix("."))
     elif isinstance(value, list):
         yield name, value
         for inner in value[:LONGEST_LIST]:

@@ -100,8 +100,6 @@ def run(config: DemoConfig) -> dict[str, Any]:
     limit_threads()
     config = replace(config, warmup=flat(config.warmup), grpo=flat(config.grpo))
     arms = chosen_arms(config.arms)
-    if config.seeds < 1 or config.iterations < 1:
-        raise InputError("seeds and iterations: at least 1")
     check_settings(config)
     out = Path(config.out)
     runs = []

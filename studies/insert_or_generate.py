@@ -102,8 +102,6 @@ def run(config: InsertOrGenerateConfig) -> dict[str, Any]:
     """Runs what is missing, seed by seed, and writes the outputs after every arm. Returns what results.json holds."""
     limit_threads()
     order, out = chosen_arms(config.arms), Path(config.out)
-    if config.seeds < 1 or config.iterations < 1:
-        raise InputError("seeds and iterations: at least 1")
     results: dict[str, dict[int, Result]] = {}
     for seed in range(config.seed, config.seed + config.seeds):
         root = out / f"seed-{seed}"

@@ -46,7 +46,7 @@ from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, kept, naming_what_is_kept, resume_point, save_settings
+from .scale.run_folder import check_plugins, how_to_go_on, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
@@ -107,8 +107,7 @@ def run(
     show_progress(trainer, "GRPO")
     if trainer.accelerator.is_main_process:
         save_settings(Path(args.output_dir or ""), resume, config, args)
-    with naming_what_is_kept(Path(args.output_dir or ""), trainer):
-        trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=resume)
     trainer.accelerator.wait_for_everyone()
     trainer.save_policy(Path(args.output_dir or "") / "model")
     return trainer
@@ -190,7 +189,7 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((RunConfig, GRPOConfig), argv, prog="limner grpo", section="grpo")
-    with keeping(lambda: kept(args.output_dir)):
+    with keeping(lambda: how_to_go_on(args.output_dir)):
         trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
         model = Path(args.output_dir or "") / "model"

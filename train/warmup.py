@@ -39,7 +39,7 @@ from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_l
 from .scale.checkpointing import WholeCheckpoints
 from .scale.lora import LoraConfig, adapted, check_rows
 from .scale.precision import save_whole, stored_dtypes, train_in_fp32
-from .scale.run_folder import kept, resume_point, save_settings
+from .scale.run_folder import how_to_go_on, resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded
 from .watch.progress import check_trackers, show_progress
 
@@ -87,7 +87,7 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         policy: UnifiedPolicy,
         config: WarmupConfig,
         args: TrainingArguments,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say,
         *,
         train_dataset: PackedRows,
         **kwargs: Any,
@@ -309,7 +309,7 @@ def say_of_pictures(trainer: WarmupTrainer) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     config, args = parse((WarmupConfig, TrainingArguments), argv, prog="limner warmup", section="warmup")
-    with keeping(lambda: kept(args.output_dir)):
+    with keeping(lambda: how_to_go_on(args.output_dir)):
         trainer = run(config, args)
     if trainer.accelerator.is_main_process:
         model = Path(args.output_dir or "") / "model"

@@ -85,22 +85,13 @@ def _loading_whole() -> Iterator[None]:
 
 def load_tokenizer(directory: Path, device: str | torch.device = "cpu") -> ImageTokenizer:
     """The image tokenizer of a checkpoint, without its language model. Raises InputError like `load`."""
-    path = directory / SETTINGS_FILE
-    if not path.is_file():
-        raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote")
-    with reading(path):
-        family(str(json.loads(path.read_text())["family"]), str(path))  # its room knows its image tokenizer
+    _described(directory)  # the family's room knows its image tokenizer
     return load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
 
 
-def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto") -> UnifiedPolicy:
-    """The policy in evaluation mode. Raises InputError where the folder is no checkpoint of a known family.
-
-    dtype: of the language model, by default that of the file. The image tokenizer keeps its own, float32: rounded to
-    less it gives a picture other codes.
-    """
-    directory = take_back(Path(directory))
-    path = directory / SETTINGS_FILE
+def _described(directory: Path) -> tuple[type[UnifiedPolicy], Template, dict[str, Any]]:
+    """Family, template and all else that a checkpoint's settings file says. Raises InputError."""
+    path = take_back(directory) / SETTINGS_FILE
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; name a checkpoint folder, the one that holds {SETTINGS_FILE}")
     if not path.is_file():
@@ -115,7 +106,17 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
         raise InputError(f"{path}: not a checkpoint description ({error})") from None
     if written != FORMAT:
         raise InputError(f"{path}: format {written!r}; this limner reads {FORMAT}")
-    policy_class = family(str(kind), str(path))
+    return family(str(kind), str(path)), template, settings
+
+
+def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto") -> UnifiedPolicy:
+    """The policy in evaluation mode. Raises InputError where the folder is no checkpoint of a known family.
+
+    dtype: of the language model, by default that of the file. The image tokenizer keeps its own, float32: rounded to
+    less it gives a picture other codes.
+    """
+    directory = Path(directory)
+    policy_class, template, settings = _described(directory)
     with reading(directory), _loading_whole(), without_bars():
         check_sizes(directory)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)

@@ -75,10 +75,6 @@ class SlotCache(Cache):
         self.seen, self.at_S = seen, self._first + self.length_S.clamp(max=self.columns - 1)
         return (self._column[:seen] <= self.length_S[:, None])[:, None, None]
 
-    def truncate(self, slots_n: Tensor, length_n: Tensor) -> None:
-        """Takes the tokens behind these lengths off again."""
-        self.length_S[slots_n] = torch.minimum(self.length_S[slots_n], length_n)
-
     def free(self, slots_n: Tensor) -> None:
         """A free slot attends nothing but what is written next."""
         self.length_S[slots_n] = 0

@@ -14,10 +14,10 @@ from ...models.sampler.generation import complete
 from ...models.sampler.request import Request, Sampling
 from ...models.sampler.state import Message
 from ...models.tokens.sequence import TokenSequence
-from .clock import now
+from .clock import device, now
 
-WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "Memcpy DtoH")
-"""Beginnings of the names of what makes the host wait, as the profiler has them."""
+WAITS = {"cpu": ("aten::_local_scalar_dense", "aten::nonzero"), "cuda": ("Memcpy DtoH",)}
+"""Beginnings of the names of what makes the host wait, as the profiler has them; on a GPU the first two are copies."""
 TEXT_STEPS = 16
 WAVES, SHORT, LONG = 4, 8, 96
 """Rows at a time of all; the shortest and the longest completion, in tokens."""
@@ -44,12 +44,11 @@ def waits(policy: UnifiedPolicy, prompt: TokenSequence, rows: int) -> dict[str, 
 
 def _count(work: Callable[[], Any]) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU]
-    activities += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device() == "cuda" else []
     with _messages() as read, torch.profiler.profile(activities=activities) as profile:
         work()
-    events = profile.key_averages()
-    found = sum(event.count for event in events if event.key.startswith(WAITS))
-    return found + (0 if torch.cuda.is_available() else len(read))  # on a CPU no copy shows
+    found = sum(event.count for event in profile.key_averages() if event.key.startswith(WAITS[device()]))
+    return found + (0 if device() == "cuda" else len(read))  # on a CPU no copy shows
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from limner.configs.errors import InputError
 from limner.models.checkpoints.folder import load
+from limner.models.sizes import check_sizes
 
 MODEL = Path(__file__).resolve().parents[1] / "files_of_0_1" / "grpo" / "model"
 
@@ -28,3 +29,13 @@ def test_a_size_that_no_weight_file_bears_out_is_named(tmp_path, file, key, valu
     (model / file).write_text(json.dumps({**settings, key: value}))
     with pytest.raises(InputError, match=f"{model / file}: {key}: "):
         load(model)
+
+
+def test_words_of_a_vocabulary_are_no_sizes(tmp_path):
+    """Chameleon's and Emu3's configurations hold every token by its text: `layers`, `size`, `depth`."""
+    model = shutil.copytree(MODEL, tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    words = {"layers": 15_000, "depth": 65_535, "size": 10**6}
+    tables = {"vocabulary_map": words, "label2id": words}
+    (model / "config.json").write_text(json.dumps({**settings, **tables, "text_config": tables}))
+    check_sizes(model)

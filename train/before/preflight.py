@@ -183,7 +183,7 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
         dead = dead_groups(values, trainer.num_generations, algorithm.spread_floor).item()
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
-        if failure := failures.get(name, "") * (not len(known)):
+        if not len(known) and (failure := failures.get(name)):
             checks.append(Check(f"reward {name}", False, f"failed: {failure}"))
             continue
         whole = name == "all together"

@@ -14,7 +14,7 @@ from ...configs.errors import InputError, reading, writing
 from ...configs.whole import Staging, remove_folder, sweep
 from ...models.checkpoints.folder import save_beside_model
 from ...models.policy import UnifiedPolicy
-from .run_folder import checkpoints
+from .run_folder import checkpoints, how_to_go_on
 
 HIDDEN = "_"
 """What the names of folders in the making begin with: transformers pushes a run's folder to the Hub without those."""
@@ -41,11 +41,17 @@ class WholeCheckpoints:
     """Where checkpoints go that are being written."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises InputError where checkpoints could not be written whole: see `check_shared`."""
+        """Raises InputError where checkpoints could not be written whole: see `check_shared`. A fault in the middle of
+        the run says what there is of it and how to go on."""
         check_shared(self.args, self.accelerator)
         if self.accelerator.is_main_process:
             sweep(Path(self.args.output_dir))
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+        try:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        except InputError as error:
+            if not (step := self.state.global_step):
+                raise
+            raise InputError(f"{error}. Steps done: {step}; {how_to_go_on(self.args.output_dir)}") from error
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """A run that was killed behind its last step has none to go; transformers would take one more."""

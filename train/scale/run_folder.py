@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import Trainer
 
 from ...configs import read_yaml, resolved, save_resolved
 from ...configs.errors import InputError, reading
@@ -40,7 +37,7 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def kept(output_dir: str | None) -> str:
+def how_to_go_on(output_dir: str | None) -> str:
     """What a run that stopped leaves, and how it goes on."""
     if existing := checkpoints(Path(output_dir or "")):
         return f"{existing[-1]} is kept; the same command with --resume_from_checkpoint last goes on from it"
@@ -78,18 +75,6 @@ def resume_point(output_dir: Path, resume: str | None) -> str | None:
             "comes after it away, or give another --output_dir"
         )
     return str(_whole(Path(resume)))
-
-
-@contextmanager
-def naming_what_is_kept(output_dir: Path, trainer: Trainer) -> Iterator[None]:
-    """A fault in the middle of a run says what there is of it and how to go on."""
-    try:
-        yield
-    except InputError as error:
-        step = trainer.state.global_step
-        if not step:
-            raise
-        raise InputError(f"{error}. Steps done: {step}; {kept(str(output_dir))}") from error
 
 
 def _whole(checkpoint: Path) -> Path:

@@ -22,5 +22,10 @@ def test_one_wait_a_text_step_and_none_inside_a_picture(make_policy, monkeypatch
 
 def test_refilled_slots_take_fewer_steps_than_waves(make_policy, monkeypatch):
     monkeypatch.setattr(slots, "LONG", 24)
-    policy = make_policy(0)
-    assert len(refilled_over_waves(policy, policy.processor.encode(story_prompt(SCENES[:2])), 2, 2)) == 2
+    policy, steps, marks = make_policy(0), [], []
+    feed = sampler_slots.Sampler.feed
+    monkeypatch.setattr(sampler_slots.Sampler, "feed", lambda self: steps.append(None) or feed(self))
+    monkeypatch.setattr(slots, "now", lambda: marks.append(len(steps)) or float(len(steps)))
+    (ratio,) = refilled_over_waves(policy, policy.processor.encode(story_prompt(SCENES[:2])), 2, 1)
+    refilled, waves = marks[1] - marks[0], marks[3] - marks[2]
+    assert 0 < refilled < waves and ratio == waves / refilled
