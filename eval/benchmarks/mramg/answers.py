@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ....configs.bounds import OneOrMore
 from ....configs.errors import InputError
+from ....configs.schema import check_ranges
 from ....data.insertion.placements import ANY_MARKER, InsertionTask, Placement, read_markers
 from ....data.sources.mramg import DOMAINS, read_corpus
 from ....models.chat.choice import ChatConfig, chat_model
@@ -55,8 +56,7 @@ class Answering:
     """Chunks that are found for a question."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise InputError(f"top_k: {self.top_k}; at least 1")
+        check_ranges(self)
 
     @property
     def gold_text(self) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 from ....configs.bounds import NoneOrMore, Seed, Share
 from ....configs.errors import InputError
 from ....configs.registry import register
+from ....configs.schema import check_ranges
 from ....data.sources.mramg import DOMAINS, PIC, Gallery, Refused, read_questions
 from ....data.sources.report import Problem, Report
 from ....models.chat.requests import Answer
@@ -68,10 +69,7 @@ class MRAMGConfig(Answering):
             raise InputError(f"subsets: {unknown[0]!r} is none of {', '.join(DOMAINS)}")
         if unknown := [name for name in self.templates if name not in JUDGED]:
             raise InputError(f"templates: {unknown[0]!r} is none of {', '.join(JUDGED)}")
-        if not 0 <= self.min_coverage <= 1:
-            raise InputError(f"min_coverage: {self.min_coverage}; it goes from 0 to 1")
-        if min(asdict(self.costs).values()) < 0 or not self.costs.worst:
-            raise InputError("costs: none is below 0, and worst is above")
+        check_ranges(self.costs, "costs")
 
 
 def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | None]]:
