@@ -34,7 +34,7 @@ from ...configs.json_text import parse_json
 from ...configs.redaction import texts_in, without_secrets
 from ...configs.schema import check_ranges
 from ..documents.document import InterleavedDocument, TextSegment, data_uri
-from .bounds import Unreadable, bounded_client, could_not_connect
+from .http_client import Unreadable, bounded_client, could_not_connect
 from .reply_cache import ReplyCache
 from .requests import Answer, Failure, Prepared, Reply, Request, prepare, recall, remember
 
