@@ -260,7 +260,7 @@ def encode(argv: Sequence[str]) -> None:
     done = encode_shards(arguments.directory, arguments.out, tokenizer, **options)
     kept = f", {done.kept} shards were done before" if done.kept else ""
     rate = done.pictures / max(done.seconds, 1e-9)
-    print(f"{arguments.out}: {done.pictures} pictures in {done.seconds:.1f} s on {device}, {rate:.0f} a second{kept}")
+    say(f"{arguments.out}: {done.pictures} pictures in {done.seconds:.1f} s on {device}, {rate:.0f} a second{kept}")
 
 
 def sniff(argv: Sequence[str]) -> None:
