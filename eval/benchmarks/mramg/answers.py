@@ -213,7 +213,7 @@ class Writer:
 
             yield from illustrate(found, load_inserter(config.inserter).place, config.gold_text, journal)
         else:
-            encoder = self.index.encoders.text if self.index else None  # as `limner answer` does
+            encoder = self.index.encoders.text if self.index else None  # as `limner answer` does: it is all English
             rule = RuleInserter(encode=encoder.passages if encoder else None)
             yield from illustrate(found, rule.place, config.gold_text, journal)
 
@@ -253,7 +253,10 @@ def illustrate(
             journal.append({"id": item.id, **NOT_FOUND})
         else:
             text = without_pictures(item.reference or "") if gold_text else ""
-            journal.append(record_of(item, hits, Illustrate(place, text)(question_of(item), hits)))
+            try:
+                journal.append(record_of(item, hits, Illustrate(place, text)(question_of(item), hits)))
+            except InputError as error:  # its prompt has more tokens than the inserter has positions
+                journal.append({"id": item.id, "failure": "no answer", "reason": str(error)})
         yield written
 
 
