@@ -71,13 +71,14 @@ def packaged_names() -> list[str]:
 def find_config(name_or_path: str) -> Path:
     """A path to a YAML file wins; else the name of a packaged configuration, with or without `.yaml`."""
     path = Path(name_or_path).expanduser()
-    if path.is_file() and path.suffix in SUFFIXES:
+    there = path.exists() and not path.is_dir()  # who reads it says what is wrong with a pipe
+    if there and path.suffix in SUFFIXES:
         return path
     names = packaged_names()
     name = name_or_path.removesuffix(".yaml")
     if name in names:
         return _packaged_root() / f"{name}.yaml"
-    if path.is_file():
+    if there:
         raise InputError(f"--config {name_or_path}: not a YAML file (its name must end in .yaml)")
     near = difflib.get_close_matches(name, names, n=4, cutoff=0.4)
     hint = f"near names: {', '.join(near)}" if near else f"packaged: {', '.join(names) or 'none'}"

@@ -85,6 +85,15 @@ def plain_file(path: Path, most: int | None = LARGEST) -> Path:
     return path
 
 
+def nothing_to_read(path: Path) -> InputError:
+    """What to raise for a path that is neither a file nor a folder: nothing is there, or a pipe, a socket, a device."""
+    try:
+        kind = KINDS.get(stat.S_IFMT(os.stat(path).st_mode))
+    except (OSError, ValueError):
+        kind = None
+    return InputError(f"{path}: {f'{kind}, no plain file' if kind else 'no such file or folder'}")
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """A full disk, a folder that may not be written: one InputError naming what was to be written.
@@ -144,6 +153,7 @@ def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
     prepare_streams()
     try:
         with _interruptible():
+            _check_text(sys.argv[1:])
             entry(sys.argv[1:])
             sys.stdout.flush()
     except BrokenPipeError:  # `limner ... | head`
@@ -183,6 +193,15 @@ def _interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Raises InputError for bytes that are no text: no prompt, no JSON and no saved configuration could hold them."""
+    for number, word in enumerate(words, 1):
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"argument {number}, {word}: not UTF-8; correct it, or rename the file") from None
 
 
 def _exit(line: str, code: int) -> NoReturn:

@@ -46,12 +46,16 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
     Lines may end in commas, a record may take several lines, and the whole may be one JSON list, whatever the file is
     called. Raises InputError naming file and line.
     """
-    values = read_values(path)
+    yield from records_in(read_values(path), path)
+
+
+def records_in(values: list[tuple[str, Any]], path: Path) -> list[tuple[str, Any]]:
+    """(place, value) of each record among the values of a file: themselves, or those of the one list that it is."""
     if len(values) == 1 and isinstance(values[0][1], list):
         values = [(f"{path}: record {number}", value) for number, value in enumerate(values[0][1], 1)]
     if not values:
         raise InputError(f"{path}: no records; expected one JSON object a line")
-    yield from values
+    return values
 
 
 def read_values(path: Path) -> list[tuple[str, Any]]:

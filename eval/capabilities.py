@@ -19,6 +19,7 @@ from typing import Any
 from ..configs import parse
 from ..configs.bounds import Share, Weight
 from ..configs.errors import InputError
+from ..configs.schema import check_ranges
 from ..configs.terminal import say
 from ..configs.whole import write_atomically
 from .benchmark import read_verdicts
@@ -52,8 +53,7 @@ class GuardConfig:
             raise InputError("before, after: give both folders, limner guard BEFORE AFTER")
         if faulty := [name for name, limit in self.limits.items() if not limit >= 0]:
             raise InputError(f"limits: {faulty[0]}: a loss is given as a number of at least 0")
-        if not 0 <= self.unpaired <= 1:
-            raise InputError(f"unpaired: {self.unpaired}; a share, from 0 to 1")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.errors import InputError, plain_file, reading, writing
-from ..configs.json_text import parse_json
 from ..configs.whole import write_atomically
 
 MANIFEST = "manifest.json"
@@ -37,9 +36,10 @@ def keep_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises InputError where the file cannot be read."""
+    """What limner has written; a text of others in it may hold half a surrogate pair. Raises InputError where the file
+    cannot be read."""
     with reading(path):
-        return parse_json(plain_file(path).read_text(encoding="utf-8"))
+        return json.loads(plain_file(path).read_bytes())
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -95,7 +95,7 @@ def read_journals(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    yield json.loads(line)  # our own: a text of others may hold half a surrogate pair
+                    yield json.loads(line)  # as in `read_json`
                 except ValueError as error:
                     raise InputError(f"{path}:{number}: damaged ({error}); delete the line to have it redone") from None
 

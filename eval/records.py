@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs.errors import InputError
-from ..data.prompts import read_lines, read_values
+from ..data.prompts import read_values, records_in
 
 Record = dict[str, Any]
 
@@ -22,8 +22,9 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
     JSON lines or a JSON list (`data.prompts.read_lines`), or a mapping of ids to records or of categories to lists of
     records. An id (`id_of`) that comes again gets `#2`, `#3`. Raises InputError naming file and record.
     """
-    whole = whole_of(path)
-    values = list(read_lines(path)) if whole is None else list(_flattened(whole, path))
+    whole, values = whole_or_records(path)
+    if whole is not None:
+        values = list(_flattened(whole, path))
     seen: Counter[str] = Counter()
     records = []
     for place, value in values:
@@ -36,10 +37,11 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
     return records
 
 
-def whole_of(path: Path) -> Record | None:
-    """The one object that a file is; None where it is lines or a list."""
+def whole_or_records(path: Path) -> tuple[Record | None, list[tuple[str, Any]]]:
+    """The one object that a file is, None where it is lines or a list; and its records as `read_lines` has them."""
     values = read_values(path)
-    return values[0][1] if len(values) == 1 and isinstance(values[0][1], dict) else None
+    whole = values[0][1] if len(values) == 1 and isinstance(values[0][1], dict) else None
+    return whole, records_in(values, path)
 
 
 def _flattened(value: Record, path: Path) -> Iterator[tuple[str, Any]]:

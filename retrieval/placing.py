@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 
 from ..configs.bounds import NoneOrMore, Share
-from ..configs.errors import InputError
 from ..configs.schema import check_ranges
 from ..data.insertion.placements import Candidate, taken_out
 from ..models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
@@ -44,8 +43,6 @@ class PlacementRules:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.min_relevance is not None and not 0 <= self.min_relevance <= 1:
-            raise InputError(f"min_relevance: {self.min_relevance}; it goes from 0 to 1")
 
 
 def words(text: str) -> list[str]:

@@ -27,6 +27,7 @@ import torch
 
 from ..configs.bounds import OneOrMore, Seconds
 from ..configs.errors import InputError, Unavailable
+from ..configs.schema import check_ranges
 from .base import FAILED, Completion, Reward, RewardOutput, asked_by
 
 logger = logging.getLogger(__name__)
@@ -47,9 +48,8 @@ class RewardGuardConfig:
     """Failed calls of a part in a row that stop the run before."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.timeout < math.inf:
-            raise InputError(f"timeout: {self.timeout} is no number of seconds; 0 sets no limit")
-        if not max(self.timeout, 1) <= self.patience < math.inf:
+        check_ranges(self)
+        if self.patience < max(self.timeout, 1):
             raise InputError(
                 f"patience: {self.patience:g} seconds; a call may take {self.timeout:g} (timeout), give no less, and "
                 "at least 1. How many calls may fail in a row is said by `calls`"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...configs.errors import InputError, plain_file, reading
+from ...configs.errors import InputError, nothing_to_read, plain_file, reading
 from ...configs.json_text import json_at, parse_json
 from .report import Enough, Problem, Report, Stretch
 
@@ -95,7 +95,7 @@ def record_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if suffix_of(path) in READERS else []
     if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder")
+        raise nothing_to_read(path)
     found = []
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -17,13 +17,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
 
-from ...configs.bounds import OneOrMore
+from ...configs.bounds import Range
 from ...configs.errors import InputError, plain_file, reading
 from ...configs.registry import register
+from ...configs.schema import check_ranges
 from ...models.chat.requests import Answer, Failure, Request
 from ...models.documents.document import ImageSegment, TextSegment
 from ...rewards.judges.grading import Verdict, fill
@@ -65,7 +66,7 @@ class DPGBenchConfig:
     mode: Literal["full", "official"] = "full"
     """All propositions and pictures, or what the official script takes: not the file's first proposition, and of each
     prompt the last picture alone in the categories."""
-    samples: OneOrMore = SAMPLES
+    samples: Annotated[int, Range(1, SAMPLES)] = SAMPLES
     """Pictures of each prompt, 1 to 4. A file of `answers` holds four in a grid; with 1 it is the picture itself."""
     template: str = "pictures.v1"
     """Prompts of the reward `questions`; `ask` is the one that counts here."""
@@ -73,8 +74,7 @@ class DPGBenchConfig:
     def __post_init__(self) -> None:
         if (self.by == "replies") != bool(self.replies):
             raise InputError("by, replies: by replies needs their file, and nothing else reads it")
-        if not 1 <= self.samples <= SAMPLES:
-            raise InputError(f"samples: {self.samples}; from 1 to {SAMPLES}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from transformers import AutoProcessor
 from ...configs.bounds import OneOrMore
 from ...configs.errors import InputError, plain_file, reading
 from ...configs.registry import register
+from ...configs.schema import check_ranges
 from ...models.chat.requests import Answer
 from ...models.documents.document import ImageSegment, InterleavedDocument, to_rgb
 from ...rewards.base import Completion
@@ -83,8 +84,7 @@ class GenEvalConfig:
     def __post_init__(self) -> None:
         if (self.by == "detections") != bool(self.detections):
             raise InputError("by, detections: by detections needs their file, and nothing else reads it")
-        if self.samples < 1:
-            raise InputError(f"samples: {self.samples}; at least 1")
+        check_ranges(self)
 
 
 # ---- the rules ----

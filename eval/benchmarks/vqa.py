@@ -26,7 +26,7 @@ from ...rewards.judges.grading import Verdict
 from ..benchmark import Given, Item, Outcome, Table, Task
 from ..entries import Entry, inside
 from ..figures import Figure, Share, figure_estimate, mean_of
-from ..records import Record, answer_of, id_of, names_of, read_records, record_of, text_of, whole_of
+from ..records import Record, answer_of, id_of, names_of, read_records, record_of, text_of, whole_or_records
 from ..results import by_category
 
 TITLES = {"vqa": "Visual questions", "pope": "POPE", "mme": "MME", "seedbench": "SEED-Bench"}
@@ -121,9 +121,9 @@ def read_mme(path: Path, images: Path | None = None) -> Rows:
 
 def read_seedbench(path: Path, images: Path | None = None) -> Rows:
     """Questions, or answers: records without choices. The picture of a question is the file `data_id`."""
-    records = list(read_lines(path))
+    whole, records = whole_or_records(path)
     names: dict[str, str] = {}
-    if (whole := whole_of(path)) is not None and "questions" in whole:
+    if whole is not None and "questions" in whole:
         if not isinstance(whole["questions"], list):
             raise InputError(f"{path}: field `questions` is no list; is it SEED-Bench.json?")
         records = [(f"{path}: question {number}", record) for number, record in enumerate(whole["questions"], 1)]

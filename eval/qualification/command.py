@@ -26,11 +26,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from ...configs import parse, save_resolved
-from ...configs.bounds import Limit, OneOrMore, Share
+from ...configs.bounds import TRILLION, OneOrMore, Range, Share
 from ...configs.errors import InputError, keeping
+from ...configs.schema import check_ranges
 from ...configs.terminal import one_line, say
 from ...configs.whole import write_atomically
 from ...data.shards import INDEX
@@ -88,7 +89,7 @@ class QualifyConfig(RewardSettings):
     """Shard folder or JSONL file of documents, for the sanity set."""
     split: Literal["train", "heldout"] = "heldout"
     """Of the shards."""
-    limit: Limit = 200
+    limit: Annotated[int, Range(2, TRILLION)] = 200
     """Documents taken, the first ones."""
     corruptions: list[Corruption] = field(default_factory=lambda: list(get_args(Corruption)))
     """How they are damaged; the gate asks for all of them."""
@@ -104,16 +105,12 @@ class QualifyConfig(RewardSettings):
     """Folder of results.json, and of the judge's replies where it has no `cache` of its own."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         super().__post_init__()
         if not self.pairs and not self.documents:
             raise InputError("pairs, documents: give one or both, --pairs FILE that people compared, --documents DIR")
         if not self.rewards and self.judge is None:
             raise InputError("rewards, judge: give what is to be qualified, one or both")
-        if not 0 <= self.threshold <= 1:
-            raise InputError(f"threshold: {self.threshold}; a share goes from 0 to 1")
-        for name, least in {"limit": 2, "batch_size": 1}.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)}; at least {least}")
         if not self.corruptions:
             raise InputError(f"corruptions: none; there are {', '.join(get_args(Corruption))}")
 

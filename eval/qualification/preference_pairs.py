@@ -24,7 +24,7 @@ from ...data.prompts import read_lines, read_values
 from ...data.shards import read_documents
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ..entries import Entry, PictureFault, inside, segments_of
-from ..records import Record, record_of, whole_of
+from ..records import Record, record_of, whole_or_records
 
 Preference = Literal["a", "b", "tie"]
 Form = Literal["jsonl", "mmrb2", "opening"]
@@ -202,9 +202,8 @@ def _preferred(value: Any, place: str) -> Preference:
 
 def _records(path: Path) -> Iterator[tuple[str, Record]]:
     """(place, record) of a JSON list or lines, or of the list `pairs` of an object."""
-    whole = whole_of(path) or {}
-    records = list(read_lines(path))
-    if isinstance(pairs := whole.get("pairs"), list):
+    whole, records = whole_or_records(path)
+    if whole and isinstance(pairs := whole.get("pairs"), list):
         records = [(f"{path}: record {number}", pair) for number, pair in enumerate(pairs, 1)]
     return ((place, record_of(record, place)) for place, record in records)
 

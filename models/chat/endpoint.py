@@ -32,8 +32,9 @@ from ...configs.bounds import Limit, NoneOrMore, OneOrMore, Seconds, Seed, Side,
 from ...configs.errors import InputError, Unavailable
 from ...configs.json_text import parse_json
 from ...configs.redaction import texts_in, without_secrets
+from ...configs.schema import check_ranges
 from ..documents.document import InterleavedDocument, TextSegment, data_uri
-from .bounds import Unreadable, bounded_client, could_not_connect
+from .http_client import Unreadable, bounded_client, could_not_connect
 from .reply_cache import ReplyCache
 from .requests import Answer, Failure, Prepared, Reply, Request, prepare, recall, remember
 
@@ -93,14 +94,10 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):  # not shown: it may be the key
             raise InputError("api_key_env: give the name of an environment variable, not the key itself")
-        least = {"concurrency": 1, "retries": 0, "max_requests": 0, "max_tokens_total": 0}
-        least |= {"max_new_tokens": 1, "image_side": 0, "backoff": 0, "temperature": 0}
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}: {getattr(self, name)}; at least {bound}")
-        if not 0 < self.timeout < math.inf:
+        check_ranges(self)
+        if not self.timeout:
             raise InputError(f"timeout: {self.timeout}; a number of seconds above 0")
-        if self.patience and not self.timeout <= self.patience < math.inf:
+        if self.patience and self.patience < self.timeout:
             raise InputError(
                 f"patience: {self.patience:g} s; 0, or no less than an attempt's timeout ({self.timeout:g} s)"
             )

@@ -26,10 +26,11 @@ def between(opening: re.Pattern[str], closing: re.Pattern[str], text: str) -> It
 def tagged(pattern: str, text: str) -> Iterator[tuple[str, str]]:
     """(what the one group of the pattern holds, all that it matches) for each match; `.` is any character.
 
-    `OPENING(.*?)CLOSING` is searched for in time that grows with the text; another pattern takes what it takes.
+    `OPENING(.*?)CLOSING` is searched for in time that grows with the text; another pattern takes what it takes, and so
+    does one whose two parts do not stand alone: groups around them, flags, alternatives.
     """
     opening, lazy, closing = pattern.partition(ANYTHING)
-    if lazy and opening and closing and "|" not in pattern:
+    if lazy and opening and closing and not {*"(|)"} & {*opening, *closing}:
         found = between(re.compile(opening, re.DOTALL), re.compile(closing, re.DOTALL), text)
         yield from ((tag.inside, tag.whole) for tag in found)
     else:

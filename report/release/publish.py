@@ -31,11 +31,12 @@ from huggingface_hub import (
 from huggingface_hub.utils import HFValidationError, filter_repo_objects, validate_repo_id
 
 from ...configs.bounds import NoneOrMore, bounded
-from ...configs.errors import ArgumentParser, InputError, keeping, reading, run_or_exit
+from ...configs.errors import ArgumentParser, InputError, keeping, run_or_exit
 from ...configs.json_text import parse_json
 from ...configs.terminal import say
 from ...configs.whole import whole_directory, write_atomically
 from ...data.prompts import read_prompts
+from ...eval.folder import read_json
 from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE, write
 from ...models.checkpoints.hub import asking_hub, load_model
 from ...models.documents.document import InterleavedDocument
@@ -192,8 +193,7 @@ def _reports(request: Request) -> tuple[list[Path], dict[str, Any]]:
         files = [beside]
     results: dict[str, Any] = {}
     for path in files:
-        with reading(path):
-            result = parse_json(path.read_bytes())
+        result = read_json(path)
         if not has_figures(result):
             raise InputError(f"{path}: no figures to show: no {{'value': ..}}, no arms, no eval_results")
         results[path.name if path.name not in results else path.as_posix()] = result

@@ -7,24 +7,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...configs import errors
+from ...configs.errors import InputError, writing
 
 
 @contextmanager
-def writing(place: str) -> Iterator[None]:
-    """One writer at a time. The kernel lets go when the process ends, however it ends; an object store has no lock."""
-    if "://" in place:
-        with errors.writing(place):
+def one_writer(place: str) -> Iterator[None]:
+    """The kernel lets go when the process ends, however it ends; an object store has no lock. Raises InputError where
+    another process writes, the disk is full or the place may not be written."""
+    with writing(place):
+        if "://" in place:
             yield
-        return
-    with errors.writing(place):
+            return
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-    try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.InputError(f"{place}: another process is writing to it; wait until it is done") from None
-        with errors.writing(place):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{place}: another process is writing to it; wait until it is done") from None
             yield
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)

@@ -101,10 +101,10 @@ class Matching:
             letters = self.letters.get(script_of(text), Letters())
             found.append(_fit(share(asked, set(runs_of(text)), letters.rarity), letters.floor, "letters", least))
         if self.encoder and any(read):
-            rows = np.flatnonzero(read).tolist()
-            cosines = self.encoder.passages([texts[row] for row in rows]) @ self.encoder.queries([question])[0]
-            for row, cosine in zip(rows, cosines.tolist(), strict=True):
-                found[row] = _fit(cosine, self.vectors, "vectors", least)
+            places = np.flatnonzero(read).tolist()
+            cosines = self.encoder.passages([texts[place] for place in places]) @ self.encoder.queries([question])[0]
+            for place, cosine in zip(places, cosines.tolist(), strict=True):
+                found[place] = _fit(cosine, self.vectors, "vectors", least)
         return found
 
     def ways(self) -> str:

@@ -33,7 +33,7 @@ from ...models.documents.document import InterleavedDocument, to_rgb
 from .corpus import Chunk, Hit, Picture, Problem, content_hash, make_chunks, title_of, valid_text
 from .encoders import NONE, Encoders, load_encoders, same
 from .letters import runs_of
-from .lock import writing
+from .lock import one_writer
 from .matching import Matching, calibrated, drawn, fitting_first
 from .report import Entry, Made, Report
 from .tables import (
@@ -107,7 +107,7 @@ class Index:
                 raise InputError(f"{place}: no folder can be made there: {error.strerror}; name another") from None
             if strange := sorted(set(os.listdir(place)) - {f"{name}.lance" for name in layout}):
                 raise InputError(f"{place}: holds {strange[0]!r}, which is no part of an index; name another folder")
-        with writing(place):
+        with one_writer(place):
             database = lancedb.connect(place)
             if cls.exists(place):
                 raise InputError(f"{place}: holds an index already; open it, or name another folder")
@@ -172,7 +172,7 @@ class Index:
         none, where none of those in the index is given, and where another process writes to it.
         """
         report, batch, seen = Report(), [], set[str]()
-        with writing(self.place):
+        with one_writer(self.place):
             self._refresh()
             before, written = set(self.documents), {*column(self._chunks, "generation")}
             written |= {*column(self._pictures, "generation")}
@@ -200,7 +200,7 @@ class Index:
 
     def delete(self, documents: Sequence[str]) -> int:
         """Deletes documents by id; returns how many of them there were."""
-        with writing(self.place):
+        with one_writer(self.place):
             self._refresh()
             if deleted := self._delete(set(documents) & set(self.documents)):
                 self._tidy()

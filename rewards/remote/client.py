@@ -125,9 +125,9 @@ class RemoteReward:
     def probe(self) -> None:
         """Asks what there is. Raises InputError where nobody answers, or has no such reward."""
         try:
-            status, text = self._ask("GET", f"{self._path.rpartition('/')[0]}", b"")
+            status, text = self._ask("GET", self._path.rpartition("/")[0], b"")
             names = parse_json(text)["rewards"] if status == 200 else []
-        except (NotThere, OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (NotThere, OSError, HTTPException, ValueError, LookupError, TypeError) as error:
             said = str(error) if isinstance(error, NotThere) else f"{type(error).__name__}: {error}"
             raise InputError(f"{self.url}: {said}; see that limner serve-rewards runs there") from None
         if status != 200:
@@ -220,7 +220,7 @@ def unpack_output(body: bytes) -> RewardOutput:
         segments = [_unpacked(row) for row in value["segments"]]
         breakdown = {name: _unpacked(part) for name, part in value["breakdown"].items()}
         return RewardOutput(_unpacked(value["outcome"]), segments, breakdown, value["failed"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RemoteFailed(f"the server's answer holds no scores ({type(error).__name__}: {error})") from None
 
 
@@ -236,6 +236,6 @@ def _said(body: bytes) -> str:
     """The server's own line of an error, one line in any case."""
     try:
         text = str(parse_json(body)["error"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         text = body[:200].decode(errors="replace")
     return " ".join(text[:2000].split())

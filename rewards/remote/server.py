@@ -32,7 +32,6 @@ import torch
 from ...configs import parse
 from ...configs.bounds import OneOrMore, Port
 from ...configs.errors import InputError, keeping
-from ...configs.json_text import parse_json
 from ...configs.terminal import say
 from ..base import Reward
 from ..build import RewardSettings, reward_parts
@@ -164,7 +163,7 @@ class RewardServer(ThreadingHTTPServer):
         if name not in self.parts:
             raise _Fault(HTTPStatus.NOT_FOUND, f"no reward {name!r}; there are {', '.join(self.parts)}")
         try:
-            completions = unpack_completions(parse_json(body))
+            completions = unpack_completions(json.loads(body))  # an answer may hold half a surrogate pair
         except (ValueError, TypeError, RecursionError) as error:
             raise _Fault(HTTPStatus.BAD_REQUEST, f"the request holds no completions: {error}") from None
         part, lock = self.parts[name]

@@ -7,7 +7,6 @@ knows no gold at all. Together the gold answer, and it alone, earns the whole su
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from typing import Any
 
 from ...configs.bounds import Weight
 from ...configs.errors import InputError
+from ...configs.schema import check_ranges
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import Answer, as_json, from_json, read_answer
 from .insertion import ordering_score, position_score, selection
@@ -43,9 +43,9 @@ class PlacementWeights:
     """1 - candidates inserted beyond the number that belongs / candidates that are offered beyond it."""
 
     def __post_init__(self) -> None:
-        values = [getattr(self, item.name) for item in fields(self)]
-        if any(not math.isfinite(value) or value < 0 for value in values) or not any(values):
-            raise InputError("insertion.rewards: weights are numbers of at least 0, and one is more")
+        check_ranges(self, "insertion.rewards")
+        if not any(getattr(self, item.name) for item in fields(self)):
+            raise InputError("insertion.rewards: all weights are 0; give one more")
 
 
 def format_score(answer: Answer, gold: Sequence[Placement], length: int, candidates: int) -> float:

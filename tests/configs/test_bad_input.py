@@ -63,6 +63,14 @@ def test_only_faults_of_the_disk_are_caught(tmp_path):
         raise TypeError("a bug")
 
 
+def test_an_argument_that_is_no_text_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["limner", "generate", "caf\udce9"])
+    with pytest.raises(SystemExit) as stop:
+        run_or_exit(lambda words: pytest.fail("it was started"))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("limner: error: argument 2, caf\\udce9: not UTF-8")
+
+
 def test_an_interrupt_is_one_line(monkeypatch, capsys):
     def entry(_):
         with keeping("runs/x keeps 3 answers; the same command goes on"):

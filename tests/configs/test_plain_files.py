@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from limner.configs import read_yaml
+from limner.configs import find_config, read_yaml
 from limner.configs.errors import HOLES_FROM, InputError, plain_file
 from limner.data.prompts import read_values
+from limner.data.sources.pairs.tars import tar_files
+from limner.data.sources.rows import record_files
 from limner.eval.benchmarks import dpgbench, mmie, object_files, official_prompts, vqa
 from limner.eval.entries import open_picture
 from limner.eval.folder import read_json
@@ -50,8 +52,10 @@ READERS = {
     "a picture of a document": lambda path: document("What is this?", path),
     "a picture of an answer": open_picture,
     "a picture that is asked with": command._read_picture,
-    "a configuration": read_yaml,
+    "a configuration": lambda path: read_yaml(find_config(str(path.rename(path.with_suffix(".yaml"))))),
     "lines": read_values,
+    "records of a source": record_files,
+    "tars": tar_files,
     "results": read_json,
     "rubrics": mmie.read_rubrics,
     "prompts": lambda path: official_prompts.read_prompts(path, {"a": "a"}, {}),

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from limner.configs import parse
 from limner.configs.errors import InputError
-from limner.configs.json_text import parse_json
 from limner.configs.yaml_file import read_yaml
 from limner.data.insertion.prompt import read_answer
 from limner.data.insertion.tasks import read_tasks
@@ -280,7 +279,7 @@ OUTPUT: dict[str, Any] = {"outcome": [0.5], "segments": [[0.5, None]], "breakdow
 
 def reward_request(rng: Random, _: Path) -> Call:
     body = json_text(REQUEST, rng)
-    return lambda: unpack_completions(parse_json(body))
+    return lambda: unpack_completions(json.loads(body))
 
 
 def reward_answer(rng: Random, _: Path) -> Call:
@@ -320,7 +319,7 @@ TARGETS = (
     Target("benchmark", benchmark, share=2),
     Target("preferences", preferences),
     Target("judge_reply", judge_reply, (ValueError,)),
-    Target("reward_request", reward_request, (ValueError,)),
+    Target("reward_request", reward_request, (ValueError, RecursionError)),
     Target("reward_answer", reward_answer, (RemoteFailed,)),
     Target("trajectories", trajectories),
     Target("checkpoint", checkpoint, share=0.3),

@@ -85,7 +85,7 @@ def test_files_of_a_run_become_its_page(tmp_path):
     with pytest.raises(InputError, match="results.json"):
         write_report(tmp_path)
     (tmp_path / RESULTS).write_text(json.dumps(figures()))
-    (tmp_path / SAMPLES).write_text("[]")
+    (tmp_path / SAMPLES).write_text(json.dumps([{**samples()[0], "id": "half \ud83d"}]))
     said = write_report(tmp_path)
     assert (tmp_path / "report.html").is_file() and said == f"{summary(figures())}\n{tmp_path / 'report.html'}"
     assert "this run: AVG 51.20 [49.00, 53.50] of 1200" in said and "missing: 50 no score" in said

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ....configs.errors import InputError, reading
+from ....configs.errors import InputError, nothing_to_read, reading
 from ....configs.registry import register
 from ....models.documents.document import MAX_IMAGE_BYTES
 from ..chat import Built
@@ -85,7 +85,7 @@ def tar_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.name.lower().endswith(TARS) else []
     if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder")
+        raise nothing_to_read(path)
     found = (file for file in path.rglob("*") if file.name.lower().endswith(TARS) and not file.name.startswith("."))
     return sorted(file for file in found if file.is_file() and file.resolve().is_relative_to(path.resolve()))
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ....configs.bounds import OneOrMore
 from ....configs.errors import InputError
+from ....configs.schema import check_ranges
 from ....data.insertion.placements import ANY_MARKER, InsertionTask, Placement, read_markers
 from ....data.sources.mramg import DOMAINS, read_corpus
 from ....models.chat.choice import ChatConfig, chat_model
@@ -55,8 +56,7 @@ class Answering:
     """Chunks that are found for a question."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise InputError(f"top_k: {self.top_k}; at least 1")
+        check_ranges(self)
 
     @property
     def gold_text(self) -> bool:
@@ -213,7 +213,7 @@ class Writer:
 
             yield from illustrate(found, load_inserter(config.inserter).place, config.gold_text, journal)
         else:
-            encoder = self.index.encoders.text if self.index else None  # as `limner answer` does
+            encoder = self.index.encoders.text if self.index else None  # as `limner answer` does: it is all English
             rule = RuleInserter(encode=encoder.passages if encoder else None)
             yield from illustrate(found, rule.place, config.gold_text, journal)
 
@@ -253,7 +253,10 @@ def illustrate(
             journal.append({"id": item.id, **NOT_FOUND})
         else:
             text = without_pictures(item.reference or "") if gold_text else ""
-            journal.append(record_of(item, hits, Illustrate(place, text)(question_of(item), hits)))
+            try:
+                journal.append(record_of(item, hits, Illustrate(place, text)(question_of(item), hits)))
+            except InputError as error:  # its prompt has more tokens than the inserter has positions
+                journal.append({"id": item.id, "failure": "no answer", "reason": str(error)})
         yield written
 
 

@@ -68,10 +68,7 @@ class MRAMGConfig(Answering):
             raise InputError(f"subsets: {unknown[0]!r} is none of {', '.join(DOMAINS)}")
         if unknown := [name for name in self.templates if name not in JUDGED]:
             raise InputError(f"templates: {unknown[0]!r} is none of {', '.join(JUDGED)}")
-        if not 0 <= self.min_coverage <= 1:
-            raise InputError(f"min_coverage: {self.min_coverage}; it goes from 0 to 1")
-        if min(asdict(self.costs).values()) < 0 or not self.costs.worst:
-            raise InputError("costs: none is below 0, and worst is above")
+        check_ranges(self.costs, "costs")
 
 
 def read(path: Path, images: Path | None = None) -> list[tuple[Item, Given | None]]:

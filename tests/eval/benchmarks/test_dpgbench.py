@@ -209,7 +209,7 @@ def test_faults_name_the_line(tmp_path):
         read(tmp_path / "dpg_bench.csv")
     with pytest.raises(InputError, match="no pictures"):
         read(tmp_path)
-    with pytest.raises(InputError, match="samples: 5"):
+    with pytest.raises(InputError, match="samples: .*1 to 4, got 5"):
         DPGBenchConfig(samples=5)
     with pytest.raises(InputError, match="by, replies"):
         DPGBenchConfig(by="replies")

@@ -19,7 +19,7 @@ from limner.models.documents.document import InterleavedDocument, TextSegment, o
 from limner.retrieval.index import store as index_module
 from limner.retrieval.index.corpus import PIC
 from limner.retrieval.index.encoders import Encoders
-from limner.retrieval.index.lock import writing
+from limner.retrieval.index.lock import one_writer
 from limner.retrieval.index.store import Index
 from limner.retrieval.index.tables import FUSION_K, fuse
 
@@ -227,7 +227,7 @@ def test_a_file_that_a_killed_writer_left_is_gone_after_the_next(index):
 
 
 def test_one_writer_at_a_time(index):
-    with writing(index.place), pytest.raises(InputError, match="another process is writing"):
+    with one_writer(index.place), pytest.raises(InputError, match="another process is writing"):
         index.add([PETS])
     assert index.add([PETS]).unchanged == 1
 

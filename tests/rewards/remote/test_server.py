@@ -104,6 +104,8 @@ def test_completions_travel_as_they_are():
     found = unpack_completions(sent)
     assert json.dumps(pack_completions(found)) == json.dumps(pack_completions([row, row, *ROWS]))
     assert found[0].prompt.meta == prompt.meta and not found[0].ended and found[0].prompt is found[1].prompt
+    with Running(Part("flat", flat)) as url:
+        assert remote(url, "flat")([row]) == flat([row])
 
 
 def test_missing_and_failed_scores_stay_missing():

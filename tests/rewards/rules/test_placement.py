@@ -100,5 +100,5 @@ def test_trl_gets_a_named_function_a_term():
 
 def test_weights_that_leave_nothing_are_refused():
     for values in ((0, 0, 0, 0, 0, 0), (1, -1, 0, 0, 0, 0), (float("nan"), 1, 1, 1, 1, 1)):
-        with pytest.raises(InputError, match="weights"):
+        with pytest.raises(InputError, match="^insertion.rewards.*(weights|expected a number)"):
             PlacementWeights(*values)

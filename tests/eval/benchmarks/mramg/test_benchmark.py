@@ -11,7 +11,7 @@ from limner.configs.errors import InputError
 from limner.data.insertion.placements import Candidate, Placement, compose
 from limner.data.sources.mramg import DOMAINS
 from limner.eval.benchmark import Item, Outcome
-from limner.eval.benchmarks.mramg.answers import Placed, marked_text, read_answer
+from limner.eval.benchmarks.mramg.answers import Placed, illustrate, marked_text, read_answer
 from limner.eval.benchmarks.mramg.benchmark import MRAMGConfig, baseline, placed_scores
 from limner.eval.benchmarks.mramg.judge import Judgements
 from limner.eval.benchmarks.mramg.table import (
@@ -24,6 +24,8 @@ from limner.eval.benchmarks.mramg.table import (
     scores,
     tables,
 )
+from limner.eval.entries import Entry
+from limner.eval.folder import Journal, read_journals
 from limner.eval.run import EvalConfig, evaluate
 from limner.models.chat.choice import ChatConfig
 from limner.models.chat.endpoint import EndpointConfig
@@ -273,6 +275,20 @@ def test_rule_on_the_documents_of_the_provenance(tmp_path):
     assert records["recipe/q1"]["candidates"] == ["recipe/apples", "recipe/dough"]
     again = config(tmp_path, "again", answers=list(records.values()))
     assert evaluate(again) and values(results(again.out)["scores"])["f1"] == found["f1"]
+
+
+def test_a_question_that_is_too_long_for_the_inserter_is_counted(tmp_path):
+    def place(task):
+        if task.sentences == ("long",):
+            raise InputError("the inserter's prompt has 9 tokens, and its model 8 positions")
+        return []
+
+    meta = {"provenance": [], "gold": []}
+    found = [(Item(text, "", (Entry("?"),), text, meta), []) for text in ("long", "short")]
+    with Journal(tmp_path, "answers") as journal:
+        assert [*illustrate(iter(found), place, True, journal)] == [1, 2]
+    first, second = read_journals(tmp_path, "answers")
+    assert first["failure"] == "no answer" and "9 tokens" in first["reason"] and second["answer"] == "short"
 
 
 def test_bertscore_by_an_encoder_of_the_user(tmp_path):
