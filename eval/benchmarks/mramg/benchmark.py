@@ -19,6 +19,7 @@ from typing import Any
 from ....configs.bounds import NoneOrMore, Seed, Share
 from ....configs.errors import InputError
 from ....configs.registry import register
+from ....configs.schema import check_ranges
 from ....data.sources.mramg import DOMAINS, PIC, Gallery, read_questions
 from ....data.sources.report import Problem, Refused, Report
 from ....models.chat.requests import Answer
