@@ -193,32 +193,17 @@ LAYOUTS = {"at-once": (4, 1), "accumulated": (2, 2)}
 
 def play(part: str, root: Path) -> None:
     rank = int(os.environ.get("RANK", 0))
-    if part == "loader":
+    if part == "together":
         for data in ("one-shard", "two-shards"):
-            seen = root / f"{data}-{rank}.txt"
-            original = WarmupTrainer.compute_loss
-
-            def compute_loss(self, model, inputs, *rest, original=original, seen=seen, **options):
-                ids_BT = inputs["token_batch"].ids_BT
-                with seen.open("a") as file:
-                    file.writelines(f"{document_of(self.policy.vocabulary, ids_T)}\n" for ids_T in ids_BT)
-                return original(self, model, inputs, *rest, **options)
-
-            WarmupTrainer.compute_loss = compute_loss
-            warm(root, root / f"run-{data}", data, max_steps=DOCUMENTS // 2)
-            WarmupTrainer.compute_loss = original
-    elif part == "warmup":
+            read_and_tell(root, data, rank)
         for normalisation in NORMALISATIONS:
             trainer = whole_epoch(root, root / f"run-{normalisation}", normalisation, DOCUMENTS // 2)
-            torch.save((parameters(trainer), losses(trainer)), root / f"{normalisation}-{rank}.pt")
-    elif part == "grpo":
+            torch.save((parameters(trainer), losses(trainer)), root / f"warmup-{normalisation}-{rank}.pt")
         for normalisation in NORMALISATIONS:
             for layout, (batch, accumulation) in LAYOUTS.items():
                 trainer = step(root, root / "run", normalisation, batch, accumulation)
-                torch.save((parameters(trainer), losses(trainer)), root / f"{normalisation}-{layout}-{rank}.pt")
-    elif part == "unlike":
+                torch.save((parameters(trainer), losses(trainer)), root / f"grpo-{normalisation}-{layout}-{rank}.pt")
         (root / f"unlike-{rank}.json").write_text(json.dumps(unlike_ranks(root, rank)))
-    elif part == "refilled":
         torch.save(refilled(root, 8), root / f"refilled-{rank}.pt")
     elif part == "warmup-killed":
         stall_in_second_save(root / "marker")
@@ -234,6 +219,21 @@ def play(part: str, root: Path) -> None:
         resumed = grpo(root, root / "killed", resume="last", **BUFFERED, **SAVING)
         straight = grpo(root, root / "straight", **BUFFERED)
         torch.save([parameters(resumed), parameters(straight)], root / f"resumed-{rank}.pt")
+
+
+def read_and_tell(root: Path, data: str, rank: int) -> None:
+    """A warm-up of two epochs that writes down which documents it sees."""
+    original = WarmupTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *rest, **options):
+        with (root / f"{data}-{rank}.txt").open("a") as file:
+            for ids_T in inputs["token_batch"].ids_BT:
+                file.write(f"{document_of(self.policy.vocabulary, ids_T)}\n")
+        return original(self, model, inputs, *rest, **options)
+
+    WarmupTrainer.compute_loss = compute_loss
+    warm(root, root / f"run-{data}", data, max_steps=DOCUMENTS // 2)
+    WarmupTrainer.compute_loss = original
 
 
 BUFFERED = {"max_steps": 4, "per_device_train_batch_size": 4, "steps_per_generation": 2}
@@ -257,9 +257,6 @@ def step(root: Path, directory: Path, normalisation: str, batch: int, accumulati
         optim="sgd",
         learning_rate=0.5,
     )
-
-
-# ---- documents that are known again by their image codes ----
 
 
 def write_documents(directory: Path, processor, max_records: int = 1000) -> None:
@@ -286,12 +283,25 @@ def document_of(vocabulary, ids_T: torch.Tensor) -> int:
 # ---- tests ----
 
 
+def prepared(folder: Path, policy) -> Path:
+    save(policy, folder / "start")
+    write_documents(folder / "data", policy.processor)
+    return folder
+
+
 @pytest.fixture
 def root(make_policy, tmp_path) -> Path:
-    policy = make_policy(0)
-    save(policy, tmp_path / "start")
-    write_documents(tmp_path / "data", policy.processor)
-    return tmp_path
+    return prepared(tmp_path, make_policy(0))
+
+
+@pytest.fixture(scope="module")
+def together(make_policy, processor, tmp_path_factory) -> Path:
+    """What two ranks leave that do in one launch what one process is compared with."""
+    folder = prepared(tmp_path_factory.mktemp("together"), make_policy(0))
+    write_documents(folder / "one-shard", processor)
+    write_documents(folder / "two-shards", processor, max_records=DOCUMENTS // 2)
+    finish("together", folder, processes=2)
+    return folder
 
 
 def start(part: str, root: Path, processes: int = 1) -> subprocess.Popen:
@@ -323,13 +333,10 @@ def kill_in_the_middle_of_a_save(part: str, root: Path, processes: int = 1) -> N
         process.kill()
 
 
-def test_two_ranks_see_each_document_once_an_epoch(root, processor):
+def test_two_ranks_see_each_document_once_an_epoch(together):
     """A Trainer would shard the loader again, and lose half of what each rank reads."""
-    write_documents(root / "one-shard", processor)
-    write_documents(root / "two-shards", processor, max_records=DOCUMENTS // 2)
-    finish("loader", root, processes=2)
     for data in ("one-shard", "two-shards"):
-        first, second = ((root / f"{data}-{rank}.txt").read_text().split() for rank in (0, 1))
+        first, second = ((together / f"{data}-{rank}.txt").read_text().split() for rank in (0, 1))
         assert len(first) == len(second) == DOCUMENTS  # two epochs of a half each
         half = DOCUMENTS // 2
         everything = sorted(map(str, range(DOCUMENTS)))
@@ -337,47 +344,43 @@ def test_two_ranks_see_each_document_once_an_epoch(root, processor):
         assert first[:half] != first[half:]  # shuffled anew
 
 
-def test_a_warmup_step_of_two_ranks_is_the_step_of_one(root):
+def test_a_warmup_step_of_two_ranks_is_the_step_of_one(together):
     """A step on a whole epoch, half of it on each rank, where the halves have unlike shares of text."""
-    finish("warmup", root, processes=2)
     for normalisation in NORMALISATIONS:
-        alone = whole_epoch(root, root / f"alone-{normalisation}", normalisation, DOCUMENTS)
-        assert (parameters(alone) - parameters_of(root / "start")).abs().max() > 1e-3
+        alone = whole_epoch(together, together / f"alone-{normalisation}", normalisation, DOCUMENTS)
+        assert (parameters(alone) - parameters_of(together / "start")).abs().max() > 1e-3
         for rank in (0, 1):
-            found, loss = torch.load(root / f"{normalisation}-{rank}.pt")
+            found, loss = torch.load(together / f"warmup-{normalisation}-{rank}.pt")
             assert torch.allclose(found, parameters(alone), atol=1e-6)
             assert rank or loss == pytest.approx(losses(alone), abs=2e-4)
 
 
-def test_a_grpo_step_of_two_ranks_is_the_step_of_one(root):
+def test_a_grpo_step_of_two_ranks_is_the_step_of_one(together):
     """One group of eight rollouts over two ranks, at once or accumulated, against one process with all eight."""
-    finish("grpo", root, processes=2)
-    before = parameters_of(root / "start")
+    before = parameters_of(together / "start")
     for normalisation in NORMALISATIONS:
-        alone = step(root, root / "alone", normalisation, 8, 1)
+        alone = step(together, together / "alone", normalisation, 8, 1)
         assert (parameters(alone) - before).abs().max() > 1e-3
         for layout in LAYOUTS:
             for rank in (0, 1):
-                found, loss = torch.load(root / f"{normalisation}-{layout}-{rank}.pt")
+                found, loss = torch.load(together / f"grpo-{normalisation}-{layout}-{rank}.pt")
                 assert torch.allclose(found, parameters(alone), atol=1e-5), (normalisation, layout, rank)
                 assert rank or loss == pytest.approx(losses(alone), abs=2e-4)
 
 
-def test_what_one_process_sees_alone_counts_for_all(root):
+def test_what_one_process_sees_alone_counts_for_all(together):
     """A dead group is none of the gradients' business; a gap on the second process is in the log of the first."""
-    finish("unlike", root, processes=2)
-    (checks, gap), (others, _) = (json.loads((root / f"unlike-{rank}.json").read_text()) for rank in (0, 1))
+    (checks, gap), (others, _) = (json.loads((together / f"unlike-{rank}.json").read_text()) for rank in (0, 1))
     assert checks == others and gap == pytest.approx(0.5, abs=1e-4)
     assert {name for name, passed in checks if not passed} <= {"documents close"}
     assert {"gradient of the image head", "replayed log-probs, image", "reward all together"} <= {n for n, _ in checks}
 
 
-def test_dead_groups_are_replaced_by_the_same_prompts_on_two_ranks_as_on_one(root):
-    finish("refilled", root, processes=2)
-    alone, prompts = refilled(root, 16)
-    found = [torch.load(root / f"refilled-{rank}.pt") for rank in (0, 1)]
+def test_dead_groups_are_replaced_by_the_same_prompts_on_two_ranks_as_on_one(together):
+    alone, prompts = refilled(together, 16)
+    found = [torch.load(together / f"refilled-{rank}.pt") for rank in (0, 1)]
     assert found[0][1] + found[1][1] == prompts and len({*prompts}) > 1
-    assert (alone - parameters_of(root / "start")).abs().max() > 1e-3
+    assert (alone - parameters_of(together / "start")).abs().max() > 1e-3
     assert all(torch.allclose(weights, alone, atol=1e-6) for weights, _ in found)
 
 
