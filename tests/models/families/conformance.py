@@ -127,7 +127,7 @@ def check_images_stand(policy: UnifiedPolicy) -> None:
             shown = image.pixels()
             if not by_features:
                 codes = processor.image_tokenizer.encode([shown])[0]
-                assert (ids[ids >= vocabulary.text_size] - vocabulary.text_size).tolist() == codes.tolist()
+                assert vocabulary.codes_of(ids[ids >= vocabulary.text_size]).tolist() == codes.tolist()
                 shown = processor.image_tokenizer.decode(codes[None])[0]
             if controls.image in pattern:
                 assert slot.pixels is not None and torch.equal(slot.pixels, processor.vision([shown])[0])  # type: ignore[misc]
@@ -305,7 +305,9 @@ def check_gradients(policy: UnifiedPolicy) -> None:
     size, trainable = vocabulary.text_size, [p for p in policy.model.parameters() if p.requires_grad]
     whole = collate([policy.processor.encode_all(documents())], vocabulary)
     ids = whole.ids_BT.unique()
-    held = {"text": int((ids < size).sum()), "image": int((ids >= size).sum())}
+    codes = vocabulary.codes_of(ids[ids >= size])
+    first = codes if vocabulary.depth == 1 else codes[:, 0]
+    held = {"text": int((ids < size).sum()), "image": len(first.unique())}
     assert held["image"] < vocabulary.image_codes and held["text"] < size - len(vocabulary.never_sampled)
 
     def reached(target_BT: Tensor) -> dict[str, int]:
@@ -357,7 +359,7 @@ def check_grammar(policy: UnifiedPolicy) -> None:
                 if at < len(ids):
                     codes = [i for i in picture if i >= vocabulary.text_size]
                     assert len(codes) == length and picture[-1] == controls.eoi
-                    assert max(codes) < vocabulary.text_size + vocabulary.image_codes
+                    assert max(codes) < vocabulary.text_size + vocabulary.image_codes**vocabulary.depth
             assert sampling.max_images is None or found <= sampling.max_images
             images += found
     assert ended > 1 and images > 4
@@ -431,6 +433,31 @@ def check_adapter(policy: UnifiedPolicy) -> None:
     close(scored(merged_copy(policy, config), batch), found)
 
 
+def check_depth(policy: UnifiedPolicy) -> None:
+    """Of D codes a position: drawn one by one they have the scores of all at once; a code tells of those behind it,
+    and of no others."""
+    vocabulary = policy.vocabulary
+    if vocabulary.depth == 1:
+        return
+    prompt, drawn_one = policy.processor.encode_all(documents()[:2])
+    batch = collate([[prompt], [drawn_one]], vocabulary)
+    with torch.no_grad():
+        hidden = policy.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None)[:, :-1]
+        at = batch.trainable_BT[:, 1:] & (batch.ids_BT[:, 1:] >= vocabulary.text_size)
+        states, codes = hidden[at], vocabulary.codes_of(batch.ids_BT[:, 1:][at])
+        before = codes[:, :-1]
+        together = policy.guided_image_logits(policy.depth_states(states, before))
+        assert together.shape == (len(codes), vocabulary.depth, vocabulary.image_codes)
+        for depth in range(vocabulary.depth):
+            alone = policy.guided_image_logits(policy.depth_states(states, before[:, :depth])[:, -1])
+            close(alone, together[:, depth])
+        for depth in range(vocabulary.depth - 1):
+            other = before.clone()
+            other[:, depth] = (other[:, depth] + 1) % vocabulary.image_codes
+            changed = (policy.guided_image_logits(policy.depth_states(states, other)) - together).abs().amax((0, 2))
+            assert (changed[: depth + 1] < 1e-5).all() and (changed[depth + 1 :] > 1e-3).all(), changed
+
+
 CHECKS: Sequence[Callable[[UnifiedPolicy], None]] = (
     check_documents,
     check_images_stand,
@@ -446,5 +473,6 @@ CHECKS: Sequence[Callable[[UnifiedPolicy], None]] = (
     check_gradients,
     check_grammar,
     check_cut_images,
+    check_depth,
 )
 """Those of a policy that they leave as it was."""
