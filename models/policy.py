@@ -59,6 +59,10 @@ class UnifiedPolicy(ABC):
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
+        if self.vocabulary.depth > 1 and type(self).depth_states is UnifiedPolicy.depth_states:
+            raise InputError(
+                f"model family {self.family!r} draws one code a position, its image tokenizer has {self.vocabulary.depth}"
+            )
         self.float32_heads = Float32Heads()
         self.rope_switch = rope_switch(model.config.get_text_config())
         """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""

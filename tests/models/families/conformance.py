@@ -22,6 +22,7 @@ from limner.models.sampler.generation import Sample, Sampling, generate
 from limner.models.tokens.sequence import CODE, TokenBatch, TokenSequence, collate, images_before
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
+from .depths import check_depth
 from .schedules import check_rows_that_come_and_go
 
 TOLERANCE = 1e-4
@@ -431,31 +432,6 @@ def check_adapter(policy: UnifiedPolicy) -> None:
     found = scored(policy, batch)
     assert (found - before).abs().max() > 1e-2
     close(scored(merged_copy(policy, config), batch), found)
-
-
-def check_depth(policy: UnifiedPolicy) -> None:
-    """Of D codes a position: drawn one by one they have the scores of all at once; a code tells of those behind it,
-    and of no others."""
-    vocabulary = policy.vocabulary
-    if vocabulary.depth == 1:
-        return
-    prompt, drawn_one = policy.processor.encode_all(documents()[:2])
-    batch = collate([[prompt], [drawn_one]], vocabulary)
-    with torch.no_grad():
-        hidden = policy.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None)[:, :-1]
-        at = batch.trainable_BT[:, 1:] & (batch.ids_BT[:, 1:] >= vocabulary.text_size)
-        states, codes = hidden[at], vocabulary.codes_of(batch.ids_BT[:, 1:][at])
-        before = codes[:, :-1]
-        together = policy.guided_image_logits(policy.depth_states(states, before))
-        assert together.shape == (len(codes), vocabulary.depth, vocabulary.image_codes)
-        for depth in range(vocabulary.depth):
-            alone = policy.guided_image_logits(policy.depth_states(states, before[:, :depth])[:, -1])
-            close(alone, together[:, depth])
-        for depth in range(vocabulary.depth - 1):
-            other = before.clone()
-            other[:, depth] = (other[:, depth] + 1) % vocabulary.image_codes
-            changed = (policy.guided_image_logits(policy.depth_states(states, other)) - together).abs().amax((0, 2))
-            assert (changed[: depth + 1] < 1e-5).all() and (changed[depth + 1 :] > 1e-3).all(), changed
 
 
 CHECKS: Sequence[Callable[[UnifiedPolicy], None]] = (

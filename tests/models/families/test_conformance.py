@@ -14,12 +14,12 @@ from .conformance import (
     CHECKS,
     check_adapter,
     check_checkpoint,
-    check_depth,
     check_gradients,
     check_grammar,
     check_replay,
     documents,
 )
+from .depths import check_depth
 from .tiny import FAMILIES
 
 
