@@ -60,9 +60,8 @@ class UnifiedPolicy(ABC):
         self.processor = processor
         self.vocabulary = processor.vocabulary
         if self.vocabulary.depth > 1 and type(self).depth_states is UnifiedPolicy.depth_states:
-            raise InputError(
-                f"model family {self.family!r} draws one code a position, its image tokenizer has {self.vocabulary.depth}"
-            )
+            depth = self.vocabulary.depth
+            raise InputError(f"model family {self.family!r} draws one code a position, its image tokenizer has {depth}")
         self.float32_heads = Float32Heads()
         self.rope_switch = rope_switch(model.config.get_text_config())
         """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""
@@ -91,6 +90,11 @@ class UnifiedPolicy(ABC):
     def code_ids(cls, config: Any) -> Sequence[int]:
         """The text ids that are image codes, in the order of codes; none where codes come behind the vocabulary."""
         return ()
+
+    @classmethod
+    def image_choices(cls, config: Any) -> int | None:
+        """Scores of an image token, D times the codes, where the model's configuration tells."""
+        return None
 
     @classmethod
     def from_upstream(cls, directory: Path, **options: Any) -> UnifiedPolicy:

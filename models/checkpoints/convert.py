@@ -89,9 +89,12 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
     return family_of_type(model_type)
 
 
-def family_of_type(model_type: str) -> type[UnifiedPolicy]:
-    """The family whose authors' checkpoints, or whose class, are of this type; else a causal language model."""
+def family_of_type(model_type: str, classes: Sequence[str] = ()) -> type[UnifiedPolicy]:
+    """The family whose class is among these, by name; or it or its authors' checkpoints of this type; else a causal
+    language model."""
     own = [chosen for chosen in _families() if chosen.model_class is not SharedVocabularyPolicy.model_class]
+    if named := [chosen for chosen in own if chosen.model_class.__name__ in classes]:
+        return named[0]
     types = {chosen: chosen.upstream_types or (chosen.model_class.config_class.model_type,) for chosen in own}
     return next((chosen for chosen in own if model_type in types[chosen]), SharedVocabularyPolicy)
 

@@ -49,6 +49,10 @@ class VilaUPolicy(UnifiedPolicy):
             raise InputError(f"the language model has {rows} ids, its tokenizer {self.vocabulary.text_size}")
 
     @classmethod
+    def image_choices(cls, config: Any) -> int:
+        return config.vila_u["codes"] * config.vila_u["depth"]
+
+    @classmethod
     def from_upstream(cls, directory: Path) -> VilaUPolicy:
         """A folder as mit-han-lab/vila-u-7b-256: `llm`, `mm_projector` and `vision_tower` in it.
 

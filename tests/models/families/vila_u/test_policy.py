@@ -133,8 +133,7 @@ def test_a_part_that_is_missing_is_named(released, tmp_path, path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_family_of_one_code_a_position_refuses_such_an_image_tokenizer(released, tmp_path):
-    convert(released, tmp_path / "converted")
+def test_a_family_of_one_code_a_position_refuses_such_an_image_tokenizer(released):
     other, own = AutoModelForCausalLM.from_pretrained(released / "llm"), policy().processor
     with pytest.raises(InputError, match="one code"):
         SharedVocabularyPolicy(other, own)
@@ -171,7 +170,7 @@ def test_all_tuples_of_codes_together_are_certain():
 
 @torch.no_grad()
 def test_the_depth_transformer_is_the_one_of_the_description():
-    """Written out: a code is told the sum of all entries before it, a missing predecessor would be another score."""
+    """Written out: a code is told the sum of all entries before it."""
     own, read = policy(), policy().network
     weights = {name: value for name, value in read.depth_transformer.state_dict().items()}
 
@@ -197,6 +196,12 @@ def test_the_depth_transformer_is_the_one_of_the_description():
     expected = layer("classifier_mlp.linear", norm("classifier_mlp.layer_norm", rows))
     found = own.image_logits(own.depth_states(hidden[None], torch.tensor([codes[:2]])))[0]
     assert (found - expected).abs().max() < 1e-4
+
+
+def test_a_code_embedded_without_its_predecessors_is_found(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda entries, *dim: entries)
+    with pytest.raises(AssertionError):
+        test_the_depth_transformer_is_the_one_of_the_description()
 
 
 @torch.no_grad()
