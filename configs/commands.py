@@ -82,6 +82,9 @@ COMMANDS = {
         "models.checkpoints.convert:main",
         "bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM",
     ),
+    "serve": Command(
+        "serve.command:main", "answer over HTTP, in text and pictures: the API that OpenAI's clients read"
+    ),
     "serve-rewards": Command("rewards.remote.server:main", "score completions for training runs on other machines"),
     "publish": Command("report.release.publish:main", "write a release with its model card, and upload it to the Hub"),
 }

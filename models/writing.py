@@ -183,7 +183,7 @@ class Model:
             written = read_answer(cast(Any, prompt) if answer is None else answer)
             settings, first, sequence = Sampling(), len(asked.segments), self.encode(asked + written)
         given = {"temperature": temperature, "guidance": guidance}
-        settings = _changed(settings, {name: value for name, value in given.items() if value is not None})
+        settings = changed(settings, {name: value for name, value in given.items() if value is not None})
         return log_probs(
             self.policy, sequence, written, first, settings.temperature or 1.0, settings.guidance, settings.max_images
         )
@@ -205,7 +205,7 @@ class Model:
         return sequence
 
     def _sampling(self, changes: dict[str, Any]) -> Sampling:
-        return _changed(self.sampling, changes)
+        return changed(self.sampling, changes)
 
 
 def write(
@@ -306,7 +306,7 @@ def _drained(running: Generator[Any, None, Answer]) -> Answer:
             return end.value
 
 
-def _changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:
+def changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:
     """Raises InputError naming a setting that does not exist, is of another type or out of range."""
     kinds = fields_of(Sampling)
     for name in changes:

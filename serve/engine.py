@@ -29,11 +29,11 @@ from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import evaluating
 from ..models.sampler.request import Request, Sampling
 from ..models.sampler.slots import Sampler
-from .events import Failed, Mailbox, Why
 from .metrics import Metrics
-from .scribe import Row, Scribe, Writing
-from .ticket import Asked, Reply, Ticket
-from .waiting import Room, Waiting
+from .rows.events import Failed, Mailbox, Why
+from .rows.scribe import Row, Scribe, Writing
+from .rows.ticket import Asked, Reply, Ticket
+from .rows.waiting import Room, Waiting
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from limner.models.documents.forms import read_prompt
 from limner.models.sampler.request import Sampling
 from limner.models.writing import write
 from limner.serve.engine import Engine, Limits
-from limner.serve.events import Failed, Shown, Text
-from limner.serve.ticket import Asked, Reply
+from limner.serve.rows.events import Failed, Shown, Text
+from limner.serve.rows.ticket import Asked, Reply
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
 PROMPTS = [

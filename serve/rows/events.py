@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Literal
 
-from ..models.documents.document import ImageSegment
-from ..models.writing import Answer
+from ...models.documents.document import ImageSegment
+from ...models.writing import Answer
 
 Why = Literal["stop", "length", "time", "shutdown"]
 """Why an answer has ended: by itself or a stop string; at its limit of tokens; at its deadline; with the server."""
@@ -46,6 +46,8 @@ class Ended:
     why: Why
     log_probs: list[float] | None = None
     """Of each id of the answer, as it was sampled."""
+    told: list[list[dict]] | None = None
+    """Tokens of each run of text, `{token, bytes, logprob, top_logprobs}`, where the request asked for them."""
 
 
 @dataclass(frozen=True, slots=True)

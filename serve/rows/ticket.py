@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event as Flag
 
-from ..models.documents.document import InterleavedDocument
-from ..models.sampler.request import Request, Sampling
-from ..models.writing import Answer
+from ...models.documents.document import InterleavedDocument
+from ...models.sampler.request import Request, Sampling
+from ...models.writing import Answer
 from .events import Ended, Event, Failed, Mailbox
 
 

@@ -15,12 +15,12 @@ from threading import Lock
 
 import torch
 
-from ..models.documents.document import ImageSegment, encode_png
-from ..models.policy import UnifiedPolicy
-from ..models.tokens.reader import BEGUN, Reader, offered, painted
-from ..models.writing import answer_of
+from ...models.documents.document import ImageSegment, encode_png
+from ...models.policy import UnifiedPolicy
+from ...models.tokens.reader import BEGUN, Reader, offered, painted
+from ...models.writing import answer_of
+from ..metrics import Metrics
 from .events import Begun, Ended, Failed, Progress, Shown, Text, Why
-from .metrics import Metrics
 from .ticket import Ticket
 
 logger = logging.getLogger(__name__)

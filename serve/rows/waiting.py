@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..models.policy import UnifiedPolicy
-
-if TYPE_CHECKING:
-    from .ticket import Ticket
+from ...models.policy import UnifiedPolicy
+from .ticket import Ticket
 
 
 @dataclass(frozen=True, slots=True)
