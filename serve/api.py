@@ -30,13 +30,13 @@ from .engine import Refused
 from .rows.events import Event, Failed
 from .service import Asking, Read, Service
 from .streams import EventStream, disconnected
-from .wire import chat
+from .wire import chat, responses
 from .wire.fields import Fault
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-FORMS: dict[str, Read] = {"/v1/chat/completions": chat.read}
+FORMS: dict[str, Read] = {"/v1/chat/completions": chat.read, "/v1/responses": responses.read}
 """How a request of a path is read."""
 PAGE = Path(__file__).with_name("page")
 TYPES = {
@@ -167,10 +167,8 @@ async def _all(asking: Asking) -> list[Event]:
 
 def _refuse_failed(events: list[Event], asking: Asking) -> None:
     """A fault that comes before the first byte is an HTTP status."""
-    if events and isinstance(events[0], Failed) or (events and isinstance(events[-1], Failed)):
-        failed = events[-1]
-        assert isinstance(failed, Failed)
-        raise asking.meta.fault(failed)
+    if events and isinstance(events[-1], Failed):
+        raise asking.meta.fault(events[-1])
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:

@@ -73,7 +73,7 @@ class Service:
         meta = Meta(self.config.name, wanted.sampling.seed, self.store, self.policy.vocabulary, base_url)
         meta.log_probs, meta.retry_s = wanted.log_probs, self.engine.retry_s
         asking = Asking(wanted, form, meta, loop)
-        asked = Asked(wanted.prompt, wanted.sampling, wanted.stop, owner)
+        asked = Asked(wanted.prompt, wanted.sampling, wanted.stop, owner, log_probs=wanted.log_probs)
         ticket = self.engine.submit(asked, notify=asking.notify)
         asking.mailbox, asking.cancel = ticket.mailbox, lambda: self.engine.cancel(ticket)
         asking.meta.prompt_tokens = len(ticket.request.prompt)

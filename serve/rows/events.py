@@ -44,8 +44,6 @@ class Shown:
 class Ended:
     answer: Answer
     why: Why
-    log_probs: list[float] | None = None
-    """Of each id of the answer, as it was sampled."""
     told: list[list[dict]] | None = None
     """Tokens of each run of text, `{token, bytes, logprob, top_logprobs}`, where the request asked for them."""
 

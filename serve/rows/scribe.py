@@ -12,11 +12,13 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 import torch
 
-from ...models.documents.document import ImageSegment, encode_png
+from ...models.documents.document import ImageSegment, TextSegment, encode_png
 from ...models.policy import UnifiedPolicy
+from ...models.tokens.pieces import REPLACEMENT
 from ...models.tokens.reader import BEGUN, Reader, offered, painted
 from ...models.writing import answer_of
 from ..metrics import Metrics
@@ -108,8 +110,8 @@ class Writing:
         if row.why is not None:
             answer = answer_of(self._reader, asked.prompt, asked.sampling, self._pictures)
             why = "stop" if answer.ended else row.why
-            log_probs = row.log_probs and row.log_probs[: 0 if answer.ids_C is None else len(answer.ids_C)]
-            ticket.mailbox.put(Ended(answer, why, log_probs))
+            told = tokens_told(self._reader, row.log_probs) if asked.log_probs and row.log_probs else None
+            ticket.mailbox.put(Ended(answer, why, told))
             self._count(why, len(self._reader.ids))
 
     def _say(self, part: object) -> None:
@@ -148,3 +150,21 @@ class Writing:
         if tokens > 1 and times.first:
             spent = (times.ended - times.first) / (tokens - 1)
             metrics.observe("request_time_per_output_token_seconds", spent)
+
+
+def tokens_told(reader: Reader, log_probs: list[float]) -> list[list[dict[str, Any]]]:
+    """Of each text of an answer its tokens, as OpenAI's API says them. A token that ends inside a character is empty,
+    and the one that ends it is the character."""
+    reading, decode = reader.reading(), reader.processor.tokenizer.decode
+    told = []
+    for number, segment in enumerate(reading.document.segments):
+        if not isinstance(segment, TextSegment):
+            continue
+        at = (reading.segment_C == number).nonzero()[:, 0].tolist()
+        ids, said, run = [reader.ids[place] for place in at], "", []
+        for count, place in enumerate(at, 1):
+            now = str(decode(ids[:count])).rstrip(REPLACEMENT)
+            piece, said = now[len(said) :], now if len(now) > len(said) else said
+            run.append({"token": piece, "bytes": [*piece.encode()], "logprob": log_probs[place], "top_logprobs": []})
+        told.append(run)
+    return told

@@ -24,6 +24,8 @@ class Asked:
     """Whose turn it takes: owners are served in turn."""
     row: int = 0
     """With the seed, the key of its random stream: that of answer `row` of `Model.write(..., n=...)`."""
+    log_probs: bool = False
+    """The last event holds the log-prob of each token of the texts."""
 
 
 @dataclass(slots=True)

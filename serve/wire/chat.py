@@ -65,7 +65,7 @@ def _read_message(fields: Fields, conversation: Conversation) -> None:
     role = fields.need("role", str)
     if role not in ROLES:
         raise wrong(fields.name("role"), f"one of {', '.join(ROLES)}")
-    conversation.turn()
+    conversation.speaks(role)
     content = fields.take("content", (str, list), "")
     fields.ignore("name", "refusal", "annotations", "audio")
     fields.neutral(tool_calls=([],), images=([],))

@@ -51,10 +51,13 @@ class Conversation:
         self.segments: list[Segment] = []
         self.candidates: dict[int, tuple[Image.Image, str]] = {}
         self._begins = False
+        self._speaker = ""
 
-    def turn(self) -> None:
-        """Another turn begins: a blank line stands between the words of two."""
-        self._begins = bool(self.segments)
+    def speaks(self, role: str) -> None:
+        """Another turn begins, and a blank line stands between the words of two; the items of one answer are one."""
+        if role != "assistant" or self._speaker != role:
+            self._begins = bool(self.segments)
+        self._speaker = role
 
     def text(self, text: str) -> None:
         last = self.segments[-1] if self.segments else None

@@ -84,6 +84,5 @@ def test_random_arrivals_settings_and_cancels_leave_every_answer_what_write_give
         assert end.answer.ids_C.tolist() == alone.ids_C.tolist()
         assert said(reply.events) == told(alone.document) == told(end.answer.document)
         assert (end.why == "stop") == alone.ended
-        assert len(end.log_probs) == len(alone.ids_C)
         whole += 1
     assert whole > 25
