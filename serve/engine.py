@@ -86,6 +86,7 @@ class Engine:
         """Guards the queue and the wishes below; notified when there is something to do, and when all is done."""
         self._pausing = self._paused = self._stopping = False
         policy.processor.text_ids("a")  # a tokenizer's setting, which no two threads should make at a time
+        self._sampler: Sampler | None = None
         self._thread = Thread(target=self._run, daemon=True, name="engine")
         self._thread.start()
 
@@ -185,6 +186,10 @@ class Engine:
         return len(self._running)
 
     @property
+    def slots_in_use(self) -> int:
+        return 0 if self._sampler is None else self._sampler.busy
+
+    @property
     def retry_s(self) -> float:
         """Seconds after which there may be room: the median of what a slot is taken for."""
         return max(1.0, statistics.median(self._spent))
@@ -221,12 +226,12 @@ class Engine:
 
     def _serve(self) -> None:
         """Turns, until the engine pauses or stops."""
-        sampler = Sampler(self.policy)
+        self._sampler = sampler = Sampler(self.policy)
         while True:
             self._give_up(sampler)
             self._admit(sampler)
             if not self._running:
-                sampler = Sampler(self.policy)  # without the memory of the last rows
+                self._sampler = sampler = Sampler(self.policy)  # without the memory of the last rows
                 with self._turn:
                     self._turn.notify_all()
                     if self._pausing or self._stopping:
@@ -257,6 +262,9 @@ class Engine:
         if not taken:
             return
         admitted = time.monotonic()
+        rows = self._running.values()
+        if sampler.slots * max([sampler.cache.columns, *(row.tokens for row in rows)]) > self.room.tokens:
+            sampler.shrink()  # free slots would be as long as the new rows
         sampler.admit([ticket.number for ticket in taken], [ticket.request for ticket in taken])
         for ticket in taken:
             ticket.times.admitted, ticket.times.prefilled = admitted, time.monotonic()
