@@ -53,6 +53,9 @@ COMMANDS = {
     "bench sampler": Command(
         "studies.bench.sampler:main", "time the sampler, and transformers' own `generate` beside it"
     ),
+    "bench serving": Command(
+        "studies.bench.serving:main", "time the serving engine: closed and open loops, beside the sampler alone"
+    ),
     "bench lora": Command("studies.bench.lora:main", "time rollouts with an adapter, merged and not, and without one"),
     "bench data": Command(
         "studies.bench.data:main", "convert, read, wait, go on: records a second, beside webdataset and `datasets`"

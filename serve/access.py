@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from .settings import ServeConfig
 from .wire.fields import Fault
@@ -20,6 +20,7 @@ BODY_S = 30.0
 SLOWEST = 2**20
 HELD = 4
 """Bytes of bodies in memory at a time, in `max_megabytes`."""
+MOST_HEADERS, HEADER_BYTES = 100, 32 * 2**10
 NOBODY = "anonymous"
 
 
@@ -28,6 +29,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def check_headers(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises Fault for too many of them, or too long ones."""
+    if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > HEADER_BYTES:
+        raise Fault(431, f"more than {MOST_HEADERS} headers, or {HEADER_BYTES // 2**10} KiB of them")
 
 
 class Keys:
@@ -154,6 +161,3 @@ class Bodies:
 
     def _too_large(self) -> Fault:
         return Fault(413, f"the request is larger than {self.most / 2**20:g} MiB")
-
-
-__all__ = ["Bodies", "ClientDisconnect", "Hosts", "Keys", "Quota", "is_loopback"]

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..configs.errors import InputError
-from .access import Bodies, Quota
+from .access import Bodies, Quota, check_headers
 from .engine import Refused
 from .rows.events import Event, Failed
 from .service import Asking, Read, Service
@@ -225,6 +225,7 @@ class _Guarded:
             await send(message)
 
         try:
+            check_headers(scope["headers"])
             self.hosts.check(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
         except Fault as fault:
             return await (await _fault(Request(scope), fault))(scope, receive, with_headers)

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 PREFILL = 512
 """Tokens of prompts that are admitted in a turn, unless a single one is longer: rows that run wait for them."""
+PAUSE_S = 0.1
+"""Between looks at those that wait while the engine pauses."""
 EIGHTHS = 8
 """A picture's progress is said so often."""
 FEW_LEFT = 0.5
@@ -218,8 +220,11 @@ class Engine:
                 with self._turn:
                     self._paused = True
                     self._turn.notify_all()
-                    self._turn.wait_for(lambda: self._stopping or not self._pausing)
-                    self._paused = False
+                while self._pausing and not self._stopping:
+                    self._give_up_waiting()
+                    with self._turn:
+                        self._turn.wait(PAUSE_S)
+                self._paused = False
         except Exception:
             logger.exception("the engine has stopped; start the server again")
             self._die()
@@ -228,6 +233,7 @@ class Engine:
         """Turns, until the engine pauses or stops."""
         self._sampler = sampler = Sampler(self.policy)
         while True:
+            self._give_up_waiting()
             self._give_up(sampler)
             self._admit(sampler)
             if not self._running:
@@ -305,15 +311,19 @@ class Engine:
                 del self._running[number]
             self._turn.notify_all()
 
-    def _give_up(self, sampler: Sampler) -> None:
-        """Those that nobody wants, waits for or reads any more, or whose time is over."""
+    def _give_up_waiting(self) -> None:
+        """Those in the queue whose time is over, or that nobody wants any more."""
         now = time.monotonic()
         with self._turn:
-            queued = {ticket: fault for ticket in self._waiting if (fault := self._fault(ticket, now))}
-            self._waiting.remove(queued)
-        for ticket, fault in queued.items():
+            gone = {ticket: fault for ticket in self._waiting if (fault := self._fault(ticket, now))}
+            self._waiting.remove(gone)
+            self._turn.notify_all()
+        for ticket, fault in gone.items():
             self._fail(ticket, fault)
-        ended: dict[int, Why] = {}
+
+    def _give_up(self, sampler: Sampler) -> None:
+        """Those that run and that nobody wants, waits for or reads any more."""
+        now, ended = time.monotonic(), dict[int, Why]()
         for number, ticket in self._running.items():
             fault = self._fault(ticket, now)
             if self._writings[number].done or (fault and fault.kind == "shutdown"):

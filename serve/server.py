@@ -26,6 +26,10 @@ class Connection(H11Protocol):
 
     _late: asyncio.TimerHandle | None = None
 
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self.access_log = False  # paths and queries are a client's words
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}

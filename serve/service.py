@@ -16,6 +16,7 @@ from ..models.policy import UnifiedPolicy
 from ..models.writing import Model, changed
 from .access import Hosts, Keys
 from .engine import Engine, Limits
+from .indexed import Indexed, Question
 from .metrics import Metrics
 from .rows.events import LAST, Ended, Event, Mailbox, Shown
 from .rows.ticket import Asked
@@ -52,7 +53,8 @@ class Service:
         self.store = PictureStore(config.picture_megabytes * 2**20, config.picture_minutes * 60)
         self.given = Given(changed(model.sampling, config.sampling), config.max_tokens, config.max_images)
         self.engine = Engine(model.policy, limits_of(model.policy, config), self.metrics)
-        self.models = [config.name]
+        self.indexed = Indexed(config, model, self.engine) if config.index else None
+        self.models = [config.name, *([f"{config.name}-index"] if self.indexed else [])]
         self.created = int(time.time())
 
     def begin(self, body: bytes, read: Read, owner: str, base_url: str, loop: asyncio.AbstractEventLoop) -> Asking:
@@ -70,9 +72,16 @@ class Service:
             raise Fault(
                 404, f"model: {shown(wanted.model)} is not served here; {', '.join(self.models)}", "model", "no_model"
             )
-        meta = Meta(self.config.name, wanted.sampling.seed, self.store, self.policy.vocabulary, base_url)
+        meta = Meta(wanted.model, wanted.sampling.seed, self.store, self.policy.vocabulary, base_url)
         meta.log_probs, meta.retry_s = wanted.log_probs, self.engine.retry_s
         asking = Asking(wanted, form, meta, loop)
+        if self.indexed and wanted.model == self.models[-1]:
+            if wanted.prompt.images:
+                raise Fault(400, "an index is asked in words; leave the pictures out", "messages")
+            asking.mailbox = Mailbox(asking.notify)
+            question = Question(wanted.question, owner, wanted.sampling, lambda found: setattr(meta, "sources", found))
+            self.indexed.ask(question, asking.mailbox)
+            return asking
         asked = Asked(wanted.prompt, wanted.sampling, wanted.stop, owner, log_probs=wanted.log_probs)
         ticket = self.engine.submit(asked, notify=asking.notify)
         asking.mailbox, asking.cancel = ticket.mailbox, lambda: self.engine.cancel(ticket)

@@ -52,7 +52,7 @@ class Ended:
 class Failed:
     """There is no answer."""
 
-    kind: Literal["time", "slow", "shutdown", "engine", "cancelled"]
+    kind: Literal["time", "slow", "shutdown", "engine", "cancelled", "nothing"]
     line: str
 
 

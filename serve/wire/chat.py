@@ -57,7 +57,7 @@ def read(body: Any, given: Given, pictures: Pictures) -> tuple[Wanted, ChatForm]
     fields.neutral(**NEUTRAL)
     fields.ignore(*IGNORED)
     fields.end()
-    wanted = Wanted(conversation.prompt(), sampling, stop, model, stream, log_probs)
+    wanted = Wanted(conversation.prompt(), sampling, stop, model, stream, log_probs, conversation.last_words)
     return wanted, ChatForm("image" in modalities, usage)
 
 

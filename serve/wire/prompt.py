@@ -31,6 +31,8 @@ class Wanted:
     model: str
     stream: bool
     log_probs: bool = False
+    question: str = ""
+    """The words of the last turn: what an index is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,17 @@ class Conversation:
         self.candidates: dict[int, tuple[Image.Image, str]] = {}
         self._begins = False
         self._speaker = ""
+        self.last_words = ""
+        """Texts of the last turn."""
 
     def speaks(self, role: str) -> None:
         """Another turn begins, and a blank line stands between the words of two; the items of one answer are one."""
         if role != "assistant" or self._speaker != role:
-            self._begins = bool(self.segments)
+            self._begins, self.last_words = bool(self.segments), ""
         self._speaker = role
 
     def text(self, text: str) -> None:
+        self.last_words += text
         last = self.segments[-1] if self.segments else None
         if self._begins:
             self._begins = False

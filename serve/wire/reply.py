@@ -13,7 +13,7 @@ from ..rows.events import Ended, Failed, Shown
 from ..store import PictureStore
 from .fields import Fault
 
-STATUS = {"time": 504, "slow": 408, "shutdown": 503, "engine": 500, "cancelled": 499}
+STATUS = {"time": 504, "slow": 408, "shutdown": 503, "engine": 500, "cancelled": 408, "nothing": 404}
 
 
 @dataclass

@@ -65,7 +65,7 @@ def read(body: Any, given: Given, pictures: Pictures) -> tuple[Wanted, Responses
     fields.neutral(**NEUTRAL)
     fields.ignore(*IGNORED)
     fields.end()
-    wanted = Wanted(conversation.prompt(), sampling, stop, model, stream, LOG_PROBS in include)
+    wanted = Wanted(conversation.prompt(), sampling, stop, model, stream, LOG_PROBS in include, conversation.last_words)
     return wanted, ResponsesForm(pictures_as == "b64")
 
 
@@ -79,7 +79,7 @@ def _read_item(fields: Fields, conversation: Conversation) -> None:
             conversation.picture(conversation.pictures.of_base64(result, fields.name("result")))
         elif url is not None:
             conversation.picture(conversation.pictures.of_url(url, extra.name("url")))
-        else:
+        elif fields.take("status", str, "") != "failed":  # of a picture that was cut there is nothing
             raise wrong(fields.name("result"), "missing")
         fields.ignore("id", "status", "output_format", "size", "quality", "background", "revised_prompt", "action")
         fields.end()

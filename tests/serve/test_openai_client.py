@@ -58,7 +58,7 @@ def test_chat_streams_links_and_pictures_in_order(client, policy):
     with client.chat.completions.stream(**ask, modalities=["text", "image"]) as stream:
         for _ in stream:
             pass
-        message = stream.get_final_completion().choices[0].message
+        message = stream.current_completion_snapshot.choices[0].message
     at = [0, *(image["offset"] for image in message.images), len(message.content)]
     assert [message.content[a:b] for a, b in zip(at, at[1:], strict=False)] == texts(alone(policy))
     assert [image["index"] for image in message.images] == list(range(len(alone(policy).images)))
