@@ -43,8 +43,8 @@ STARTS = (
     (b"\x1f\x8b", "compressed SVG"),
     (b"\x1aE\xdf\xa3", "video"),
 )
-BRANDS = dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"mif1"), "HEIC")
-BRANDS |= dict.fromkeys((b"avif", b"avis"), "" if features.check("avif") else "AVIF")
+AVIF = "" if features.check("avif") else "AVIF"
+BRANDS = {b"avif": AVIF, b"avis": AVIF} | dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"mif1"), "HEIC")
 """Of ISO media files; any other brand is video."""
 SHOWN = 200
 """Characters of a reference that a report shows: it may be a data URI."""
