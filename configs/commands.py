@@ -82,6 +82,10 @@ COMMANDS = {
         "models.checkpoints.convert:main",
         "bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM",
     ),
+    "check": Command(
+        "studies.check.command:main",
+        "is a model read right, and can it be trained here: a page, and a JSON for an issue",
+    ),
     "serve-rewards": Command("rewards.remote.server:main", "score completions for training runs on other machines"),
     "publish": Command("report.release.publish:main", "write a release with its model card, and upload it to the Hub"),
 }
