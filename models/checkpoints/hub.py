@@ -97,8 +97,8 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def check_repository(name: str) -> None:
     """Raises InputError for what is no folder and cannot be the name of a repository: the Hub is not asked for it."""
     if not (take_back(Path(name)).is_dir() or name in packaged() or REPOSITORY.fullmatch(name)):
-        known = ", ".join(packaged())
-        raise InputError(f"{name}: no such folder, not the name of a repository (ORG/NAME), and not {known}")
+        ours = "".join(f", nor {one}" for one in packaged())
+        raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME){ours}")
 
 
 def packaged() -> list[str]:

@@ -26,6 +26,7 @@ from ...configs.errors import ArgumentParser, InputError
 from ...configs.redaction import without_secrets
 from ...configs.terminal import say
 from ...configs.whole import write_atomically
+from ...models.checkpoints.gguf import as_folder
 from ...models.checkpoints.hub import find_model, usable_device
 from ...report.check import check_page
 from . import model as models
@@ -43,7 +44,9 @@ FORMAT = 1
 def main(argv: Sequence[str]) -> int:
     """Exit code: 1 where a check failed or could not be made."""
     parser = ArgumentParser(prog="limner check", description="Is a model read right, and can it be trained here?")
-    parser.add_argument("model", metavar="MODEL", help="ORG/NAME on the Hub, or a folder: a checkpoint or an original")
+    parser.add_argument(
+        "model", metavar="MODEL", help="ORG/NAME on the Hub, or a folder or .gguf: a checkpoint or an original"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default NAME-check.html, here)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON, to be attached to an issue")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the GPU, where there is one")
@@ -63,13 +66,14 @@ def main(argv: Sequence[str]) -> int:
     device = usable_device(given.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the trainers take the current one
-    folder = find_model(given.model, lambda path: models.check_folder(path, given.family, options)).absolute()
-    report = Report(given.model, folder, device, given.dtype, out, given.json)
-    for _ in checks(report, given.family, options, not given.no_training):
-        report.write()
-    counts = ", ".join(f"{number} {state}" for state, number in report.findings.counts.items() if number)
-    say(f"{out}: {counts}" + (f"; attach {given.json} to an issue" if given.json else ""))
-    return int(not report.findings.hold)
+    with as_folder(Path(given.model)) as place:
+        folder = find_model(str(place), lambda path: models.check_folder(path, given.family, options)).absolute()
+        report = Report(given.model, folder, device, given.dtype, out, given.json)
+        for _ in checks(report, given.family, options, not given.no_training):
+            report.write()
+        counts = ", ".join(f"{number} {state}" for state, number in report.findings.counts.items() if number)
+        say(f"{out}: {counts}" + (f"; attach {given.json} to an issue" if given.json else ""))
+        return int(not report.findings.hold)
 
 
 class Report:

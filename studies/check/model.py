@@ -103,7 +103,7 @@ def sizes(subject: Subject) -> dict[str, Any]:
         "rope switches at": policy.rope_switch,
         "text ids": vocabulary.text_size,
         "image codes": vocabulary.image_codes,
-        "codes of a picture": f"{rows} x {columns}",
+        "codes of a picture": f"{rows} x {columns}" + (f" x {vocabulary.depth}" if vocabulary.depth > 1 else ""),
         "tokens of a picture": 1 + len(vocabulary.image),
         "features of a given picture": vocabulary.features or None,
         "rows never trained": policy.new_rows or None,
@@ -126,12 +126,14 @@ def check_sizes(subject: Subject) -> Iterator[Finding]:
     policy, vocabulary = subject.policy, subject.policy.vocabulary
     tokenizer, (rows, columns) = policy.processor.image_tokenizer, policy.processor.image_tokenizer.shape
     faults = []
-    if len(tokenizer.codebook()) != vocabulary.image_codes:
-        faults.append(f"a codebook of {len(tokenizer.codebook()):,} for {vocabulary.image_codes:,} image codes")
+    if (entries := tokenizer.codebook().shape[-2]) != vocabulary.image_codes:
+        faults.append(f"a codebook of {entries:,} for {vocabulary.image_codes:,} image codes")
     if rows * columns != vocabulary.image_length:
         faults.append(f"{rows} x {columns} codes for pictures of {vocabulary.image_length}")
     for name, (weight, own) in policy.parts().items():
         start, stop, _ = own.indices(weight.shape[0])
+        if vocabulary.depth > 1 and name == "image embedding":
+            continue  # of the sum of a position's codebook entries, not a row a code
         if name.startswith("image") and stop - start != vocabulary.image_codes:
             faults.append(f"the {name} has {stop - start:,} rows for {vocabulary.image_codes:,} image codes")
     table: Any = policy.model.get_input_embeddings()
@@ -226,7 +228,7 @@ def check_picture(subject: Subject) -> Iterator[Finding]:
     codes, others = tokenizer.encode([picture, other])
     (back,) = tokenizer.decode(codes[None])
     faults = []
-    if codes.shape != (vocabulary.image_length,) or codes.min() < 0 or codes.max() >= vocabulary.image_codes:
+    if codes.shape != vocabulary.code_shape or codes.min() < 0 or codes.max() >= vocabulary.image_codes:
         faults.append(f"{codes.size} codes from {codes.min()} to {codes.max()}, of {vocabulary.image_codes:,}")
     if np.array_equal(codes, others):
         faults.append("two pictures have the same codes")

@@ -79,7 +79,9 @@ def test_a_sound_model_holds_and_nothing_is_told_of_the_machine(family, tmp_path
 def test_every_family_holds(family, tmp_path, limner):
     save(FAMILIES[family](), tmp_path / "model")
     code, said, err = limner("check", tmp_path / "model", "--out", tmp_path / "p.html", "--json", tmp_path / "c.json")
-    assert code == 0, said + err
+    faulty = {name for name, state in states(tmp_path / "c.json").items() if state != "ok"}
+    untrained = {"picture"} if family.startswith("vila_u") else set()  # a decoder of random weights
+    assert faulty <= untrained and code == len(faulty), said + err
 
 
 @pytest.mark.parametrize("family", ["gemma3", "chameleon"])
