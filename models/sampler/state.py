@@ -61,6 +61,8 @@ class State:
     """Float64 [slots, room + 1]; of the last column nothing is used, and so with the next two."""
     ids: Tensor
     logp: Tensor
+    first: Tensor
+    """Where the rows of these tables begin, were each one row."""
 
     @classmethod
     def empty(cls, device: torch.device | str) -> State:
@@ -74,6 +76,11 @@ class State:
         for field in fields(self):
             column = getattr(self, field.name)[order_S]
             setattr(self, field.name, torch.cat([column, column.new_zeros(added, *column.shape[1:])]))
+        self._measure()
+
+    def _measure(self) -> None:
+        slots, width = self.ids.shape
+        self.first = torch.arange(slots, device=self.ids.device) * width
 
     def widen(self, room: int) -> None:
         """Room for completions of so many tokens."""
@@ -81,6 +88,7 @@ class State:
             column = getattr(self, name)
             if (missing := room + 1 - column.shape[1]) > 0:
                 setattr(self, name, torch.nn.functional.pad(column, (0, missing)))
+        self._measure()
 
     def put(self, slots: np.ndarray, **values: Sequence | np.ndarray) -> None:
         """Sets columns of some slots."""
