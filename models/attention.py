@@ -100,7 +100,7 @@ def _as_taken(mask: Tensor, module: PreTrainedModel) -> Tensor:
     if takes_boolean and mask.shape[2] > 1:
         return mask
     forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
-    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, forbidden)
+    return torch.full(mask.shape, forbidden, dtype=module.dtype, device=mask.device).masked_fill_(mask, 0)
 
 
 def widest_window(config: Any) -> int:

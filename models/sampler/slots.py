@@ -236,11 +236,13 @@ class Sampler:
 
     def draw(self) -> None:
         """The next id of every running row."""
-        state, grammar, before = self.state, self.grammar, self.mirror.place
-        text, image = (self._at(kind) for kind in (ANY_TEXT, CODE))
+        state, grammar = self.state, self.grammar
+        known = grammar.host_due[self.mirror.place]
+        text, image = (self._at(kind, known) for kind in (ANY_TEXT, CODE))
         due, place = grammar.due.index_select(0, state.place), grammar.after.index_select(0, state.place)
         ids, logp = due.clone(), torch.zeros_like(due, dtype=torch.float32)
-        uniform = state.uniforms.gather(1, state.drawn[:, None, None].expand(-1, -1, self.vocabulary.depth))[:, 0]
+        here = state.first + state.drawn
+        uniform = state.uniforms.flatten(0, 1).index_select(0, here)
         if text is not None:
             chosen, p = self._text(text, uniform[:, 0])
             led_to = grammar.led_to.index_select(0, chosen)
@@ -249,13 +251,13 @@ class Sampler:
             chosen, p = self._image(image, uniform)
             self._put(CODE, due, image, (ids, chosen), (logp, p))
         alive = state.place != grammar.finished
-        state.ids.scatter_(1, state.drawn[:, None], ids[:, None])
-        state.logp.scatter_(1, state.drawn[:, None], logp[:, None])
+        state.ids.view(-1).index_copy_(0, here, ids)
+        state.logp.view(-1).index_copy_(0, here, logp)
         state.drawn += alive
         state.images += place == 1
         state.place = place.masked_fill(state.drawn >= state.limit, grammar.finished)
         state.next = ids
-        self._follow(before, ids)
+        self._follow(known, ids)
         if not self.late:
             self.settle()
 
@@ -301,11 +303,9 @@ class Sampler:
             else:
                 target.index_copy_(0, at, values)
 
-    def _at(self, kind: int) -> Tensor | None:
+    def _at(self, kind: int, known: np.ndarray) -> Tensor | None:
         """The slots at which that is due; None for none. In buckets all slots, whatever is due."""
-        slots = np.arange(self.slots)
-        if not self.fixed:
-            slots = np.flatnonzero(self.grammar.host_due[self.mirror.place] == kind)
+        slots = np.arange(self.slots) if self.fixed else np.flatnonzero(known == kind)
         return self._index(str(kind), slots) if len(slots) else None
 
     def _index(self, name: str, slots: np.ndarray) -> Tensor:
@@ -314,13 +314,13 @@ class Sampler:
             self._indices[name] = slots, torch.from_numpy(slots).to(self.device)
         return self._indices[name][1]
 
-    def _follow(self, before: np.ndarray, ids: Tensor) -> None:
-        """The host's part of a draw: counters and places, all but where a text leads."""
+    def _follow(self, known: np.ndarray, ids: Tensor) -> None:
+        """The host's part of a draw, where that was due: counters and places, all but where a text leads."""
         mirror, grammar = self.mirror, self.grammar
-        mirror.before = before
-        text = np.flatnonzero(grammar.host_due[before] == ANY_TEXT)
-        mirror.drawn = mirror.drawn + (before != grammar.finished)
-        mirror.place = grammar.host_after[before]
+        mirror.before = mirror.place
+        text = np.flatnonzero(known == ANY_TEXT)
+        mirror.drawn = mirror.drawn + (mirror.before != grammar.finished)
+        mirror.place = grammar.host_after[mirror.before]
         if len(text):
             self._message = text, text, Message(ids)
         painted = np.flatnonzero(mirror.place == grammar.painted)
