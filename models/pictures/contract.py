@@ -32,17 +32,19 @@ SETTINGS_FILE = "image_tokenizer.json"
 
 
 class ImageTokenizer(Protocol):
-    """Codes of a picture are a flat int array [N], row by row."""
+    """Codes of a picture are an int array [N], row by row, or [N, D] where a position has D residual codes."""
 
     codes: int
-    """Size of the codebook."""
+    """Size of the codebook, of each where depths have their own."""
     shape: tuple[int, int]
-    """Rows and columns of the codes of a picture; N is their product."""
+    """Rows and columns of the positions of a picture; N is their product."""
+    depth: int
+    """D."""
 
     def encode(self, images: Sequence[Image.Image]) -> list[np.ndarray]: ...
 
     def decode(self, codes: np.ndarray) -> list[Image.Image]:
-        """Codes [n, N] to n RGB pictures."""
+        """Codes [n, N] or [n, N, D] to n RGB pictures."""
         ...
 
     def fingerprint(self) -> str:
@@ -59,6 +61,8 @@ class ImageTokenizer(Protocol):
 
 
 class VQImageTokenizer(nn.Module):
+    depth = 1
+
     def __init__(self, model: VQModel, image_size: int, patch: int = 1, tiled: bool = False):
         super().__init__()
         self.model = model

@@ -39,7 +39,7 @@ class Sampler:
         self.device = next(policy.model.parameters()).device
         self.late = self.device.type == "cuda" if late is None else late
         self.grammar = Grammar(self.vocabulary, self.device)
-        self.state, self.mirror = State.empty(self.device), Mirror()
+        self.state, self.mirror = State.empty(self.device, self.vocabulary.depth), Mirror()
         self.cache = SlotCache(policy.model.config.get_text_config().num_hidden_layers, self.device)
         self.hidden: Tensor | None = None
         """Of the last token of every slot, [slots, H]."""
@@ -133,9 +133,9 @@ class Sampler:
         asked = [request.sampling for request in requests]
         limit = np.array([sampling.max_new_tokens for sampling in asked])
         self.state.widen(int(limit.max()))
-        numbers = np.zeros((len(asked), self.state.uniforms.shape[1]))
+        numbers, depth = np.zeros((len(asked), *self.state.uniforms.shape[1:])), self.vocabulary.depth
         for row, request in enumerate(requests):
-            numbers[row, : limit[row]] = uniforms(request.sampling.seed, request.row, int(limit[row]))
+            numbers[row, : limit[row]] = uniforms(request.sampling.seed, request.row, int(limit[row]), depth)
         place = np.array([self.grammar.opening if sampling.begin_with_image else TEXT for sampling in asked])
         mirror = self.mirror
         mirror.place[own], mirror.limit[own], mirror.drawn[own], mirror.read[own] = place, limit, 0, 0
@@ -240,14 +240,14 @@ class Sampler:
         text, image = (self._at(kind) for kind in (ANY_TEXT, CODE))
         due, place = grammar.due.index_select(0, state.place), grammar.after.index_select(0, state.place)
         ids, logp = due.clone(), torch.zeros_like(due, dtype=torch.float32)
-        uniform = state.uniforms.gather(1, state.drawn[:, None])[:, 0]
+        uniform = state.uniforms.gather(1, state.drawn[:, None, None].expand(-1, -1, self.vocabulary.depth))[:, 0]
         if text is not None:
-            chosen, p = self._text(text, uniform)
+            chosen, p = self._text(text, uniform[:, 0])
             led_to = grammar.led_to.index_select(0, chosen)
             self._put(ANY_TEXT, due, text, (ids, chosen), (logp, p), (place, led_to))
         if image is not None:
             chosen, p = self._image(image, uniform)
-            self._put(CODE, due, image, (ids, chosen + self.vocabulary.text_size), (logp, p))
+            self._put(CODE, due, image, (ids, chosen), (logp, p))
         alive = state.place != grammar.finished
         state.ids.scatter_(1, state.drawn[:, None], ids[:, None])
         state.logp.scatter_(1, state.drawn[:, None], logp[:, None])
@@ -266,12 +266,32 @@ class Sampler:
         return draw(scores, uniform.index_select(0, at), state.rules(at, self.kinds), self.kinds)
 
     def _image(self, at: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes; a row without guidance is its own twin, so that the formula leaves its scores as they are."""
+        """Ids of codes; a row without guidance is its own twin, so that the formula leaves its scores as they are.
+
+        Of D codes a position, `uniform` [slots, D], each is drawn by those before it; with them go their log-probs.
+        """
         state, hidden = self.state, cast(Tensor, self.hidden)
-        states, guidance = hidden.index_select(0, at), state.guidance.index_select(0, at)[:, None]
-        without = hidden.index_select(0, state.twin.index_select(0, at)) if self.kinds.guided else None
-        scores = self.policy.guided_image_logits(states, without, guidance)
-        return draw(scores, uniform.index_select(0, at), state.rules(at, self.kinds), self.kinds)
+        states, guidance = [hidden.index_select(0, at)], state.guidance.index_select(0, at)[:, None]
+        if self.kinds.guided:
+            states.append(hidden.index_select(0, state.twin.index_select(0, at)))
+        own, rules = uniform.index_select(0, at), state.rules(at, self.kinds)
+        if self.vocabulary.depth == 1:
+            codes, logp = draw(self._scores(states, guidance), own[:, 0], rules, self.kinds)
+            return self.vocabulary.ids_of(codes), logp
+        codes, logp = at.new_zeros(len(at), 0), torch.zeros(len(at), device=at.device)
+        for number in range(self.vocabulary.depth):
+            scores = self._scores(self._deeper(states, codes), guidance)
+            code, p = draw(scores, own[:, number], rules, self.kinds)
+            codes, logp = torch.cat([codes, code[:, None]], 1), logp + p
+        return self.vocabulary.ids_of(codes), logp
+
+    def _scores(self, states: Sequence[Tensor], guidance: Tensor) -> Tensor:
+        return self.policy.guided_image_logits(states[0], *states[1:], guidance=guidance)
+
+    def _deeper(self, states: Sequence[Tensor], codes: Tensor) -> Sequence[Tensor]:
+        """What the next code of each position is scored from; rows and their twins go through the model together."""
+        deep = self.policy.depth_states(torch.cat(list(states)), codes.repeat(len(states), 1))
+        return deep[:, -1].chunk(len(states))
 
     def _put(self, kind: int, due: Tensor, at: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
         """Into each of the first the values of the second, which are of the slots `at`, where that kind is due."""
@@ -367,7 +387,7 @@ class Sampler:
         behind = np.flatnonzero(pattern == CODE) - len(pattern)
         at = torch.from_numpy(painted).to(self.device)
         columns = torch.from_numpy(mirror.drawn[painted, None] + behind).to(self.device)
-        codes_nN = (self.state.ids[at].gather(1, columns) - vocabulary.text_size).cpu().numpy()
+        codes_nN = vocabulary.codes_of(self.state.ids[at].gather(1, columns)).cpu().numpy()
         pixels = torch.stack([processor.seen_again(codes_N) for codes_N in codes_nN])
         features = self.policy.image_features(pixels.to(self.device))
         if self._seen_again is None:

@@ -22,6 +22,7 @@ from limner.models.sampler.generation import Sample, Sampling, generate
 from limner.models.tokens.sequence import CODE, TokenBatch, TokenSequence, collate, images_before
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
+from .depths import check_depth
 from .schedules import check_rows_that_come_and_go
 
 TOLERANCE = 1e-4
@@ -127,7 +128,7 @@ def check_images_stand(policy: UnifiedPolicy) -> None:
             shown = image.pixels()
             if not by_features:
                 codes = processor.image_tokenizer.encode([shown])[0]
-                assert (ids[ids >= vocabulary.text_size] - vocabulary.text_size).tolist() == codes.tolist()
+                assert vocabulary.codes_of(ids[ids >= vocabulary.text_size]).tolist() == codes.tolist()
                 shown = processor.image_tokenizer.decode(codes[None])[0]
             if controls.image in pattern:
                 assert slot.pixels is not None and torch.equal(slot.pixels, processor.vision([shown])[0])  # type: ignore[misc]
@@ -305,7 +306,9 @@ def check_gradients(policy: UnifiedPolicy) -> None:
     size, trainable = vocabulary.text_size, [p for p in policy.model.parameters() if p.requires_grad]
     whole = collate([policy.processor.encode_all(documents())], vocabulary)
     ids = whole.ids_BT.unique()
-    held = {"text": int((ids < size).sum()), "image": int((ids >= size).sum())}
+    codes = vocabulary.codes_of(ids[ids >= size])
+    first = codes if vocabulary.depth == 1 else codes[:, 0]
+    held = {"text": int((ids < size).sum()), "image": len(first.unique())}
     assert held["image"] < vocabulary.image_codes and held["text"] < size - len(vocabulary.never_sampled)
 
     def reached(target_BT: Tensor) -> dict[str, int]:
@@ -357,7 +360,7 @@ def check_grammar(policy: UnifiedPolicy) -> None:
                 if at < len(ids):
                     codes = [i for i in picture if i >= vocabulary.text_size]
                     assert len(codes) == length and picture[-1] == controls.eoi
-                    assert max(codes) < vocabulary.text_size + vocabulary.image_codes
+                    assert max(codes) < vocabulary.text_size + vocabulary.image_codes**vocabulary.depth
             assert sampling.max_images is None or found <= sampling.max_images
             images += found
     assert ended > 1 and images > 4
@@ -446,5 +449,6 @@ CHECKS: Sequence[Callable[[UnifiedPolicy], None]] = (
     check_gradients,
     check_grammar,
     check_cut_images,
+    check_depth,
 )
 """Those of a policy that they leave as it was."""

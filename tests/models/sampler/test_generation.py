@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from limner.configs.errors import InputError
-from limner.models.policy import _score
+from limner.models.heads import score
 from limner.models.sampler.generation import Sampling, generate, stream
 from limner.models.tokens.sequence import collate
 from limner.worlds.picture_stories.scenes import SCENES, caption, story_prompt
@@ -138,8 +138,8 @@ def test_chunks_change_neither_scores_nor_gradients(make_policy, prompts):
 def test_a_position_of_several_codes_is_one_token():
     """Residual codes: log-probs and entropies sum over depth."""
     scores, codes = torch.randn(5, 4, 9), torch.randint(9, (5, 4))
-    logp, entropy, _ = _score(scores, codes)
-    each = [_score(scores[:, d], codes[:, d])[:2] for d in range(4)]
+    logp, entropy, _ = score(scores, codes)
+    each = [score(scores[:, d], codes[:, d])[:2] for d in range(4)]
     assert torch.allclose(logp, sum(p for p, _ in each)) and torch.allclose(entropy, sum(h for _, h in each))
 
 
