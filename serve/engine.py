@@ -16,7 +16,7 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Condition, Thread
@@ -26,7 +26,9 @@ import torch
 
 from ..configs.errors import InputError
 from ..models.policy import UnifiedPolicy
+from ..models.sampler.chunked import prefill_in_chunks
 from ..models.sampler.generation import evaluating
+from ..models.sampler.prefill import Prefix
 from ..models.sampler.request import Request, Sampling
 from ..models.sampler.slots import Sampler
 from .metrics import Metrics
@@ -38,7 +40,7 @@ from .rows.waiting import Room, Waiting
 logger = logging.getLogger(__name__)
 
 PREFILL = 512
-"""Tokens of prompts that are admitted in a turn, unless a single one is longer: rows that run wait for them."""
+"""Tokens of prompts that are prefilled in a turn, for rows that run wait for them. A longer prompt takes several."""
 PAUSE_S = 0.1
 """Between looks at those that wait while the engine pauses."""
 EIGHTHS = 8
@@ -89,6 +91,8 @@ class Engine:
         self._pausing = self._paused = self._stopping = False
         policy.processor.text_ids("a")  # a tokenizer's setting, which no two threads should make at a time
         self._sampler: Sampler | None = None
+        self._reading: tuple[Ticket, Iterator[Prefix | None]] | None = None
+        """The request whose long prompt is being prefilled, a part a turn."""
         self._thread = Thread(target=self._run, daemon=True, name="engine")
         self._thread.start()
 
@@ -156,7 +160,7 @@ class Engine:
             self.draining, self._pausing = True, False
             self._turn.notify_all()
             self._turn.wait_for(lambda: self.idle or self.dead, max(end - time.monotonic(), 0))
-            for ticket in [*self._waiting, *self._running.values()]:
+            for ticket in self._all():
                 ticket.deadline = -1.0
             self._turn.notify_all()
             self._turn.wait_for(lambda: self.idle or self.dead, 30)
@@ -181,7 +185,11 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return not self._running and not len(self._waiting)
+        return not self._all()
+
+    def _all(self) -> list[Ticket]:
+        reading = [self._reading[0]] if self._reading else []
+        return [*self._waiting, *reading, *self._running.values()]
 
     @property
     def running(self) -> int:
@@ -236,6 +244,8 @@ class Engine:
             self._give_up_waiting()
             self._give_up(sampler)
             self._admit(sampler)
+            if not self._running and self._reading:
+                continue
             if not self._running:
                 self._sampler = sampler = Sampler(self.policy)  # without the memory of the last rows
                 with self._turn:
@@ -254,6 +264,9 @@ class Engine:
 
     def _admit(self, sampler: Sampler) -> None:
         """The next ones, while there is room for their worst case, and not too much to prefill."""
+        if self._reading is not None:
+            self._read_on(sampler)
+            return
         taken: list[Ticket] = []
         with self._turn:
             while not self._pausing and (ticket := self._waiting.first()):
@@ -264,20 +277,46 @@ class Engine:
                 if not self.room.holds(slots, longest) or (taken and sum(prompts.values()) > PREFILL):
                     break
                 taken.append(self._waiting.pop())
+                if len(ticket.request.prompt) > PREFILL:  # it is alone
+                    self._reading = ticket, prefill_in_chunks(self.policy, ticket.request, PREFILL)
+                    ticket.times.admitted = time.monotonic()
+                    return
             self._running |= {ticket.number: ticket for ticket in taken}
+        self._begin(sampler, taken)
+
+    def _read_on(self, sampler: Sampler) -> None:
+        """The next part of a long prompt; its row runs from the turn on in which it has been read."""
+        assert self._reading is not None
+        ticket, parts = self._reading
+        fault = self._fault(ticket, time.monotonic())
+        prefix = None if fault else next(parts)
+        if not fault and prefix is None:
+            return
+        with self._turn:
+            self._reading = None
+            self._running |= {} if fault else {ticket.number: ticket}
+            self._turn.notify_all()
+        if fault:
+            self._fail(ticket, fault)
+        elif prefix is not None:
+            sampler.know(prefix)
+            self._begin(sampler, [ticket])
+
+    def _begin(self, sampler: Sampler, taken: Sequence[Ticket]) -> None:
         if not taken:
             return
-        admitted = time.monotonic()
+        begun = time.monotonic()
         rows = self._running.values()
         if sampler.slots * max([sampler.cache.columns, *(row.tokens for row in rows)]) > self.room.tokens:
             sampler.shrink()  # free slots would be as long as the new rows
         sampler.admit([ticket.number for ticket in taken], [ticket.request for ticket in taken])
         for ticket in taken:
-            ticket.times.admitted, ticket.times.prefilled = admitted, time.monotonic()
+            times = ticket.times
+            times.admitted, times.prefilled = times.admitted or begun, time.monotonic()
             self._writings[ticket.number] = self._scribe.open(ticket)
             self.metrics.count("prompt_tokens", len(ticket.request.prompt))
-            self.metrics.observe("request_queue_time_seconds", admitted - ticket.times.arrived)
-            self.metrics.observe("request_prefill_time_seconds", ticket.times.prefilled - admitted)
+            self.metrics.observe("request_queue_time_seconds", times.admitted - times.arrived)
+            self.metrics.observe("request_prefill_time_seconds", times.prefilled - times.admitted)
 
     def _hand_out(self, sampler: Sampler) -> None:
         """New ids to those who read them, and how far pictures are."""
@@ -355,8 +394,8 @@ class Engine:
     def _die(self) -> None:
         with self._turn:
             self.dead = True
-            lost = [*self._waiting, *self._running.values()]
-            self._waiting, self._running = Waiting(), {}
+            lost = self._all()
+            self._waiting, self._running, self._reading = Waiting(), {}, None
             self._turn.notify_all()
         for ticket in lost:
             self._fail(ticket, Failed("engine", "the engine has stopped"))

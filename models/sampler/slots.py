@@ -153,6 +153,10 @@ class Sampler:
             uniforms=numbers,
         )
 
+    def know(self, prefix: Prefix) -> None:
+        """What rows of the next `admit` begin with need not be prefilled there."""
+        self._known.append(prefix)
+
     def end(self, keys: Sequence[int]) -> None:
         """These rows end where they are, as if they had reached their limit. Between `feed` and `draw`."""
         slots = np.flatnonzero(np.isin(self.mirror.key, list(keys)))

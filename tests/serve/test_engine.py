@@ -112,6 +112,24 @@ def test_every_family_answers_as_alone(name, late, monkeypatch):
         assert answer.ids_C.tolist() == alone.ids_C.tolist()
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_long_prompt_is_read_in_parts_while_others_write(name, late, monkeypatch):
+    family = FAMILIES[name]()
+    monkeypatch.setattr("limner.serve.engine.Sampler", partial(Sampler, late=late))
+    monkeypatch.setattr("limner.serve.engine.PREFILL", 7)
+    widths, hidden = [], family.hidden
+    monkeypatch.setattr(family, "hidden", lambda ids, *rest: widths.append(ids.shape) or hidden(ids, *rest))
+    prompts = [PROMPTS[1], read_prompt("Fold"), read_prompt("One, two, three. " * 3, [draw_scene(SCENES[5])])]
+    settings = [Sampling(12, seed=3), Sampling(30, seed=4, max_images=0), Sampling(24, guidance=2.0, seed=5)]
+    with Engine(family, Limits(slots=5)) as engine:
+        replies = [ask(engine, *pair) for pair in zip(prompts, settings, strict=True)]
+        answers = [reply.answer(60) for reply in replies]
+    assert max(width for rows, width in widths if width > 1) <= 7
+    monkeypatch.setattr(family, "hidden", hidden)
+    for answer, prompt, sampling in zip(answers, prompts, settings, strict=True):
+        assert answer.ids_C.tolist() == write(family, [prompt], sampling)[0].ids_C.tolist()
+
+
 def pytest_generate_tests(metafunc):
     if "name" in metafunc.fixturenames:
         fast = ("gemma3", "janus_reencode")
