@@ -20,7 +20,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
 from limner.models.families.vila_u.depth import DepthTransformer
 from limner.models.families.vila_u.policy import VilaUPolicy
-from limner.models.families.vila_u.residual import Codebooks
+from limner.models.pictures.residual import Codebooks, residual_codes
 from limner.models.sampler.generation import Sampling, generate
 from limner.models.tokens.sequence import collate
 from limner.report.release.publish import Request, write_release
@@ -149,7 +149,7 @@ def test_residual_codes_by_hand():
     books = Codebooks(1, 4, 1)
     with torch.no_grad():
         books.weight.copy_(torch.tensor([[[-2.0], [-0.5], [0.5], [2.0]]]))
-        codes = books.quantise(torch.tensor([[1.3]]), 3)
+        codes = residual_codes(torch.tensor([[1.3]]), books.weight, 3)
         assert codes.tolist() == [[3, 1, 1]] and books(codes).sum(1).item() == pytest.approx(1.0)
 
 
