@@ -49,6 +49,8 @@ class UnifiedPolicy(ABC):
     """Image codes have an embedding and a head of their own, beside those of text."""
     never_trained: tuple[str, ...] = ()
     """Submodules that stay as they are: an image tokenizer inside, beside the processor's, which is the one used."""
+    new_depth = 1
+    """Codes a position of a new model's pictures."""
     new_rows = False
     """Embedding and head have rows that no training has reached yet: the model was extended by them."""
 
