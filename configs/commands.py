@@ -53,6 +53,9 @@ COMMANDS = {
     "bench sampler": Command(
         "studies.bench.sampler:main", "time the sampler, and transformers' own `generate` beside it"
     ),
+    "bench serving": Command(
+        "studies.bench.serving:main", "time the serving engine: closed and open loops, beside the sampler alone"
+    ),
     "bench lora": Command("studies.bench.lora:main", "time rollouts with an adapter, merged and not, and without one"),
     "bench data": Command(
         "studies.bench.data:main", "convert, read, wait, go on: records a second, beside webdataset and `datasets`"
@@ -81,6 +84,13 @@ COMMANDS = {
     "convert": Command(
         "models.checkpoints.convert:main",
         "bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM",
+    ),
+    "serve": Command(
+        "serve.command:main", "answer over HTTP, in text and pictures: the API that OpenAI's clients read"
+    ),
+    "check": Command(
+        "studies.check.command:main",
+        "is a model read right, and can it be trained here: a page, and a JSON for an issue",
     ),
     "serve-rewards": Command("rewards.remote.server:main", "score completions for training runs on other machines"),
     "publish": Command("report.release.publish:main", "write a release with its model card, and upload it to the Hub"),

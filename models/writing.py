@@ -29,7 +29,8 @@ from .documents.rendering import save
 from .log_probs import LogProbs, log_probs
 from .policy import UnifiedPolicy
 from .sampler.generation import Sampling, generate, stream
-from .tokens.pieces import between, length, read, sure, until
+from .tokens.pieces import read
+from .tokens.reader import BEGUN, Reader, offered, painted
 from .tokens.sequence import TokenSequence
 
 BATCH = 16
@@ -182,7 +183,7 @@ class Model:
             written = read_answer(cast(Any, prompt) if answer is None else answer)
             settings, first, sequence = Sampling(), len(asked.segments), self.encode(asked + written)
         given = {"temperature": temperature, "guidance": guidance}
-        settings = _changed(settings, {name: value for name, value in given.items() if value is not None})
+        settings = changed(settings, {name: value for name, value in given.items() if value is not None})
         return log_probs(
             self.policy, sequence, written, first, settings.temperature or 1.0, settings.guidance, settings.max_images
         )
@@ -204,7 +205,7 @@ class Model:
         return sequence
 
     def _sampling(self, changes: dict[str, Any]) -> Sampling:
-        return _changed(self.sampling, changes)
+        return changed(self.sampling, changes)
 
 
 def write(
@@ -235,9 +236,9 @@ def write(
             for prompt, sample, room in zip(each, samples, rooms, strict=True)
         ]
         documents = processor.paint([reading.document for reading in readings])
-        for prompt, painted, sample, reading in zip(each, documents, samples, readings, strict=True):
+        for prompt, document, sample, reading in zip(each, documents, samples, readings, strict=True):
             ids_C = sample.ids_C[: len(reading.segment_C)]
-            answers.append(Answer(painted, reading.ended, reading.cut_image, prompt, reading.faults, ids_C, sampling))
+            answers.append(Answer(document, reading.ended, reading.cut_image, prompt, reading.faults, ids_C, sampling))
     return answers
 
 
@@ -269,48 +270,31 @@ def set_default_sampling(policy: UnifiedPolicy, sampling: Sampling) -> None:
 def _stream(
     policy: UnifiedPolicy, prompt: InterleavedDocument, sampling: Sampling, stop: Sequence[str]
 ) -> Generator[str | ImageSegment, None, Answer]:
-    processor, vocabulary, control = policy.processor, policy.vocabulary, policy.vocabulary.controls
-    painted, closed = vocabulary.last_code + 2, len(vocabulary.image) + 1  # tokens of a picture, `<boi>` among them
-    (offered,) = processor.paint([InterleavedDocument(tuple(prompt.candidates.values()))])
-    candidates = {cast(int, image.candidate): image for image in offered.images}
-    placed: set[int] = set()
+    reader, encoded = Reader(policy.processor, offered(policy.processor, prompt), stop), policy.processor.encode(prompt)
     pictures: list[ImageSegment] = []
-    ids: list[int] = []
-    text: list[int] = []  # tokens of the text that is being written, and of the picture
-    picture: list[int] = []
-    said, stopped = 0, False
-    encoded = processor.encode(prompt)
     drawn = islice(stream(policy, encoded, sampling), max(policy.longest - len(encoded), 1))
     for token in chain(drawn, [None]):
-        ids += [] if token is None else [token]
-        if picture and token is not None:
-            picture.append(token)
-            if len(picture) == painted:
-                (document,) = processor.paint([processor.read(picture).document])
-                pictures.append(document.images[0])
-                yield document.images[0]
-            if len(picture) == closed:
-                picture = []
-        elif token in (control.boi, control.eos, None):
-            written = [segment for segment, _ in processor.read_text(text, candidates, placed, Counter())]
-            known, stopped = until(written, sum(map(length, written)), stop, held=False)
-            yield from between(written, said, known)
-            text, said = [], 0
-            picture = [control.boi] if token == control.boi else picture
-        else:
-            text.append(token)
-            written = [segment for segment, _ in processor.read_text(text, candidates, {*placed}, Counter())]
-            known, stopped = until(written, sure(written, bool(candidates)), stop)
-            yield from between(written, said, known)
-            said = max(said, known)
-        if stopped:
+        for part in reader.take(token):
+            if part is not BEGUN:
+                if isinstance(part, ImageSegment) and part.image is None:
+                    part = painted(policy.processor, part)
+                    pictures.append(part)
+                yield cast(Any, part)
+        if reader.stopped:
             break
-    reading, done = read(processor, ids, candidates, stop), iter(pictures)
+    return answer_of(reader, prompt, sampling, pictures)
+
+
+def answer_of(
+    reader: Reader, prompt: InterleavedDocument, sampling: Sampling, pictures: Iterable[ImageSegment]
+) -> Answer:
+    """What a reader has read, with the drawn pictures as they were painted on the way, in order."""
+    reading, done = reader.reading(), iter(pictures)
     segments = [
         next(done) if isinstance(segment, ImageSegment) and segment.origin == "generated" else segment
         for segment in reading.document.segments
     ]
-    document, ids_C = InterleavedDocument(tuple(segments)), torch.tensor(ids[: len(reading.segment_C)])
+    document, ids_C = InterleavedDocument(tuple(segments)), torch.tensor(reader.ids[: len(reading.segment_C)])
     return Answer(document, reading.ended, reading.cut_image, prompt, reading.faults, ids_C, sampling)
 
 
@@ -322,7 +306,7 @@ def _drained(running: Generator[Any, None, Answer]) -> Answer:
             return end.value
 
 
-def _changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:
+def changed(sampling: Sampling, changes: Mapping[str, Any]) -> Sampling:
     """Raises InputError naming a setting that does not exist, is of another type or out of range."""
     kinds = fields_of(Sampling)
     for name in changes:

@@ -25,6 +25,8 @@ HOMES = {
     "openai": ("models/chat/endpoint.py",),
     "rouge_score": ("rewards/encoders/text.py",),
     "lancedb": ("retrieval/index/store.py",),
+    "starlette": ("serve/api.py", "serve/access.py", "serve/streams.py", "serve/command.py"),
+    "uvicorn": ("serve/server.py", "serve/command.py"),
     "sentence_transformers": ("retrieval/index/encoders.py",),
 }
 WORLDS = ("picture_stories", "insertion_stories", "worlds")

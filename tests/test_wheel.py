@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("configs", "models", "data", "retrieval", "rewards", "eval", "train", "report", "worlds", "studies")
+FOLDERS = ("configs", "models", "data", "retrieval", "rewards", "eval", "train", "report", "serve", "worlds", "studies")
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "runs", "shared", "*.egg-info", "__pycache__")
 PLUGIN = {
     "pyproject.toml": """

@@ -157,6 +157,17 @@ class Sampler:
             uniforms=numbers,
         )
 
+    def know(self, prefix: Prefix) -> None:
+        """What rows of the next `admit` begin with need not be prefilled there."""
+        self._known.append(prefix)
+
+    def end(self, keys: Sequence[int]) -> None:
+        """These rows end where they are, as if they had reached their limit. Between `feed` and `draw`."""
+        slots = np.flatnonzero(np.isin(self.mirror.key, list(keys)))
+        self.settle()
+        self.mirror.place[slots] = self.grammar.finished
+        self.state.put(slots, place=self.mirror.place[slots])
+
     def leave(self) -> dict[int, Sample]:
         """The rows that have ended; their slots are free from now on."""
         mirror = self.mirror
@@ -338,6 +349,11 @@ class Sampler:
             return [int(mirror.told[slot])]
         return self.state.ids[slot, start:stop].tolist()
 
+    def share_painted(self, key: int) -> float:
+        """How much of the picture that a row is in has been drawn, 0 to 1; 0 in a text."""
+        place = int(self.mirror.place[self.mirror.key == key][0])
+        return min(place / self.grammar.painted, 1.0) if TEXT < place < self.grammar.finished else 0.0
+
     def settle(self) -> None:
         """Learns which texts go on, open a picture or end; the one wait of a step, and of none inside pictures."""
         if self._message is None:
@@ -352,6 +368,7 @@ class Sampler:
         """The model over the ids that were drawn last."""
         alive = self._alive()
         if not alive.any():
+            self.settle()
             return
         state, length = self.state, self.mirror.length
         seen = int(length[alive].max()) + 1

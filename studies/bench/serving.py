@@ -1,0 +1,374 @@
+"""What serving costs: requests of mixed lengths through the engine, beside one batch by the sampler and one by one.
+
+limner bench serving [--json FILE] [--model FOLDER]
+
+Closed loop: so many clients, each of which asks again when it has its answer. Open loop: arrivals by chance (Poisson),
+at shares of what the best closed loop gave, whatever the server manages. Times are as a client sees them:
+
+    ttft            request to its first event           first_picture   request to the first whole picture
+    text_itl        between pieces of one text           e2el            request to the end of the answer
+
+Goodput counts the requests a second that keep all of `goals`. In the process itself first; over HTTP beside it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Event as Flag
+from threading import Thread
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from ...configs.bounds import OneOrMore, Seed
+from ...configs.errors import InputError, run_or_exit
+from ...models.checkpoints.hub import load_model
+from ...models.documents.document import InterleavedDocument
+from ...models.policy import UnifiedPolicy
+from ...models.sampler.generation import complete
+from ...models.sampler.request import Request, Sampling
+from ...models.writing import Model
+from ...serve.command import listen
+from ...serve.engine import Engine, Limits, Refused
+from ...serve.rows.events import Ended, Event, Shown, Text
+from ...serve.rows.ticket import Asked, Reply
+from ...serve.server import Server
+from ...serve.service import Service
+from ...serve.settings import ServeConfig
+from ...worlds.picture_stories.scenes import outlines, story_prompt
+from ..seed import limit_threads, say
+from .clock import device, now
+from .command import bench
+from .models import MODELS
+
+GOALS_MET = {"batch": 0.8, "one_by_one": 4.0}
+"""Tokens a second with 16 clients over those of one batch of 16, and of one request after another."""
+BATCH = 16
+PERCENTILES = (50, 90, 99)
+NAMES = ("ttft", "first_picture", "text_itl", "e2el")
+
+
+@dataclass
+class BenchConfig:
+    model: str = ""
+    """Checkpoint folder; by default an untrained model of the demo's size."""
+    requests: OneOrMore = 64
+    """Of each run."""
+    concurrency: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
+    """Clients of the closed loops."""
+    rates: list[float] = field(default_factory=lambda: [0.5, 0.8, 1.2])
+    """Of the open loops, as shares of the requests a second of the largest closed one."""
+    short: OneOrMore = 8
+    long: OneOrMore = 96
+    """Tokens of texts, from and to."""
+    pictures: float = 0.5
+    """Share of requests that draw a picture before their text."""
+    guided: float = 0.25
+    """Share of those with guidance, which take two slots."""
+    slots: OneOrMore = 32
+    waiting: OneOrMore = 64
+    goals: dict[str, float] = field(default_factory=lambda: {"ttft": 1.0, "first_picture": 5.0, "e2el": 15.0})
+    """Seconds; a request that keeps them all counts for goodput."""
+    seed: Seed = 0
+    json: str | None = None
+    """File for the figures."""
+
+    def check(self) -> None:
+        """Raises InputError."""
+        if min(self.concurrency, default=0) < 1 or min(self.rates, default=1.0) <= 0:
+            raise InputError("concurrency and rates: numbers above 0")
+        if not 0 <= self.pictures <= 1 or not 0 <= self.guided <= 1 or self.long < self.short:
+            raise InputError("pictures and guided: shares, 0 to 1; long: at least `short`")
+        if unknown := sorted(self.goals.keys() - {*NAMES}):
+            raise InputError(f"goals: {unknown[0]!r}; known: {', '.join(NAMES)}")
+
+
+@dataclass
+class Seen:
+    """One request as its client saw it; seconds."""
+
+    begun: float
+    ttft: float = 0.0
+    first_picture: float | None = None
+    text_itl: list[float] = field(default_factory=list)
+    e2el: float = 0.0
+    tokens: int = 0
+    pictures: int = 0
+    rejected: bool = False
+
+    def keeps(self, goals: dict[str, float]) -> bool:
+        times = {"ttft": self.ttft, "first_picture": self.first_picture or 0.0, "e2el": self.e2el}
+        times["text_itl"] = max(self.text_itl, default=0.0)
+        return not self.rejected and all(times[name] <= most for name, most in goals.items())
+
+
+Ask = Callable[[Asked], Seen]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    bench(BenchConfig, argv, "serving", run, table)
+
+
+def run(config: BenchConfig) -> dict[str, Any]:
+    config.check()
+    limit_threads()
+    disable_progress_bar()
+    model = load_model(config.model) if config.model else Model(MODELS["tiny_llama"].make())
+    model.policy.model.to(device()).eval()  # type: ignore[arg-type]
+    asked = workload(model.policy, config)
+    alone = baselines(model.policy, asked[:BATCH])
+    figures: dict[str, Any] = {"baselines": alone, "closed": [], "open": []}
+    with Engine(model.policy, Limits(config.slots, waiting=config.waiting)) as engine:
+        ask = asker(engine)
+        closed(asked[:BATCH], BATCH, ask)  # the warm-up
+        for clients in config.concurrency:
+            say(f"closed loop, {clients} clients")
+            seen, seconds = closed(asked, clients, ask)
+            figures["closed"].append({"clients": clients} | summary(seen, seconds, config.goals))
+        top = max(row["requests_per_second"] for row in figures["closed"])
+        for share in config.rates:
+            say(f"open loop, {share:g} of {top:.1f} requests/s")
+            seen, seconds = opened(asked, share * top, ask, config.seed)
+            figures["open"].append({"rate": share * top, "share": share} | summary(seen, seconds, config.goals))
+        seen, seconds = closed(asked[:BATCH], BATCH, ask)
+        figures["batch_of_16"] = summary(seen, seconds, config.goals)
+    say(f"closed loop over HTTP, {BATCH} clients")
+    with over_http(model, config) as ask:
+        closed(asked[:BATCH], BATCH, ask)
+        seen, seconds = closed(asked, BATCH, ask)
+        figures["http"] = {"clients": BATCH} | summary(seen, seconds, config.goals)
+    rate = figures["batch_of_16"]["tokens_per_second"]
+    figures["over"] = {name: rate / alone[name]["tokens_per_second"] for name in GOALS_MET}
+    figures["settings"] = {**asdict(config), "device": device(), "threads": torch.get_num_threads()}
+    return figures
+
+
+def workload(policy: UnifiedPolicy, config: BenchConfig) -> list[Asked]:
+    """Requests of mixed lengths, some with a picture, some of those guided; an untrained model hardly ever ends."""
+    chance, pattern = random.Random(config.seed), len(policy.vocabulary.image) + 1
+    prompts = [story_prompt(outline) for outline in outlines(config.seed, 8)]
+    asked = []
+    for number in range(config.requests):
+        draws = chance.random() < config.pictures
+        length = chance.randint(config.short, config.long) + pattern * draws
+        guidance = 3.0 if draws and chance.random() < config.guided else 1.0
+        sampling = Sampling(
+            length, max_images=int(draws), guidance=guidance, begin_with_image=draws, seed=number + config.seed
+        )
+        asked.append(Asked(chance.choice(prompts), sampling))
+    return asked
+
+
+def baselines(policy: UnifiedPolicy, asked: Sequence[Asked]) -> dict[str, dict[str, float]]:
+    """The same requests by the sampler: in one batch, and one after another; prompts encoded, pictures painted."""
+    found = {}
+    for name, groups in (("batch", [asked]), ("one_by_one", [[each] for each in asked])):
+        for timed in (False, True):
+            started, tokens = now(), 0
+            for group in groups if timed else groups[:1]:
+                prompts = policy.processor.encode_all([each.prompt for each in group])
+                requests = [Request(p, each.sampling, 0) for p, each in zip(prompts, group, strict=True)]
+                samples = complete(policy, requests)
+                documents = [policy.processor.read(sample.ids_C.tolist()).document for sample in samples]
+                policy.processor.paint(documents)
+                tokens += sum(len(sample.ids_C) for sample in samples)
+            seconds = now() - started
+        found[name] = {"requests": len(asked), "seconds": seconds, "tokens_per_second": tokens / seconds}
+    return found
+
+
+def asker(engine: Engine) -> Ask:
+    """Asks in this process."""
+
+    def ask(asked: Asked) -> Seen:
+        seen, reply, last = Seen(time.perf_counter()), Reply(), [0.0]
+
+        def look(event: Event) -> None:
+            note(seen, event, last)
+
+        try:
+            engine.submit(asked, reply)
+        except Refused:
+            seen.rejected = True
+            return seen
+        end = reply.wait(600, look)
+        seen.e2el = time.perf_counter() - seen.begun
+        if isinstance(end, Ended) and end.answer.ids_C is not None:
+            seen.tokens = len(end.answer.ids_C)
+        return seen
+
+    return ask
+
+
+def note(seen: Seen, event: Event | str, last: list[float]) -> None:
+    """What a client sees, when it does; `last`: when it saw the piece of text before."""
+    moment = time.perf_counter()
+    seen.ttft = seen.ttft or moment - seen.begun
+    if isinstance(event, Shown) or event == "picture":
+        seen.pictures += 1
+        seen.first_picture = seen.first_picture or moment - seen.begun
+        last[0] = 0.0
+    elif isinstance(event, Text) or event == "text":
+        if last[0]:
+            seen.text_itl.append(moment - last[0])
+        last[0] = moment
+
+
+def closed(asked: Sequence[Asked], clients: int, ask: Ask) -> tuple[list[Seen], float]:
+    """Every client asks again as soon as it has its answer; what they saw, and the seconds it took."""
+    waiting: SimpleQueue[Asked] = SimpleQueue()
+    for each in asked:
+        waiting.put(each)
+    seen: list[Seen] = []
+
+    def client() -> None:
+        while True:
+            try:
+                each = waiting.get_nowait()
+            except Empty:
+                return
+            seen.append(ask(each))
+
+    return seen, _together([Thread(target=client) for _ in range(min(clients, len(asked)))])
+
+
+def opened(asked: Sequence[Asked], rate: float, ask: Ask, seed: int) -> tuple[list[Seen], float]:
+    """They arrive by chance, so many a second, whatever has been answered."""
+    chance, seen, moment = random.Random(seed), [], 0.0
+    threads = []
+    for each in asked:
+        moment += chance.expovariate(rate)
+        threads.append(Thread(target=lambda each=each, at=moment: (time.sleep(at), seen.append(ask(each)))))
+    return seen, _together(threads)
+
+
+def _together(threads: Sequence[Thread]) -> float:
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - started
+
+
+def summary(seen: Sequence[Seen], seconds: float, goals: dict[str, float]) -> dict[str, Any]:
+    done = [each for each in seen if not each.rejected]
+    times: dict[str, list[float]] = {
+        "ttft": [each.ttft for each in done],
+        "first_picture": [each.first_picture for each in done if each.first_picture is not None],
+        "text_itl": [gap for each in done for gap in each.text_itl],
+        "e2el": [each.e2el for each in done],
+    }
+    return {
+        "requests": len(seen),
+        "rejected": len(seen) - len(done),
+        "seconds": seconds,
+        "requests_per_second": len(done) / seconds,
+        "tokens_per_second": sum(each.tokens for each in done) / seconds,
+        "pictures_per_second": sum(each.pictures for each in done) / seconds,
+        "goodput": sum(each.keeps(goals) for each in seen) / seconds,
+        **{name: spread(found) for name, found in times.items()},
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean and percentiles, in milliseconds; None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    ranks = {f"p{q}": ordered[min(len(ordered) - 1, int(q / 100 * len(ordered)))] for q in PERCENTILES}
+    return {name: 1000 * value for name, value in {"mean": statistics.mean(values), **ranks}.items()}
+
+
+@contextmanager
+def over_http(model: Model, config: BenchConfig) -> Iterator[Ask]:
+    """Asks a server in this process, with a connection a request, streamed."""
+    settings = ServeConfig(model="bench", port=0, slots=config.slots, waiting=config.waiting, connections=1024)
+    settings.key_concurrency = 1024
+    server = Server(Service(model, settings))
+    ready, url = Flag(), []
+    thread = Thread(target=server.serve_at, args=(listen(settings), lambda found: (url.append(found), ready.set())))
+    thread.start()
+    ready.wait()
+    port = int(url[0].rpartition(":")[2])
+    try:
+        yield lambda asked: _ask_over_http(port, asked)
+    finally:
+        server.stop()
+        thread.join()
+
+
+def _ask_over_http(port: int, asked: Asked) -> Seen:
+    seen, last, sampling = Seen(time.perf_counter()), [0.0], asked.sampling
+    body = {
+        "model": "bench",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "messages": [{"role": "user", "content": _words(asked.prompt)}],
+        "max_tokens": sampling.max_new_tokens,
+        "max_images": sampling.max_images,
+        "guidance": sampling.guidance,
+        "seed": sampling.seed,
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    seen.rejected = answer.status != 200
+    for line in answer:
+        if not line.startswith(b"data: {"):
+            continue
+        chunk = json.loads(line[6:])
+        for choice in chunk["choices"]:
+            if piece := choice["delta"].get("content"):
+                note(seen, "picture" if "/v1/images/" in piece else "text", last)
+        if chunk.get("usage"):
+            seen.tokens = chunk["usage"]["completion_tokens"]
+    seen.e2el = time.perf_counter() - seen.begun
+    connection.close()
+    return seen
+
+
+def _words(prompt: InterleavedDocument) -> str:
+    return prompt.text
+
+
+def table(figures: dict[str, Any]) -> str:
+    """What `limner bench serving` prints."""
+    settings = figures["settings"]
+    lines = [
+        f"{settings['device']}, {settings['threads']} thread(s), {settings['slots']} slots; {settings['requests']} "
+        f"requests, texts of {settings['short']} to {settings['long']} tokens, {settings['pictures']:.0%} drawn",
+        "",
+        f"{'':22}{'req/s':>8}{'tok/s':>8}{'pict/s':>8}{'good/s':>8}{'sent away':>10}"
+        + "".join(f"{name:>22}" for name in NAMES),
+        f"{'':64}" + f"{'ms, p50 / p90 / p99':>22}" * len(NAMES),
+    ]
+    rows = [(f"closed, {row['clients']} clients", row) for row in figures["closed"]]
+    rows += [(f"open, {row['rate']:.1f} a second", row) for row in figures["open"]]
+    rows.append((f"HTTP, {BATCH} clients", figures["http"]))
+    for name, row in rows:
+        keys = ("requests_per_second", "tokens_per_second", "pictures_per_second", "goodput")
+        cells = "".join(f"{row[key]:8.1f}" for key in keys) + f"{row['rejected']:10}"
+        lines.append(f"{name:22}{cells}" + "".join(f"{_times(row[name]):>22}" for name in NAMES))
+    lines += ["", f"{BATCH} requests at once, tokens/s: {figures['batch_of_16']['tokens_per_second']:.0f}"]
+    for name, words in (("batch", "one batch by the sampler"), ("one_by_one", "one after another")):
+        rate, over = figures["baselines"][name]["tokens_per_second"], figures["over"][name]
+        lines.append(f"  {words + ':':28}{rate:8.0f}   ratio {over:.2f}, goal >= {GOALS_MET[name]:g}")
+    return "\n".join(lines)
+
+
+def _times(found: dict[str, float] | None) -> str:
+    return "-" if found is None else " / ".join(f"{found[f'p{q}']:.0f}" for q in PERCENTILES)
+
+
+if __name__ == "__main__":
+    run_or_exit(main)
