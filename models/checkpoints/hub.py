@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from ...configs.errors import InputError
 from ...configs.whole import take_back
 from ..documents.forms import kind_of
+from ..sampler.steps import compile_decoder
 from ..writing import Model, default_sampling, set_default_sampling
 from .folder import SETTINGS_FILE, load, save
 
@@ -51,7 +52,7 @@ def load_model(
     place, precision = usable_device(device), _dtype(dtype)
     policy = load(find_checkpoint(name_or_path, revision), place, precision)
     if compile:
-        policy.compile()
+        compile_decoder(policy)
     return Model(policy)
 
 

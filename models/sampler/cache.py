@@ -27,6 +27,8 @@ class SlotCache(Cache):
         """Room for so many tokens in every slot."""
         self.seen = 0
         """Columns that the step under way looks at."""
+        self.moved = 0
+        """How often the keys and values have been given other memory."""
         self._column = torch.zeros(0, dtype=torch.long, device=device)
         self._first = self._column
         """Where each slot begins among the columns of all."""
@@ -59,6 +61,7 @@ class SlotCache(Cache):
             layer.widen(self.columns)
 
     def _measure(self) -> None:
+        self.moved += 1
         self._column = torch.arange(self.columns, device=self.length_S.device)
         self._first = torch.arange(self.slots, device=self.length_S.device) * self.columns
 
