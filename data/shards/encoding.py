@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ...configs.errors import InputError
+from ...configs.errors import InputError, writing
 from ...configs.whole import Staging, alone, write_atomically
 from ...models.documents.document import ImageSegment, InterleavedDocument
 from ..records import Record, decode_record, encode_record, originals_of
@@ -69,8 +69,9 @@ def encode_shards(
         raise InputError(f"{source}: holds the codes of this image tokenizer already")
     check_target(target, overwrite)
     work = target.with_name(f"{target.name}.encoding")
-    work.mkdir(parents=True, exist_ok=True)
-    with alone(work):
+    with writing(target):
+        work.mkdir(parents=True, exist_ok=True)
+    with writing(target), alone(work):
         total = sum(shard.records for shard in index.shards)
         with tqdm(total=total, unit=" documents", desc=f"codes of {Path(source).name}") as progress:
             shards, pictures, kept = [], 0, 0

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ...configs.errors import InputError
+from ...configs.errors import InputError, writing
 from ...configs.whole import alone
 
 CACHE = "LIMNER_SHARD_CACHE"
@@ -59,7 +59,8 @@ def fetched(address: str, name: str, sha256: str) -> Path:
         with suppress(OSError):
             os.utime(path)  # what was used last goes last
         return path
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
     with alone(path):
         if not path.is_file():
             _fetch(f"{address}/{name}", path, sha256)

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from ...configs.errors import InputError
+from ...configs.errors import InputError, writing
 from ...configs.whole import alone, remove_folder, whole_directory, write_atomically
 from .document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri, encode_png
 
@@ -196,9 +196,10 @@ def save_markdown(document: InterleavedDocument, path: Path) -> None:
     First the folder appears, whole: `<stem>_images`, or `<stem>_images-2` while that is of the file before. Then the
     new file, which names it, replaces the one before, and the folder of that goes. Folders of others are left alone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     first = f"{path.stem}_images"
-    with alone(path):
+    with writing(path), alone(path):
         before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         numbered = re.compile(rf"{re.escape(first)}(-[0-9]+)?")
         there = {file.name for file in path.parent.iterdir() if numbered.fullmatch(file.name)}

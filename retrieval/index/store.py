@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from ...configs.errors import InputError, reading
+from ...configs.errors import InputError, reading, writing
 from ...configs.json_text import parse_json
 from ...models.documents.document import InterleavedDocument, to_rgb
 from .corpus import Chunk, Hit, Picture, Problem, content_hash, make_chunks, title_of, valid_text
@@ -101,10 +101,8 @@ class Index:
         place, encoders = str(place), encoders or Encoders()
         layout = schemas(encoders)
         if "://" not in place:
-            try:
+            with writing(place):
                 Path(place).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"{place}: no folder can be made there: {error.strerror}; name another") from None
             if strange := sorted(set(os.listdir(place)) - {f"{name}.lance" for name in layout}):
                 raise InputError(f"{place}: holds {strange[0]!r}, which is no part of an index; name another folder")
         with one_writer(place):

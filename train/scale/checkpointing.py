@@ -138,8 +138,9 @@ def check_shared(args: Any, accelerator: Any) -> None:
     broadcast_object_list(names)  # a name that nobody has looked up before
     probe = Path(args.output_dir) / names[0]
     if accelerator.is_main_process:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        with writing(args.output_dir):
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
     accelerator.wait_for_everyone()
     deadline = time.monotonic() + SEEN_WITHIN
     while not probe.exists() and time.monotonic() < deadline:

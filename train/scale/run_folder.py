@@ -110,7 +110,6 @@ def keep_plugins(output_dir: Path, settings: Sequence[Any]) -> None:
     rows = []
     for file in files_in(plain(settings)):
         copy = f"{PLUGINS}/{file.path.stem}-{file.sha256[:8]}.py"
-        (output_dir / PLUGINS).mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / copy, file.source)
         rows.append({"file": file.path.name, "sha256": file.sha256, "copy": copy})
     if rows:

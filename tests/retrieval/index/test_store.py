@@ -144,7 +144,7 @@ def test_faulty_questions_are_refused(index, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/diary.txt").write_text("mine")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file: no folder can be made there: File exists"):
+    with pytest.raises(InputError, match="file: cannot be written: File exists"):
         Index.create(tmp_path / "file")
     with pytest.raises(InputError, match=r"diary\.txt"):
         Index.create(tmp_path / "other")
