@@ -24,6 +24,8 @@ from .shown import Shown, in_options, is_picture
 
 INDENTED = re.compile(r"""===[!+]?\s+["']|(?:!!!|\?\?\?\+?)\s*[\w"']""")
 FENCE = re.compile(r"(`{3,}|~{3,}|:{3,})[ \t]*(?:\{([A-Za-z][\w:.-]*)([^}]*)\}[ \t]*)?(.*)")
+BARE = re.compile(r":{3,}[ \t]*(?:\{[^{}]*\}|[\w-]+)?[ \t]*:*[ \t]*")
+"""A line of colons that says no more than a class: no words of the text."""
 DEFINITION = re.compile(r"\[([^\]\n]{1,300})\]:[ \t]*(\S.{0,1000})$")
 OPTION = re.compile(r":([\w-]+):[ \t]*(.*)")
 MOST_OPTIONS = 50
@@ -93,6 +95,9 @@ def directive(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     if whole:
         _show(state, start, after, shown)
         state.line = after
+    elif not shown and BARE.fullmatch(_line(state, start)):
+        _show(state, start, start + 1, [], what="template tag")
+        state.line = start + 1
     else:
         _inline(state, start, start + 1, argument or more)
         if is_picture(argument):
@@ -140,9 +145,9 @@ def definition(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     return True
 
 
-def _show(state: StateBlock, start: int, after: int, shown: list[Shown], cut: bool = True) -> None:
+def _show(state: StateBlock, start: int, after: int, shown: list[Shown], cut: bool = True, what: str = "") -> None:
     token = state.push("shown", "", 0)
-    token.map, token.meta = [start, after], {"shown": shown, "whole": cut}
+    token.map, token.meta = [start, after], {"shown": shown, "whole": cut, "what": what}
 
 
 def _line(state: StateBlock, number: int) -> str:

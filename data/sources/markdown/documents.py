@@ -99,13 +99,12 @@ def read_markdown(source: Path, report: Report) -> Iterator[tuple[InterleavedDoc
             continue
         references = [piece for piece in article.pieces if isinstance(piece, Reference)]
         report.written += len(references) + len(article.unplaced)
+        built = _build(article, folder, report, used)
         if len(references) == len(article.pieces):
-            reason = f"nothing but {len(references)} pictures" if references else "empty"
-            report.problems += [_problem(article, one, "no text", reason) for one in references + article.unplaced]
-            report.problems += [] if references else [Problem(name, 1, "no text", "", reason)]
+            report.problems += [] if references else [Problem(name, 1, "no text", "", "empty")]
             continue
         found = True
-        yield _build(article, folder, report, used)
+        yield built
     if not found:
         reason = (
             str(report.problems[first])
@@ -197,7 +196,11 @@ def _line(ends: Sequence[int], offset: int) -> int:
 def _build(
     article: Article, folder: Folder, report: Report, used: set[Path]
 ) -> tuple[InterleavedDocument, list[bytes | None]]:
-    """The document and the encoded bytes of its pictures; the references that gave none go to the report."""
+    """The document and the encoded bytes of its pictures; the references that gave none go to the report.
+
+    So do all others where the page has no text: it is no document.
+    """
+    pictures = sum(isinstance(piece, Reference) for piece in article.pieces)
     segments: list[Segment] = [TextSegment(f"Write an illustrated article: {article.title}")]
     originals: list[bytes | None] = []
     lines: dict[Path | str, int] = {}
@@ -209,6 +212,9 @@ def _build(
             picture = _picture(article, piece, folder, lines, used)
         except Refused as error:
             report.problems.append(_problem(article, piece, error.rule, error.reason))
+            continue
+        if pictures == len(article.pieces):
+            report.problems.append(_problem(article, piece, "no text", f"nothing but {pictures} pictures"))
             continue
         if picture.frames:
             reason = f"the first of {picture.frames} frames is kept"

@@ -30,12 +30,16 @@ EMPTY = re.compile(r"\s*(?:\{[^{}]*\}\s*)?")
 """Between a picture and the end of a link around it: nothing, or its attributes."""
 IMPORT = re.compile(r"""^import[ \t]+([A-Za-z_$][\w$]{0,80})[ \t]+from[ \t]+["']([^"'\n]{1,500})["'];?[ \t]*$""", re.M)
 """Of an MDX page."""
-SHELL = re.compile(r"</?(picture|source|figure|figcaption)\b", re.IGNORECASE)
+TABLE = re.compile(r"^(?:[ \t:-]*\|[ \t:|-]*(?:\n|\Z))+", re.M)
+"""Rows without a word."""
+SHELL = re.compile(r"</?(picture|source|figure|figcaption|video)\b", re.IGNORECASE)
 """HTML around a picture, that says nothing without it."""
 SIZE_IN_ALT = re.compile(r"\|\d{1,5}(?:x\d{1,5})?$")
 CHUNK = re.compile(r"(?:include_graphics\(([^)\n]{0,500})\)|^[ \t]*\.\. (?:image|figure)::[ \t]*(\S{1,500}))", re.M)
 """A picture that code shows: R's knitr, and reStructuredText in `{eval-rst}`."""
 CHUNK_ONLY = re.compile(r"[ \t]*(?:#.*|:[\w-]+:.*|\.\. (?:image|figure)::.*|(?:knitr::)?include_graphics\(.*)?")
+VOID = ("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr")
+"""Tags that no other closes."""
 CODE_TAGS = ("code", "pre", "script", "style", "textarea")
 UNUSED = ("unused", "the page defines it and shows it nowhere")
 
@@ -48,7 +52,7 @@ class Cut:
     end: int
     shown: tuple[Shown, ...] = ()
     what: str = ""
-    """What it is where it shows none: `template tag`, `shell tag`, `definition`, `import`."""
+    """What it is where it shows none: `template tag`, `shell tag`, `definition`, `import`, `empty table`."""
 
 
 @dataclass(slots=True)
@@ -109,7 +113,8 @@ def parse(text: str, body_start: int) -> Page:
         elif token.type == "definition":
             definitions.append((token, start, end))
         elif token.type == "shown":
-            page.cuts.append(Cut(start if token.meta["whole"] else end, end, tuple(token.meta["shown"])))
+            cut_from = start if token.meta["whole"] else end
+            page.cuts.append(Cut(cut_from, end, tuple(token.meta["shown"]), token.meta["what"]))
         for item, cut in zip(found, _placed(found, token, lines, starts), strict=True):
             if item.quiet:
                 page.quiet.append((cut.start, cut.end))
@@ -119,7 +124,31 @@ def parse(text: str, body_start: int) -> Page:
     cuts, kept = _of_definitions(definitions, labels, text)
     cuts += _of_imports(text, page)
     page.cuts, page.quiet = _apart(page.cuts + cuts), page.quiet + kept
+    page.cuts = _apart([*page.cuts, *empty_tables(text, page.cuts, page.quiet)])
     return page
+
+
+def empty_tables(text: str, cuts: list[Cut], quiet: list[tuple[int, int]]) -> list[Cut]:
+    """What is left of tables that held pictures and no word: the spans between these."""
+    bare, code = blanked(text, [(cut.start, cut.end) for cut in cuts]), sorted(quiet)
+    found: list[Cut] = []
+    for match in TABLE.finditer(bare):
+        start, end = match.span()
+        before, behind = (
+            bare[bare.rfind("\n", 0, max(0, start - 1)) + 1 : start],
+            bare[end : bare.find("\n", end) + 1 or None],
+        )
+        at = bisect.bisect(code, (end, 0))
+        if "-" not in match[0] or "|" in before + behind or (at and code[at - 1][1] > start):
+            continue
+        number, what = bisect.bisect_right(cuts, start, key=lambda cut: cut.end), "empty table"
+        while start < end:
+            inner = cuts[number] if number < len(cuts) and cuts[number].start < end else None
+            if start < (stop := inner.start if inner else end):
+                found.append(Cut(start, stop, what=what))
+                what = ""
+            start, number = inner.end if inner else end, number + 1
+    return found
 
 
 def blanked(text: str, gone: list[tuple[int, int]]) -> str:
@@ -244,9 +273,13 @@ class _Region:
             self.sources.append(len(found))
         elif name == "img" and self.in_picture:
             self._versions(found, 0)
+        opened: list[bool] = env.setdefault("open tags", {}).setdefault(name, [])
+        gone = closing and bool(opened) and opened.pop()
+        if not closing and name not in VOID and not tag.endswith("/>"):
+            opened.append(bool(shown))
         if shown:
             return _Found(start, end, shown)
-        return _Found(start, end, what="shell tag") if SHELL.match(tag) else None
+        return _Found(start, end, what="shell tag") if gone or SHELL.match(tag) else None
 
     def leave(self) -> list[_Found]:
         """At the end of an element whose content is no Markdown, or of the block."""

@@ -288,3 +288,12 @@ def test_real_recipes(tmp_path):
         for document in read_documents(tmp_path / "out", split, shuffle_seed=0):
             assert "![" not in document.text and "---\ntitle" not in document.text
             assert all(isinstance(s, ImageSegment) or s.text == s.text.strip() for s in document.segments)
+
+
+def test_pictures_of_a_page_without_words_have_their_own_kinds(folder):
+    text = "![a](/pix/a.png)\n\n![x](gone.png)\n\n![y](http://host/y.png)\n\n![a](/pix/a.png)\n"
+    (folder / "content/only.md").write_text(text)
+    report, documents = converted(folder, "words ![b](/pix/b.png)")
+    kinds = [problem.kind for problem in report.problems if problem.file == "content/only.md"]
+    assert sorted(kinds) == ["duplicate", "missing", "no text", "remote"] and len(documents) == 1
+    assert report.written == 1 + sum(problem.pictures for problem in report.problems)

@@ -62,3 +62,23 @@ def seconds(text):
 def test_a_page_twice_as_long_takes_twice_as_long(mark):
     short, long = (mark * (size // len(mark)) for size in (2000, 8000))
     assert seconds(long) < 8 * max(seconds(short), 0.02)  # four times the length; in the square of it, sixteen times
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "gone"),
+    [
+        ("a\n\n<video poster=p.png src=x.mp4>\nno\n</video>\n\nb", "a\n\n\nno\n\n\nb", ["shell tag"]),
+        ('<div style="background:url(x.png)">\n\nhi <b>x</b>\n\n</div>\n', "\n\nhi <b>x</b>\n\n\n", ["shell tag"]),
+        ("| ![a](a.png) | ![b](b.png) |\n|:--:|---|\n| ![c](c.png) | |\n\nwords", "\nwords", ["empty table"]),
+        ("| Name | P |\n|---|---|\n| Lamp | ![c](c.png) |\n", "| Name | P |\n|---|---|\n| Lamp |  |\n", []),
+        ("::: {.column}\ntext\n:::\n", "\ntext\n\n", ["template tag"] * 2),
+        ("::: warning Mind it\nx\n:::\n", "::: warning Mind it\nx\n\n", ["template tag"]),
+        ("```\n| | |\n|-|-|\n:::\n```\n", "```\n| | |\n|-|-|\n:::\n```\n", []),
+    ],
+)
+def test_what_says_nothing_without_its_picture_goes(text, left, gone):
+    page = parse(text, 0)
+    ends = [0, *(cut.end for cut in page.cuts)]
+    starts = [*(cut.start for cut in page.cuts), len(text)]
+    assert "".join(text[a:b] for a, b in zip(ends, starts, strict=True)) == left
+    assert [cut.what for cut in page.cuts if cut.what] == gone
