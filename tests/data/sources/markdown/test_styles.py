@@ -95,6 +95,6 @@ def test_no_markup_of_a_picture_is_left(corpus):
 def test_a_folder_without_words_is_an_error(tmp_path):
     (tmp_path / "a.md").write_text("![x](gone.png)")
     report = Report()
-    with pytest.raises(InputError, match="no document to convert .a.md:1: no text: gone.png"):
+    with pytest.raises(InputError, match="no document to convert .a.md:1: missing: gone.png"):
         list(read_markdown(tmp_path, report))
     assert report.written == sum(problem.pictures for problem in report.problems) == 1
