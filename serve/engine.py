@@ -256,10 +256,11 @@ class Engine:
                         self._turn.wait(1.0)
                 continue
             sampler.draw()
-            if not sampler.late:
+            if not sampler.late:  # then the ids are known already, and need not wait for the model
                 self._hand_out(sampler)
             sampler.feed()
-            self._hand_out(sampler)
+            if sampler.late:
+                self._hand_out(sampler)
             self._leave(sampler, {})
 
     def _admit(self, sampler: Sampler) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..configs.bounds import Above0, NoneOrMore, OneOrMore, Port, Seconds
+from ..configs.bounds import Above0, NoneOrMore, OneOrMore, Port, Seconds, Weight
 from ..configs.errors import InputError
 from ..configs.schema import check_ranges
 from ..rewards.remote.client import check_variable
@@ -36,7 +36,7 @@ class ServeConfig:
 
     slots: OneOrMore = 16
     """Rows at a time; a guided answer takes two."""
-    cache_gib: float = 0.0
+    cache_gib: Weight = 0.0
     """Memory of the KV cache; 0 is most of what a GPU has free, and on a CPU what the slots can hold."""
     waiting: OneOrMore = 64
     """Requests in the queue; further ones are sent away with 429."""
@@ -87,6 +87,4 @@ class ServeConfig:
         check_variable(self.api_key_env)
         if not self.model:
             raise InputError("model: missing; limner serve --model FOLDER, or ORG/NAME on the Hub")
-        if self.cache_gib < 0:
-            raise InputError(f"cache_gib: {self.cache_gib}; at least 0")
         self.name = self.name or self.model.rstrip("/").rpartition("/")[2]
