@@ -22,6 +22,7 @@ setup(
     package_data={
         f"{PACKAGE}.configs": ["**/*.yaml"],
         f"{PACKAGE}.eval": ["templates/*.yaml"],
+        f"{PACKAGE}.models.checkpoints": ["packaged/**/*.json", "packaged/**/*.safetensors"],
         f"{PACKAGE}.retrieval.strategies": ["templates/*.yaml"],
         f"{PACKAGE}.rewards.judges": ["templates/**/*.yaml"],
         f"{PACKAGE}.report": ["*.css"],

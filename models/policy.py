@@ -12,7 +12,7 @@ A family is passed the module to call (`model`) where gradients flow, because un
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from transformers.cache_utils import Cache
 
 from ..configs.errors import InputError
 from ..configs.registry import find
-from .attention import check_layers, rope_switch, sees_all_before
+from .attention import attend_either_way, block_mask, check_layers, rope_switch, sees_all_before
 from .heads import Float32Heads, in_chunks, tempered
 from .pictures.vision import Vision
 from .tokens.processing import Processor
@@ -49,6 +49,8 @@ class UnifiedPolicy(ABC):
     """Image codes have an embedding and a head of their own, beside those of text."""
     never_trained: tuple[str, ...] = ()
     """Submodules that stay as they are: an image tokenizer inside, beside the processor's, which is the one used."""
+    new_depth = 1
+    """Codes a position of a new model's pictures."""
     new_rows = False
     """Embedding and head have rows that no training has reached yet: the model was extended by them."""
 
@@ -67,6 +69,10 @@ class UnifiedPolicy(ABC):
         """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""
         self.sees_all_before = sees_all_before(model.config.get_text_config())
         self._never_sampled = torch.tensor(self.vocabulary.never_sampled)
+        self.flex_attention = False
+        """Packed rows have a mask of blocks instead of a dense one."""
+        self.compiled_forward: Callable[..., Any] | None = None
+        """The decoder's, once somebody has asked for it (`sampler.steps`)."""
         self._stock_forward = model.forward
         # Not the bound method: accelerate takes a forward's function and binds it to the model.
         model.forward = partial(self._forward)  # type: ignore[method-assign]
@@ -117,8 +123,9 @@ class UnifiedPolicy(ABC):
         """Last hidden states [B, T, H] of joint ids; `cache`, if given, takes their keys and values.
 
         `mask` is boolean [B, 1, T, cached + T], True where a token may attend; windows of single layers come on top
-        (`attention_mask`). None is the causal one of rows that begin together, with nothing cached. `features` [n, H]
-        stand at the n placeholders of the ids, in the order of rows and tokens.
+        (`attention_mask`). None is the causal one of rows that begin together, with nothing cached; that of packed rows
+        may be one of blocks, which `attention_mask` hands on. `features` [n, H] stand at the n placeholders of the ids,
+        in the order of rows and tokens.
         """
 
     @abstractmethod
@@ -315,7 +322,7 @@ class UnifiedPolicy(ABC):
             kl = kl if d is None else kl.masked_scatter(at, d)
         return pad(logp, (1, 0)), pad(entropy, (1, 0)), pad(kl, (1, 0))
 
-    def _seen_in(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
+    def _seen_in(self, batch: TokenBatch) -> tuple[Tensor, Any]:
         """Positions and mask of a batch; none where attention may be causal and nothing else.
 
         Padding then has positions, too: where they began anew transformers would find a packed row.
@@ -323,7 +330,7 @@ class UnifiedPolicy(ABC):
         rows, tokens = batch.ids_BT.shape
         if self.sees_all_before and batch.is_unpacked:
             return torch.arange(tokens, device=batch.ids_BT.device).expand(rows, -1), None
-        return batch.positions_BT, batch.mask_BTT()
+        return batch.positions_BT, block_mask(batch.sequence_BT) if self.flex_attention else batch.mask_BTT()
 
     def guided_image_logits(
         self, hidden: Tensor, without: Tensor | None = None, guidance: float | Tensor = 1.0
@@ -339,17 +346,14 @@ class UnifiedPolicy(ABC):
             base = self.image_logits(without).float()
         return base + guidance * (scores - base)
 
+    def pack_by_flex_attention(self) -> None:
+        """Packed rows are scored by flex attention from now on. Raises InputError where that cannot be."""
+        attend_either_way(self.model)
+        self.flex_attention = True
+
     def freeze(self, names: Sequence[str]) -> None:
         """Training leaves these submodules as they are. Raises InputError for one that the model does not have."""
         freeze(self.model, names)
-
-    def compile(self) -> None:
-        """Runs the decoder through torch.compile from now on, one program for all lengths.
-
-        The first call then takes minutes; what is drawn and scored stays the same up to rounding.
-        """
-        decoder: Any = self.model.get_decoder()
-        decoder.forward = torch.compile(decoder.forward, dynamic=True)
 
     def frozen_copy(self) -> UnifiedPolicy:
         """The policy as it is now, for a KL reference: own weights, no gradient."""

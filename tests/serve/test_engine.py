@@ -151,6 +151,8 @@ def test_a_stop_string_ends_the_row_where_write_cuts_it(policy):
 def test_a_cancel_at_any_event_frees_the_slot_at_once(policy):
     with Engine(policy, Limits(slots=4)) as engine:
         lasting = ask(engine, PROMPTS[0], LONG)
+        while not engine.slots_in_use:  # it runs, and is not only about to
+            time.sleep(0.01)
         for number in range(12):
             reply, seen = Reply(), []
             engine.submit(Asked(PROMPTS[1], replace(LONG, guidance=2.0)), reply)

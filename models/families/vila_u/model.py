@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from ...pictures.residual import Codebooks
 from .depth import DepthTransformer
-from .residual import Codebooks
 
 
 class VilaUForCausalLM(LlamaForCausalLM):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import ChameleonVQVAEConfig, SiglipVisionModel
 
 from ...pictures.contract import IMAGE_TOKENIZERS
+from ...pictures.residual import Codebooks, residual_codes
 from ...pictures.stock import StockImageTokenizer
 from ...pictures.vqgan import VQGANDecoder
-from .residual import Codebooks
 
 
 class VilaUPictures(SiglipVisionModel):
@@ -53,7 +53,7 @@ class VilaUImageTokenizer(StockImageTokenizer):
 
     def codes_of(self, pixels: Tensor) -> Tensor:
         features = self.model.features(pixels)
-        codes = self.model.codebooks.quantise(features.flatten(0, 1), self.depth)
+        codes = residual_codes(features.flatten(0, 1), self.codebook(), self.depth)
         return codes.view(-1, *self.shape, self.depth)
 
     def pixels_of(self, codes: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class VilaUPolicy(UnifiedPolicy):
     upstream_types = ("vila_u_llama",)
     own_image_head = True
     never_trained = ("codebooks",)
+    new_depth = 2
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
         super().__init__(model, processor)
@@ -47,6 +48,29 @@ class VilaUPolicy(UnifiedPolicy):
         if len(self.network.lm_head.weight) < self.vocabulary.text_size:
             rows = len(self.network.lm_head.weight)
             raise InputError(f"the language model has {rows} ids, its tokenizer {self.vocabulary.text_size}")
+
+    @classmethod
+    def create(cls, config: Any, processor: Processor) -> VilaUPolicy:
+        """A depth transformer of two layers, as wide as the language model, and the image tokenizer's codebooks."""
+        vocabulary, books = processor.vocabulary, processor.image_tokenizer.codebook()
+        if vocabulary.depth == 1:
+            raise InputError(f"family {cls.family!r}: its pictures have several codes a position, these have one")
+        control = vocabulary.controls
+        config.vocab_size = vocabulary.text_size
+        config.pad_token_id, config.bos_token_id, config.eos_token_id = control.pad, control.bos, control.eos
+        config.vila_u = {
+            "books": len(books),
+            "codes": vocabulary.image_codes,
+            "entry": books.shape[2],
+            "depth": vocabulary.depth,
+            "width": config.hidden_size,
+            "layers": 2,
+            "heads": config.num_attention_heads,
+        }
+        model = VilaUForCausalLM(config)
+        with torch.no_grad():
+            model.codebooks.weight.copy_(books / books[0].std().clamp(min=1e-6))
+        return cls(model, processor)
 
     @classmethod
     def image_choices(cls, config: Any) -> int:

@@ -166,8 +166,7 @@ def check_candidates(policy: UnifiedPolicy) -> None:
     ]
     assert all(a is b for a, b in zip(found, parts, strict=True) if isinstance(b, ImageSegment) and b.candidate)
     joined = processor.join(processor.encode(prompt), ids_C, reading)
-    for name in ("ids_T", "trainable_T"):
-        assert torch.equal(getattr(joined, name), getattr(sequence, name))
+    assert all(torch.equal(getattr(joined, name), getattr(sequence, name)) for name in ("ids_T", "trainable_T"))
     assert torch.equal(joined.segment_T[joined.prompt_length :] + before, sequence.segment_T[sequence.prompt_length :])
     close(of_row(policy, joined), of_row(policy, sequence))
     # Without candidates in the prompt the same ids are text.
@@ -224,8 +223,7 @@ def check_replay(policy: UnifiedPolicy) -> None:
         _, samples, sequences = sampled(policy, sampling)
         ids = torch.cat([sample.ids_C for sample in samples])
         assert (ids >= policy.vocabulary.text_size).sum() >= 2 * policy.vocabulary.image_length, "too few pictures"
-        options = {"temperature": sampling.temperature, "max_images": sampling.max_images}
-        options["guidance"] = sampling.guidance
+        options = {name: getattr(sampling, name) for name in ("temperature", "max_images", "guidance")}
         expected = [sample.logp_C for sample in samples]
         batch = collate([[sequence] for sequence in sequences], policy.vocabulary)
         logp_BT = scored(policy, batch, **options)
@@ -306,8 +304,7 @@ def check_gradients(policy: UnifiedPolicy) -> None:
     size, trainable = vocabulary.text_size, [p for p in policy.model.parameters() if p.requires_grad]
     whole = collate([policy.processor.encode_all(documents())], vocabulary)
     ids = whole.ids_BT.unique()
-    codes = vocabulary.codes_of(ids[ids >= size])
-    first = codes if vocabulary.depth == 1 else codes[:, 0]
+    first = (ids[ids >= size] - size) % vocabulary.image_codes  # of the codes of a position
     held = {"text": int((ids < size).sum()), "image": len(first.unique())}
     assert held["image"] < vocabulary.image_codes and held["text"] < size - len(vocabulary.never_sampled)
 
@@ -373,10 +370,9 @@ def check_cut_images(policy: UnifiedPolicy) -> None:
         _, samples, sequences = sampled(policy, Sampling(room, guidance=1.5, seed=1))
         for sample, sequence in zip(samples, sequences, strict=True):
             reading = policy.processor.read(sample.ids_C.tolist())
-            codes = int((sample.ids_C >= policy.vocabulary.text_size).sum())
-            pictures = reading.document.images
+            codes, pictures = int((sample.ids_C >= policy.vocabulary.text_size).sum()), reading.document.images
             assert len(pictures) == codes // policy.vocabulary.image_length
-            assert all(len(image.codes_N) == policy.vocabulary.image_length for image in pictures)  # type: ignore[arg-type]
+            assert all(image.codes_N.shape == policy.vocabulary.code_shape for image in pictures)  # type: ignore[union-attr]
             begun = sample.ids_C[-1] == policy.vocabulary.controls.boi
             assert reading.cut_image >= bool(codes % policy.vocabulary.image_length or (begun and not pictures))
             assert reading.cut_image <= (not reading.ended)

@@ -8,6 +8,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.models.policy import UnifiedPolicy
 from limner.models.sampler.request import Request, Sample, Sampling
 from limner.models.sampler.slots import Sampler
+from limner.models.sampler.steps import Steps
 from limner.models.tokens.sequence import CODE, taken_away
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
@@ -121,10 +122,10 @@ def _choice(scores: Tensor, uniform: float, asked: Sampling) -> tuple[int, float
 
 @torch.inference_mode()
 def scheduled(
-    policy: UnifiedPolicy, requests: list[Request], seed: int, fixed: bool = False, late: bool = False
+    policy: UnifiedPolicy, requests: list[Request], seed: int, steps: Steps = "plain", late: bool = False
 ) -> list[Sample]:
     """The answers where requests arrive in any order, in any company, and slots are given back at any time."""
-    chance, sampler, samples = np.random.default_rng(seed), Sampler(policy, fixed, late), {}
+    chance, sampler, samples = np.random.default_rng(seed), Sampler(policy, steps, late), {}
     waiting = chance.permutation(len(requests)).tolist()
     with policy.standing_still(images=True):
         while waiting or sampler.running:

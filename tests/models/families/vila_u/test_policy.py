@@ -20,9 +20,10 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
 from limner.models.families.vila_u.depth import DepthTransformer
 from limner.models.families.vila_u.policy import VilaUPolicy
-from limner.models.families.vila_u.residual import Codebooks
+from limner.models.pictures.residual import Codebooks, residual_codes
 from limner.models.sampler.generation import Sampling, generate
 from limner.models.tokens.sequence import collate
+from limner.report.release.publish import Request, write_release
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
 from ..tiny_vila_u import CODES, DEPTH, ENTRY, HIDDEN, published_vila_u, tiny_vila_u
@@ -65,7 +66,9 @@ def test_released_folders_are_converted_and_published_with_the_same_numbers(rele
     assert torch.equal(scores(converted), expected) and expected.ne(0).sum() > 16
     save(converted, tmp_path / "again")
     assert torch.equal(scores(load(tmp_path / "again")), expected)
-    assert not [*(tmp_path / "again").rglob("*.py"), *(tmp_path / "again").rglob("*.bin")]
+    write_release(Request(str(tmp_path / "again"), "me/vila-u", samples=0), tmp_path / "published")
+    assert torch.equal(scores(load(tmp_path / "published")), expected)
+    assert not [path for ending in ("*.py", "*.bin", "*.pt") for path in (tmp_path / "published").rglob(ending)]
 
 
 def test_parts_open_as_the_stock_classes(released, tmp_path):
@@ -146,7 +149,7 @@ def test_residual_codes_by_hand():
     books = Codebooks(1, 4, 1)
     with torch.no_grad():
         books.weight.copy_(torch.tensor([[[-2.0], [-0.5], [0.5], [2.0]]]))
-        codes = books.quantise(torch.tensor([[1.3]]), 3)
+        codes = residual_codes(torch.tensor([[1.3]]), books.weight, 3)
         assert codes.tolist() == [[3, 1, 1]] and books(codes).sum(1).item() == pytest.approx(1.0)
 
 
