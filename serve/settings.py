@@ -8,6 +8,7 @@ from typing import Any
 from ..configs.bounds import Above0, NoneOrMore, OneOrMore, Port, Seconds, Weight
 from ..configs.errors import InputError
 from ..configs.schema import check_ranges
+from ..models.sampler.steps import Steps
 from ..rewards.remote.client import check_variable
 
 KEYS_VARIABLE = "LIMNER_SERVE_KEYS"
@@ -38,6 +39,8 @@ class ServeConfig:
     """Rows at a time; a guided answer takes two."""
     cache_gib: Weight = 0.0
     """Memory of the KV cache; 0 is most of what a GPU has free, and on a CPU what the slots can hold."""
+    steps: Steps = "plain"
+    """How the model is run: plain; graphs, which a GPU repeats without Python between; compiled; or fixed."""
     waiting: OneOrMore = 64
     """Requests in the queue; further ones are sent away with 429."""
     seconds: Above0 = 600.0
