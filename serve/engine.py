@@ -31,6 +31,7 @@ from ..models.sampler.generation import evaluating
 from ..models.sampler.prefill import Prefix
 from ..models.sampler.request import Request, Sampling
 from ..models.sampler.slots import Sampler
+from ..models.sampler.steps import Steps, check_steps
 from .metrics import Metrics
 from .rows.events import Failed, Mailbox, Why
 from .rows.scribe import Row, Scribe, Writing
@@ -69,13 +70,17 @@ class Limits:
     """An answer that takes longer is given up, the wait included."""
     reader_seconds: float = 30.0
     """A reader that leaves its events untaken for so long is given up."""
+    steps: Steps = "plain"
+    """Of the sampler: how the model is run."""
 
 
 class Engine:
     def __init__(self, policy: UnifiedPolicy, limits: Limits | None = None, metrics: Metrics | None = None):
         self.policy, self.limits, self.metrics = policy, limits or Limits(), metrics or Metrics()
-        tokens = self.limits.cache_tokens or self.limits.slots * policy.longest
-        self.room = Room(self.limits.slots, tokens)
+        slots, in_buckets = self.limits.slots, self.limits.steps != "plain"
+        tokens = self.limits.cache_tokens or Room(slots, 0, in_buckets).taken(slots, policy.longest)
+        self.room = Room(slots, tokens, in_buckets)
+        check_steps(policy, self.limits.steps, next(policy.model.parameters()).device)
         self.metrics.gauges = self.gauges
         self.dead = False
         self.draining = False
@@ -206,7 +211,7 @@ class Engine:
 
     def gauges(self) -> dict[str, float]:
         rows = list(self._running.values())
-        used = sum(row.slots for row in rows) * max((row.tokens for row in rows), default=0)
+        used = self.room.taken(sum(row.slots for row in rows), max((row.tokens for row in rows), default=0))
         return {
             "num_requests_running": len(rows),
             "num_requests_waiting": len(self._waiting),
@@ -223,7 +228,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                with torch.inference_mode(), evaluating(self.policy, [Sampling()]):
+                with torch.inference_mode(), evaluating(self.policy, [Sampling()], self.limits.steps):
                     self._serve()
                 with self._turn:
                     self._paused = True
@@ -239,7 +244,7 @@ class Engine:
 
     def _serve(self) -> None:
         """Turns, until the engine pauses or stops."""
-        self._sampler = sampler = Sampler(self.policy)
+        self._sampler = sampler = Sampler(self.policy, self.limits.steps)
         while True:
             self._give_up_waiting()
             self._give_up(sampler)
@@ -247,7 +252,7 @@ class Engine:
             if not self._running and self._reading:
                 continue
             if not self._running:
-                self._sampler = sampler = Sampler(self.policy)  # without the memory of the last rows
+                self._sampler = sampler = Sampler(self.policy, self.limits.steps)  # without the memory of the last rows
                 with self._turn:
                     self._turn.notify_all()
                     if self._pausing or self._stopping:
@@ -256,10 +261,11 @@ class Engine:
                         self._turn.wait(1.0)
                 continue
             sampler.draw()
-            if not sampler.late:
+            if not sampler.late:  # then the ids are known already, and need not wait for the model
                 self._hand_out(sampler)
             sampler.feed()
-            self._hand_out(sampler)
+            if sampler.late:
+                self._hand_out(sampler)
             self._leave(sampler, {})
 
     def _admit(self, sampler: Sampler) -> None:
@@ -307,7 +313,8 @@ class Engine:
             return
         begun = time.monotonic()
         rows = self._running.values()
-        if sampler.slots * max([sampler.cache.columns, *(row.tokens for row in rows)]) > self.room.tokens:
+        longest = max([sampler.cache.columns, *(row.tokens for row in rows)])
+        if self.room.taken(sampler.slots, longest) > self.room.tokens:
             sampler.shrink()  # free slots would be as long as the new rows
         sampler.admit([ticket.number for ticket in taken], [ticket.request for ticket in taken])
         for ticket in taken:

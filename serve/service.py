@@ -105,7 +105,7 @@ def limits_of(policy: UnifiedPolicy, config: ServeConfig) -> Limits:
     elif (device := next(policy.model.parameters()).device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         tokens = min(int(FREE_SHARE * free) // bytes_of_a_token(policy), config.slots * policy.longest)
-    return Limits(config.slots, tokens, config.waiting, config.seconds, config.reader_seconds)
+    return Limits(config.slots, tokens, config.waiting, config.seconds, config.reader_seconds, config.steps)
 
 
 @dataclass

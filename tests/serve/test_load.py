@@ -153,7 +153,7 @@ def spoilt(chance):
     else:
         body = {"model": "tiny", "messages": [{"role": "user", "content": shown(image, candidate=1, caption="a")}]}
         body |= {"max_tokens": 4, "stop": ["x"], "modalities": ["text"], "stream": chance.random() < 0.3}
-    for _ in range(chance.randint(1, 3)):
+    for _ in range(chance.randrange(4)):
         _spoil(body, chance)
     data = json.dumps(body)
     if chance.random() < 0.2:

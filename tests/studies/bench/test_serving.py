@@ -15,18 +15,18 @@ from limner.studies.bench.serving import BenchConfig, Seen, main, note, opened, 
 def test_all_loops_run_and_say_what_was_seen(make_policy, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(serving.MODELS, "tiny_llama", BenchModel(lambda: make_policy(0)))
     monkeypatch.setattr(serving, "limit_threads", lambda: None)
-    flags = ["--requests", "6", "--concurrency", "1", "3", "--rates", "1.0", "--long", "12", "--pictures", "0.6"]
+    monkeypatch.setattr(serving, "BATCH", 4)
+    sizes = ["--requests", "6", "--concurrency", "1", "3", "--long", "12", "--pictures", "0.6"]
+    flags = [*sizes, "--rates", "1.0", "--turns", "1"]
     main([*flags, "--json", str(tmp_path / "a.json")])
     figures = json.loads((tmp_path / "a.json").read_text())
-    rows = [*figures["closed"], *figures["open"], figures["http"]]
+    rows = [*figures["closed"], *figures["open"]]
     assert [row["clients"] for row in figures["closed"]] == [1, 3]
     for row in rows:
         assert row["requests"] == 6 and row["rejected"] == 0 and row["tokens_per_second"] > 0
         assert 0 < row["ttft"]["p50"] <= row["e2el"]["p50"] and row["first_picture"]["mean"] > 0
-        assert row["pictures_per_second"] * row["seconds"] == pytest.approx(
-            rows[0]["pictures_per_second"] * rows[0]["seconds"]
-        )
-    assert set(figures["over"]) == {"batch", "one_by_one"}
+        assert row["pictures_per_second"] * row["seconds"] == pytest.approx(pictures)
+    assert set(figures["together"]["over"]) == {"batch", "one_by_one"} and set(figures["http"]["over"]) == {"engine"}
     assert "one batch by the sampler" in capsys.readouterr().out
 
 
