@@ -26,7 +26,7 @@ setup(
         f"{PACKAGE}.rewards.judges": ["templates/**/*.yaml"],
         f"{PACKAGE}.report": ["*.css"],
         f"{PACKAGE}.report.viewer": ["*.css", "*.js"],
-        f"{PACKAGE}.serve.page": ["*.html", "*.css", "*.js"],
+        f"{PACKAGE}.serve": ["page/*.html", "page/*.css", "page/*.js"],
         f"{PACKAGE}.train.from_scratch": ["*.txt"],
     },
     install_requires=[

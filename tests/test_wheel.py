@@ -62,7 +62,7 @@ def test_wheel_runs_without_the_checkout(tmp_path):
     assert not {name.split("/")[1] for name in shipped} & {"setup.py", "tests", "scripts", "docs"}
     for path in source.rglob("*"):
         name = path.relative_to(source).as_posix()
-        if name.partition("/")[0] in FOLDERS and path.suffix in (".py", ".yaml", ".css", ".js", ".txt"):
+        if name.partition("/")[0] in FOLDERS and path.suffix in (".py", ".yaml", ".html", ".css", ".js", ".txt"):
             assert f"limner/{name}" in shipped, f"{name} is not in the wheel"
 
     venv.create(home, with_pip=False)
