@@ -88,8 +88,8 @@ export class Answer {
     item.loading = picture(url).then((blob) => {
       item.blob = blob;
       item.image.alt = caption || `Picture ${item.number}, ${said(item)}`;
-      item.caption.append(make("span", `origin ${origin}`, said(item)), caption && ` ${caption}`);
       shown(item.image, blob, () => following(() => {
+        item.caption.append(make("span", `origin ${origin}`, said(item)), caption && ` ${caption}`);
         item.frame.hidden = true;
         item.image.hidden = false;
       }));

@@ -1,6 +1,6 @@
 /* The page: a prompt with pictures goes out, an answer grows, one turn under another. Nothing is kept when it closes. */
 
-import { byId, say } from "./dom.js";
+import { byId, following, say } from "./dom.js";
 import { Pictures } from "./pictures.js";
 import { isIndex, request } from "./request.js";
 import { save } from "./saving.js";
@@ -125,7 +125,9 @@ for (const kind of ["html", "md", "json"]) {
 }
 
 function openSettings(open) {
-  byId("settings").hidden = !open;
+  following(() => {
+    byId("settings").hidden = !open;
+  });
   byId("show-settings").setAttribute("aria-expanded", String(open));
 }
 

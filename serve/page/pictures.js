@@ -1,6 +1,6 @@
 /* Pictures of a prompt: dropped, pasted or chosen; numbered where the answer may insert them. */
 
-import { button, byId, counted, make, say } from "./dom.js";
+import { button, byId, counted, following, make, say } from "./dom.js";
 
 const KINDS = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/avif"];
 export const SMALL = 64; // pictures of so many pixels a side are enlarged, with their pixels left sharp
@@ -57,7 +57,7 @@ export class Pictures {
     const may = make("label", "may", card.offered, "may stand in the answer");
     card.element = make("li", "card", make("div", "thumb", card.image, card.number), card.remove, card.caption, may);
     this.cards.push(card);
-    byId("pictures").append(card.element);
+    following(() => byId("pictures").append(card.element));
     this.#number();
   }
 

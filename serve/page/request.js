@@ -12,6 +12,7 @@ export async function request(asked, before, indexed) {
   const turns = byId("go-on").checked && !indexed ? before : [];
   const input = [];
   for (const turn of turns) {
+    await turn.answer.whole();
     input.push(await question(turn.asked.text, turn.asked.pictures, false), ...(await said(turn.answer.items)));
   }
   input.push(await question(asked.text, asked.pictures, true));

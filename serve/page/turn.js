@@ -95,8 +95,9 @@ function sources(found) {
   return [make("h3", "", "Sources"), make("ol", "sources", ...entries)];
 }
 
-function word({ token, logprob }) {
-  const element = make("span", token ? "token" : "token part", token.replaceAll("\n", `${RETURN}\n`) || "\u00b7");
+function word({ token, logprob }, place) {
+  const said = token.replaceAll("\n", place ? `${RETURN}\n` : RETURN); // no blank line at the beginning
+  const element = make("span", token ? "token" : "token part", said || "\u00b7");
   const chance = Math.exp(logprob);
   element.title = `probability ${chance.toPrecision(2)}, log ${logprob < 0 ? MINUS : ""}${Math.abs(logprob).toFixed(2)}`;
   element.style.setProperty("--heat", (0.6 * Math.min(1, Math.max(0, -logprob / TEXT_SCALE))).toFixed(3));

@@ -40,7 +40,7 @@ class Browser:
         self.downloads.mkdir()
         self.driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, text=True)
         assert self.driver.stdout is not None
-        found = next(filter(None, (re.search(r"on port (\d+)", line) for line in self.driver.stdout)))
+        found = next(filter(None, (re.search(r"successfully on port (\d+)", line) for line in self.driver.stdout)))
         self.port, self.session = int(found[1]), ""
         options = {
             "binary": next(filter(None, map(shutil.which, BROWSERS))),

@@ -166,8 +166,7 @@ def test_a_cancel_at_any_event_frees_the_slot_at_once(policy):
             if not number:
                 engine.cancel(reply.ticket)
             assert isinstance(reply.wait(30, drop), Failed | Ended)
-            if engine.running == 1:
-                assert engine.slots_in_use == 1
+            until(lambda: engine.slots_in_use <= 1)  # that of the lasting one, while it does
         assert lasting.answer(60).ids_C.tolist() == write(policy, [PROMPTS[0]], LONG)[0].ids_C.tolist()
     assert engine.idle and not engine.slots_in_use
 
