@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ WINDOWS = ("sliding_window", "window_size")
 
 SDPA, EITHER = "sdpa", "sdpa_or_flex"
 """Names of attention for transformers: torch's, and that or flex attention, whichever the mask is of."""
+
+_WINDOWS: WeakKeyDictionary[PreTrainedModel, dict[str, int | None]] = WeakKeyDictionary()
+"""Tokens that layers of each type see, None for all, by decoder: every step of the sampler asks for them."""
 
 
 def layer_types(config: Any) -> list[str]:
@@ -110,11 +114,14 @@ def attention_mask(
     """
     if mask is None or isinstance(mask, BlockMask):
         return mask
-    config: Any = module.config.get_text_config()
-    masks = {}
-    for layer_type in layer_types(config):
-        seen = mask if layer_type == FULL else _in_window(mask, config.sliding_window)
-        masks[layer_type] = _as_taken(seen, module)
+    if (windows := _WINDOWS.get(module)) is None:
+        config: Any = module.config.get_text_config()
+        windows = {name: None if name == FULL else config.sliding_window for name in layer_types(config)}
+        _WINDOWS[module] = windows
+    masks = {
+        name: _as_taken(mask if window is None else _in_window(mask, window), module)
+        for name, window in windows.items()
+    }
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 
@@ -143,7 +150,8 @@ def _as_taken(mask: Tensor, module: PreTrainedModel) -> Tensor:
     if takes_boolean and mask.shape[2] > 1:
         return mask
     forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
-    return torch.full(mask.shape, forbidden, dtype=module.dtype, device=mask.device).masked_fill_(mask, 0)
+    numbers: Any = module.get_input_embeddings().weight  # `module.dtype` walks through the parameters
+    return torch.full(mask.shape, forbidden, dtype=numbers.dtype, device=mask.device).masked_fill_(mask, 0)
 
 
 def widest_window(config: Any) -> int:

@@ -330,11 +330,10 @@ class Sampler:
 
     def feed(self) -> None:
         """The model over the ids that were drawn last."""
-        alive = self._alive()
-        if not alive.any():
+        alive, state, length = self._alive(), self.state, self.mirror.length
+        if not len(lengths := length[alive]):
             return
-        state, length = self.state, self.mirror.length
-        seen = int(length[alive].max()) + 1
+        seen = int(lengths.max()) + 1
         self._reserve(seen)
         mask = self.cache.begin(self.cache.columns if self.fixed else seen)
         inputs, features = (self._led(state.next), state.position, mask, self.cache.at_S), self._features()
