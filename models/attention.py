@@ -29,8 +29,8 @@ WINDOWS = ("sliding_window", "window_size")
 SDPA, EITHER = "sdpa", "sdpa_or_flex"
 """Names of attention for transformers: torch's, and that or flex attention, whichever the mask is of."""
 
-_WINDOWS: WeakKeyDictionary[PreTrainedModel, dict[str, int | None]] = WeakKeyDictionary()
-"""Tokens that layers of each type see, None for all, by decoder: every step of the sampler asks for them."""
+_CONFIGS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+"""The text configuration of a decoder, which is long to find, and every step of the sampler asks for it."""
 
 
 def layer_types(config: Any) -> list[str]:
@@ -87,7 +87,7 @@ def attend_either_way(model: PreTrainedModel) -> None:
 
 
 def _sdpa_or_flex(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-    by = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
+    by: Any = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
     return by(module, query, key, value, mask, **options)
 
 
@@ -114,14 +114,12 @@ def attention_mask(
     """
     if mask is None or isinstance(mask, BlockMask):
         return mask
-    if (windows := _WINDOWS.get(module)) is None:
-        config: Any = module.config.get_text_config()
-        windows = {name: None if name == FULL else config.sliding_window for name in layer_types(config)}
-        _WINDOWS[module] = windows
-    masks = {
-        name: _as_taken(mask if window is None else _in_window(mask, window), module)
-        for name, window in windows.items()
-    }
+    if (config := _CONFIGS.get(module)) is None:
+        config = _CONFIGS[module] = module.config.get_text_config()
+    masks = {}
+    for layer_type in layer_types(config):
+        seen = mask if layer_type == FULL else _in_window(mask, config.sliding_window)
+        masks[layer_type] = _as_taken(seen, module)
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 

@@ -60,7 +60,7 @@ class Sampler:
     @property
     def running(self) -> int:
         """Rows that have not ended, as far as the host knows."""
-        return np.count_nonzero(self._rows())
+        return int(np.count_nonzero(self._rows()))
 
     @property
     def slots(self) -> int:
@@ -69,7 +69,7 @@ class Sampler:
     @property
     def busy(self) -> int:
         """Slots of running rows and of their twins."""
-        return np.count_nonzero(self._alive())
+        return int(np.count_nonzero(self._alive()))
 
     def _rows(self) -> np.ndarray:
         return (self.mirror.key >= 0) & (self.mirror.place != self.grammar.finished)
