@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from inspect import signature
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ WINDOWS = ("sliding_window", "window_size")
 
 SDPA, EITHER = "sdpa", "sdpa_or_flex"
 """Names of attention for transformers: torch's, and that or flex attention, whichever the mask is of."""
+
+_CONFIGS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
+"""The text configuration of a decoder, which is long to find, and every step of the sampler asks for it."""
 
 
 def layer_types(config: Any) -> list[str]:
@@ -83,7 +87,7 @@ def attend_either_way(model: PreTrainedModel) -> None:
 
 
 def _sdpa_or_flex(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-    by = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
+    by: Any = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
     return by(module, query, key, value, mask, **options)
 
 
@@ -110,7 +114,8 @@ def attention_mask(
     """
     if mask is None or isinstance(mask, BlockMask):
         return mask
-    config: Any = module.config.get_text_config()
+    if (config := _CONFIGS.get(module)) is None:
+        config = _CONFIGS[module] = module.config.get_text_config()
     masks = {}
     for layer_type in layer_types(config):
         seen = mask if layer_type == FULL else _in_window(mask, config.sliding_window)
@@ -143,7 +148,8 @@ def _as_taken(mask: Tensor, module: PreTrainedModel) -> Tensor:
     if takes_boolean and mask.shape[2] > 1:
         return mask
     forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
-    return torch.full(mask.shape, forbidden, dtype=module.dtype, device=mask.device).masked_fill_(mask, 0)
+    numbers: Any = module.get_input_embeddings().weight  # `module.dtype` walks through the parameters
+    return torch.full(mask.shape, forbidden, dtype=numbers.dtype, device=mask.device).masked_fill_(mask, 0)
 
 
 def widest_window(config: Any) -> int:

@@ -60,7 +60,7 @@ class Sampler:
     @property
     def running(self) -> int:
         """Rows that have not ended, as far as the host knows."""
-        return np.count_nonzero(self._rows())
+        return int(np.count_nonzero(self._rows()))
 
     @property
     def slots(self) -> int:
@@ -69,7 +69,7 @@ class Sampler:
     @property
     def busy(self) -> int:
         """Slots of running rows and of their twins."""
-        return np.count_nonzero(self._alive())
+        return int(np.count_nonzero(self._alive()))
 
     def _rows(self) -> np.ndarray:
         return (self.mirror.key >= 0) & (self.mirror.place != self.grammar.finished)
@@ -366,12 +366,11 @@ class Sampler:
 
     def feed(self) -> None:
         """The model over the ids that were drawn last."""
-        alive = self._alive()
-        if not alive.any():
+        alive, state, length = self._alive(), self.state, self.mirror.length
+        if not len(lengths := length[alive]):
             self.settle()
             return
-        state, length = self.state, self.mirror.length
-        seen = int(length[alive].max()) + 1
+        seen = int(lengths.max()) + 1
         self._reserve(seen)
         mask = self.cache.begin(self.cache.columns if self.fixed else seen)
         inputs, features = (self._led(state.next), state.position, mask, self.cache.at_S), self._features()

@@ -161,6 +161,7 @@ def test_which_rows_are_one_sequence():
     assert not replace(batch, sequence_BT=batch.sequence_BT.roll(1, 1)).is_unpacked, "padding on the left"
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("family", ["llama", "emu3", "janus"])
 def test_packed_rows_by_flex_attention_are_scored_as_by_the_dense_mask(family, monkeypatch):
     """On a CPU flex attention has no backward pass, and without a compiler its products are plain ones."""

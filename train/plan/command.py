@@ -177,6 +177,7 @@ def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run
         reference=algorithm.has_reference,
         guided=algorithm.guidance != 1.0,
         rollout_rows=algorithm.rollout_rows,
+        fixed_steps=algorithm.rollout_steps != "plain",
         score_chunk=algorithm.score_chunk,
         micro_batch_tokens=algorithm.micro_batch_tokens,
         image_share=plan.image_share,

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ...models.sampler.cache import BLOCK
+
 Strategy = Literal["ddp", "zero2", "zero3", "fsdp"]
 Phase = Literal["rollout", "log-probs", "backward", "step"]
 PHASES: tuple[Phase, ...] = ("rollout", "log-probs", "backward", "step")
@@ -89,6 +91,8 @@ class Run:
     """A KL term, hence a frozen copy; LoRA has it for nothing, with the adapter off."""
     guided: bool = False
     rollout_rows: int | None = None
+    fixed_steps: bool = False
+    """The sampler's steps have few shapes: slots are a power of two, columns whole blocks."""
     score_chunk: int | None = None
     micro_batch_tokens: int | None = None
     image_share: float = 0.0
@@ -109,6 +113,17 @@ class Run:
     def sampled_rows(self) -> int:
         """Those of them that it samples at a time."""
         return min(self.rollouts, self.rollout_rows or self.rollouts)
+
+    @property
+    def slots(self) -> int:
+        """Of the sampler's cache: a guided row has two."""
+        slots = self.forwards * self.sampled_rows
+        return 1 << (slots - 1).bit_length() if self.fixed_steps and slots else slots
+
+    @property
+    def columns(self) -> int:
+        """Of the sampler's cache, when it is full."""
+        return -(-self.length // BLOCK) * BLOCK if self.fixed_steps else self.length
 
     @property
     def part_rows(self) -> int:
@@ -277,10 +292,10 @@ def tied_gradient(model: ModelShape, run: Run) -> int:
 def kv_cache(model: ModelShape, run: Run) -> int:
     """rows x (prompt + completion) x layers x kv heads x head dim x 2 x dtype; twice under guidance: `sampler.cache`.
 
-    The rows are those sampled at a time; the cache grows to that in blocks.
+    The rows are those sampled at a time; the cache grows to that in blocks. Fixed steps round rows and columns up.
     """
     token = model.layers * model.kv_heads * model.head_dim * 2 * sampled(model, run)
-    return run.forwards * run.sampled_rows * run.length * token
+    return run.slots * run.columns * token
 
 
 def sampler_step(model: ModelShape, run: Run) -> int:
@@ -291,7 +306,8 @@ def sampler_step(model: ModelShape, run: Run) -> int:
     size = sampled(model, run)
     repeated = 2 * model.heads * model.head_dim * size * run.length if model.heads != model.kv_heads else 0
     text_choices = model.vocabulary - model.image_codes
-    step = run.sampled_rows * (text_choices * SAMPLER_SCORE + run.forwards * repeated)
+    scored = run.slots if run.fixed_steps else run.sampled_rows  # then both heads run on all slots
+    step = scored * text_choices * SAMPLER_SCORE + run.slots * repeated
     prompts = -(-run.sampled_rows // run.num_generations)
     return max(step, prompts * run.prompt * (3 * model.intermediate + 4 * model.hidden) * size)
 

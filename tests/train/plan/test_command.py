@@ -225,18 +225,19 @@ def test_what_training_holds_of_a_checkpoint_is_exact(policy, stored, adapted_to
     assert memory.head_copy(shape, run) == sum(copy.nbytes for copy in copies.values())
 
 
+@pytest.mark.parametrize("steps", ["plain", "fixed"])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_kv_cache_is_exact(policy, guidance, tmp_path):
+def test_kv_cache_is_exact(policy, guidance, steps, tmp_path):
     ids_T = torch.tensor([*policy.vocabulary.start, *range(100, 100 + PROMPT - 2), *policy.vocabulary.answer])
     prompt = TokenSequence(ids_T, torch.zeros(PROMPT), torch.zeros(PROMPT, dtype=torch.bool), PROMPT)
-    run = replace(RUN, steps_per_generation=3, guided=guidance != 1)
+    run = replace(RUN, steps_per_generation=3, guided=guidance != 1, fixed_steps=steps == "fixed")
     shape = shape_of(policy, tmp_path)
     for half, under in ((False, nullcontext()), (True, torch.autocast("cpu", torch.bfloat16))):
         with torch.no_grad(), under:
-            sampler = Sampler(policy)
+            sampler = Sampler(policy, steps)
             request = Request(prompt, Sampling(run.completion, guidance=guidance), 0)
             sampler.admit(range(6), [request] * 6)
-            sampler.cache.reserve(run.length, run.length)  # as it is before the last step
+            sampler._reserve(run.length)  # as it is before the last step
         real = sum(tensor.nbytes for layer in sampler.cache.layers for tensor in (layer.keys, layer.values))
         assert memory.kv_cache(shape, replace(run, half=half)) == real
 
