@@ -65,4 +65,4 @@ class DepthTransformer(nn.Module):
         tokens = tokens + self.pos_emb_d[:, : tokens.shape[1]]
         for block in self.head_transformer.blocks:  # type: ignore[union-attr]
             tokens = block(tokens)
-        return self.classifier_mlp.layer_norm(tokens)
+        return self.classifier_mlp[0](tokens)

@@ -47,7 +47,7 @@ class VilaUImageTokenizer(StockImageTokenizer):
     model_class = VilaUPictures
 
     def __init__(self, model: VilaUPictures, image_size: int | None = None):
-        config = model.config
+        config: Any = model.config
         super().__init__(model, model.codebooks.weight.shape[1], config.patch_size, image_size or config.image_size)
         self.depth = model.depth
 

@@ -109,6 +109,7 @@ def _pictures(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Vil
     side = isqrt(len(encoder["embeddings.position_embedding.weight"]))
     named = str(settings.get("pretrained_model"))
     heads = next((number for name, number in SIGLIP_HEADS.items() if name in named), None)
+    own = {"books": len(books), "codes": books.shape[1], "depth": depth}
     config = SiglipVisionConfig(
         hidden_size=width,
         intermediate_size=len(encoder["encoder.layers.0.mlp.fc1.weight"]),
@@ -117,12 +118,7 @@ def _pictures(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Vil
         image_size=side * patch,
         patch_size=patch,
         vision_use_head=any(name.startswith("head.") for name in encoder),
-        vila_u={
-            "books": len(books),
-            "codes": books.shape[1],
-            "depth": depth,
-            "decoder": _decoder(weights, side * patch),
-        },
+        **{"vila_u": own | {"decoder": _decoder(weights, side * patch)}},
     )
     made = side * 2 ** (_count(weights, f"{DECODER}up.") - 1)
     if made != side * patch:

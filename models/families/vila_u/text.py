@@ -36,7 +36,8 @@ def read_tokenizer(directory: Path, config: Any) -> PreTrainedTokenizerFast:
     if not path.is_file():
         raise InputError(f"{directory}: no tokenizer.model")
     with reading(path):
-        model = import_protobuf().ModelProto()
+        messages: Any = import_protobuf()
+        model = messages.ModelProto()
         model.ParseFromString(plain_file(path, LARGEST_FILE).read_bytes())
         pieces = list(model.pieces)
         if not pieces or model.trainer_spec.model_type != BPE:

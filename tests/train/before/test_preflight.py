@@ -106,6 +106,7 @@ def test_bounds_grow_as_guidance_makes_errors_grow():
     for dtype, (mean, most) in GAP_BOUNDS.items():
         assert gap_bounds(dtype) == gap_bounds(dtype, 0.5) == (mean, most)
         assert gap_bounds(dtype, 5.0) == (3 * mean, 9 * most)
+        assert gap_bounds(dtype, depth=4) == (2 * mean, 4 * most)
 
 
 @pytest.mark.parametrize(

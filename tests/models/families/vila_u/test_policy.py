@@ -226,6 +226,25 @@ def test_guidance_of_depth_by_hand():
     assert guided.log_softmax(-1)[0].tolist() == pytest.approx([-0.12773, -2.12773, -7.12773], abs=1e-5)
 
 
+@torch.no_grad()
+def test_scores_of_a_position_are_sums_over_depth_in_chunks_too():
+    own = policy()
+    batch = collate([[own.processor.encode(WORDS)]], own.vocabulary)
+    logp_BT, entropy_BT = own.log_probs(own.model, batch)
+    text, image = own.distributions(own.model, batch)
+    at = batch.trainable_BT & (batch.ids_BT >= own.vocabulary.text_size)
+    codes = own.vocabulary.codes_of(batch.ids_BT[at])
+    assert image.shape == (16, DEPTH, CODES)
+    assert torch.allclose(image.gather(-1, codes[..., None]).sum((1, 2)), logp_BT[at], atol=1e-5)
+    assert torch.allclose(-(image.exp() * image).sum((1, 2)), entropy_BT[at], atol=1e-4)
+    for chunk in (None, 7):
+        again = own.log_probs_and_kl(own.model, batch, (text, image), chunk=chunk)
+        assert torch.allclose(again[0], logp_BT, atol=1e-5) and again[2].abs().max() < 1e-5
+    other = image.roll(1, -1)
+    kl_BT = own.log_probs_and_kl(own.model, batch, (text, other))[2]
+    assert torch.allclose(kl_BT[at], (image.exp() * (image - other)).sum((1, 2)), atol=1e-4)
+
+
 def test_ids_hold_all_codes_of_a_position():
     vocabulary = policy().vocabulary
     codes = torch.randint(0, CODES, (4, 9, DEPTH))
