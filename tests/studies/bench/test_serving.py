@@ -22,6 +22,7 @@ def test_all_loops_run_and_say_what_was_seen(make_policy, monkeypatch, tmp_path,
     figures = json.loads((tmp_path / "a.json").read_text())
     rows = [*figures["closed"], *figures["open"]]
     assert [row["clients"] for row in figures["closed"]] == [1, 3]
+    pictures = rows[0]["pictures_per_second"] * rows[0]["seconds"]
     for row in rows:
         assert row["requests"] == 6 and row["rejected"] == 0 and row["tokens_per_second"] > 0
         assert 0 < row["ttft"]["p50"] <= row["e2el"]["p50"] and row["first_picture"]["mean"] > 0
