@@ -121,6 +121,12 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("--task", type=bounded(NoneOrMore), metavar="K", help="which, from 0; `data merge` ends it")
     parser.add_argument("--workers", type=bounded(OneOrMore), metavar="W", help="cut the work, for W processes here")
     parser.add_argument(
+        "--unit-bytes",
+        type=bounded(OneOrMore),
+        metavar="B",
+        help="of lines or rows that are cut as one (default 64 MiB)",
+    )
+    parser.add_argument(
         "--dry-run", type=bounded(OneOrMore), metavar="N", help="say what the first N records give, and write nothing"
     )
     arguments = parser.parse_args(argv)
@@ -147,7 +153,7 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
 def _in_units(arguments: Namespace, target: Path, options: dict) -> None:
     """`--tasks N --task K` of one task, `--workers W` of all on this machine."""
     from .data.jobs.parts import merge, run_units
-    from .data.jobs.plan import open_plan, parts_of, task_units
+    from .data.jobs.plan import UNIT_BYTES, open_plan, parts_of, task_units
     from .data.shards.writing import check_target
 
     if (arguments.tasks is None) != (arguments.task is None):
@@ -155,10 +161,15 @@ def _in_units(arguments: Namespace, target: Path, options: dict) -> None:
     if arguments.keep_duplicates:
         raise InputError("--keep-duplicates: not with --tasks or --workers; give the records ids of their own")
     check_target(target, arguments.overwrite)
-    plan = open_plan(arguments.kind, arguments.source, options, target, arguments.heldout_share)
+    size = arguments.unit_bytes or UNIT_BYTES
+    plan = open_plan(arguments.kind, arguments.source, options, target, arguments.heldout_share, size)
     units = range(len(plan.units)) if arguments.tasks is None else task_units(plan, arguments.tasks, arguments.task)
     done = run_units(plan, target, units, arguments.workers or 1, say)
     say(f"{done} of {len(units)} units done, {len(units) - done} were there")
+    if arguments.tasks and not units:
+        say(
+            f"the work is cut into {len(plan.units)} units, fewer than tasks; a smaller --unit-bytes makes more of them"
+        )
     if arguments.tasks is None:
         _say_merged(target, merge(target, arguments.overwrite))
     else:

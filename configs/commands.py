@@ -88,6 +88,10 @@ COMMANDS = {
     "serve": Command(
         "serve.command:main", "answer over HTTP, in text and pictures: the API that OpenAI's clients read"
     ),
+    "check": Command(
+        "studies.check.command:main",
+        "is a model read right, and can it be trained here: a page, and a JSON for an issue",
+    ),
     "serve-rewards": Command("rewards.remote.server:main", "score completions for training runs on other machines"),
     "publish": Command("report.release.publish:main", "write a release with its model card, and upload it to the Hub"),
 }

@@ -2,7 +2,7 @@
 
     000000012.json          the document, each `image` and `codes` replaced by the name of a member
     000000012.image0.webp   its first picture as it was encoded (png, jpg or webp)
-    000000012.codes0.npy    the codes [N] of that picture, int32, where they are cached
+    000000012.codes0.npy    the codes [N] or [N, D] of that picture, int32, where they are cached
 
 What is read is not trusted: every name, size and type is checked, and nothing is unpickled.
 """
@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,11 @@ MAX_RECORD_IMAGES = 1000
 
 EXTENSIONS = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"}
 MEMBER = re.compile(r"([0-9]{9})\.(json|image[0-9]{1,3}\.(?:png|jpg|webp)|codes[0-9]{1,3}\.npy)")
-# The one header that numpy writes for int32 [N]. Matching it keeps numpy's parser away from untrusted bytes: that one
-# evaluates the header and allocates whatever shape it claims.
+# The one header that numpy writes for int32 [N], or [N, D]. Matching it keeps numpy's parser away from untrusted bytes:
+# that one evaluates the header and allocates whatever shape it claims.
 CODES_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00[\s\S]{2}\{'descr': '<i4', 'fortran_order': False, 'shape': \(([0-9]{1,9}),\), \} *\n"
+    rb"\x93NUMPY\x01\x00[\s\S]{2}"
+    rb"\{'descr': '<i4', 'fortran_order': False, 'shape': \(([0-9]{1,9}),(?: ([0-9]{1,3}))?\), \} *\n"
 )
 NO_CODES = np.zeros(0, np.int64)
 
@@ -155,19 +157,22 @@ def _is_of(image: Image.Image, data: bytes) -> bool:
 
 def _encode_codes(codes_N: np.ndarray) -> bytes:
     if (
-        codes_N.ndim != 1
+        codes_N.ndim not in (1, 2)
         or codes_N.dtype.kind not in "iu"
         or codes_N.min(initial=0) < 0
         or codes_N.max(initial=0) >= 2**31
     ):
-        raise ValueError(f"codes are {codes_N.dtype} {list(codes_N.shape)}, expected integers [N], 0 <= code < 2^31")
+        raise ValueError(
+            f"codes are {codes_N.dtype} {list(codes_N.shape)}, expected integers [N] or [N, D], 0 <= code < 2^31"
+        )
     buffer = io.BytesIO()
-    np.save(buffer, codes_N.astype("<i4"), allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(codes_N, "<i4"), allow_pickle=False)
     return buffer.getvalue()
 
 
 def _decode_codes(data: bytes) -> np.ndarray:
     header = CODES_HEADER.match(data)
-    if header is None or len(data) - header.end() != 4 * int(header[1]):
-        raise ValueError("codes are no npy file of int32 [N]")
-    return np.frombuffer(data, "<i4", offset=header.end()).astype(np.int64)
+    shape = tuple(int(side) for side in header.groups() if side) if header else ()
+    if header is None or len(data) - header.end() != 4 * prod(shape):
+        raise ValueError("codes are no npy file of int32 [N] or [N, D]")
+    return np.frombuffer(data, "<i4", offset=header.end()).astype(np.int64).reshape(shape)

@@ -13,13 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ..configs.errors import InputError
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 WINDOWS = ("sliding_window", "window_size")
 """Names under which configurations have the tokens that a layer sees; GPT-Neo, of the second, masks by itself."""
+
+SDPA, EITHER = "sdpa", "sdpa_or_flex"
+"""Names of attention for transformers: torch's, and that or flex attention, whichever the mask is of."""
 
 
 def layer_types(config: Any) -> list[str]:
@@ -60,13 +67,49 @@ def causal_mask(rows: int, tokens: int, module: PreTrainedModel) -> Tensor | Non
     return (order <= order[:, None])[None, None].expand(rows, -1, -1, -1)
 
 
-def attention_mask(mask: Tensor | None, module: PreTrainedModel) -> Tensor | dict[str, Tensor] | None:
+def attend_either_way(model: PreTrainedModel) -> None:
+    """From now on the decoder takes a mask of blocks as well, by flex attention (Dong et al., arXiv 2412.05496).
+
+    Raises InputError where it could not be trained so.
+    """
+    name, decoder = type(model).__name__, model.get_decoder()
+    if not torch.cuda.is_available():
+        raise InputError("flex_attention: torch trains by it on a GPU alone, and there is none; leave it out")
+    if not sees_all_before(model.config.get_text_config()):
+        raise InputError(f"flex_attention: {name} has layers with a window; leave it out")
+    if not getattr(decoder, "_supports_flex_attn", False):
+        raise InputError(f"flex_attention: transformers has none for {name}; leave it out")
+    decoder.set_attn_implementation(EITHER)  # type: ignore[operator]
+
+
+def _sdpa_or_flex(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+    by = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
+    return by(module, query, key, value, mask, **options)
+
+
+AttentionInterface.register(EITHER, _sdpa_or_flex)
+AttentionMaskInterface.register(EITHER, sdpa_mask)
+
+
+def block_mask(sequence_BT: Tensor) -> BlockMask:
+    """A token sees those of its own sequence up to itself; blocks in which none is seen are skipped."""
+
+    def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key <= query) & (sequence_BT[row, query] == sequence_BT[row, key])
+
+    rows, tokens = sequence_BT.shape
+    return create_block_mask(sees, rows, None, tokens, tokens, device=sequence_BT.device)  # type: ignore[arg-type]
+
+
+def attention_mask(
+    mask: Tensor | BlockMask | None, module: PreTrainedModel
+) -> Tensor | dict[str, Tensor] | BlockMask | None:
     """A boolean mask [B, 1, T, cached + T] as the attention of this module takes it; by layer type where two.
 
-    None stays None: transformers makes it the causal one.
+    None stays None: transformers makes it the causal one. One of blocks stays, too.
     """
-    if mask is None:
-        return None
+    if mask is None or isinstance(mask, BlockMask):
+        return mask
     config: Any = module.config.get_text_config()
     masks = {}
     for layer_type in layer_types(config):
@@ -96,11 +139,11 @@ def _as_taken(mask: Tensor, module: PreTrainedModel) -> Tensor:
     For one query sdpa gets numbers, too: of a boolean mask it would make them anew in every layer. For many queries
     they would be large.
     """
-    takes_boolean = module.config._attn_implementation == "sdpa"
+    takes_boolean = module.config._attn_implementation in (SDPA, EITHER)
     if takes_boolean and mask.shape[2] > 1:
         return mask
     forbidden = -math.inf if takes_boolean else torch.finfo(module.dtype).min
-    return torch.zeros(mask.shape, dtype=module.dtype, device=mask.device).masked_fill_(~mask, forbidden)
+    return torch.full(mask.shape, forbidden, dtype=module.dtype, device=mask.device).masked_fill_(mask, 0)
 
 
 def widest_window(config: Any) -> int:

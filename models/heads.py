@@ -1,4 +1,4 @@
-"""Heads in float32, whatever the rest of a model computes in.
+"""Heads in float32, whatever the rest of a model computes in, and the log-probs of their scores.
 
 A score in bf16 has eight bits: one of 20 is off by up to 0.06. In the sampler and in the training forward it is off by
 different amounts, so that the ratio of the two is noise. With the product of the head in float32 what is left is the
@@ -7,14 +7,16 @@ rounding of the hidden states (MiniMax-M1, arXiv 2506.13585, found the same and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 BLOCK_ROWS = 8192
 """Rows of a head in 16 bits that are cast at a time."""
@@ -96,3 +98,60 @@ class _InBlocks(torch.autograd.Function):
 
 def _blocks(weight: Tensor) -> list[slice]:
     return [slice(first, first + BLOCK_ROWS) for first in range(0, len(weight), BLOCK_ROWS)]
+
+
+# ---- log-probs of scores ----
+
+
+def tempered(scores: Tensor, temperature: float) -> Tensor:
+    return scores if temperature == 1 else scores / temperature
+
+
+def in_chunks(
+    scores: Callable[..., Tensor],
+    target: Tensor,
+    inputs: list[Tensor],
+    log_q: Tensor | None,
+    chunk: int | None,
+    entropy_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probs, entropies and, to a given `log_q`, KLs of n targets, [n] each.
+
+    With `chunk` the [n, choices] scores never exist as a whole.
+    """
+
+    def part(target: Tensor, log_q: Tensor | None, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return score(scores(*inputs), target, log_q, entropy_gradient)
+
+    if chunk is None or len(target) <= chunk:
+        return part(target, log_q, *inputs)
+    parts = [
+        checkpoint(part, *tensors, use_reentrant=False)
+        for tensors in zip(
+            target.split(chunk),
+            repeat(None) if log_q is None else log_q.split(chunk),
+            *(tensor.split(chunk) for tensor in inputs),
+            strict=log_q is not None,
+        )
+    ]
+    logps, entropies, kls = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies), None if log_q is None else torch.cat(kls)
+
+
+def score(
+    scores: Tensor, target: Tensor, log_q: Tensor | None = None, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-prob of `target`, entropy of the softmax and its KL to `log_q`, each [n], for scores [n, choices].
+
+    -inf masks a choice. A position of D residual codes, scores [n, D, choices] and targets [n, D], is one token: all
+    sum over depth.
+    """
+    log_p = scores.log_softmax(-1)
+    del scores  # one of the largest tensors of a step
+    found = [log_p.gather(-1, target[..., None])[..., 0], None, None]
+    if log_q is not None:  # 0 times a finite number where a choice is masked
+        found[2] = (log_p.exp() * (log_p.clamp(min=-1e4) - log_q.clamp(min=-1e4))).sum(-1)
+    log_p = log_p if entropy_gradient else log_p.detach()
+    found[1] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
+    logp, entropy, kl = (part.sum(1) if part is not None and target.dim() > 1 else part for part in found)
+    return logp, entropy, kl  # type: ignore[return-value]

@@ -1,9 +1,9 @@
 """UnifiedPolicy: what a base-model family must offer. Everything else in limner is written against this page.
 
-A family must say `family`, `hidden`, `text_logits`, `image_logits` and `parts`. It may say `image_features` and
-`vision` (a picture encoder of its own), `standing_still` (what a sampler may keep), `code_ids` (codes among the text
-ids), `from_upstream` (its authors' checkpoints), `new_layout` and `create` (new models), and the class attributes. What
-is left is the same for all.
+A family must say `family`, `hidden`, `text_logits`, `image_logits` and `parts`. It may say `depth_states` (several
+codes a position), `image_features` and `vision` (a picture encoder of its own), `standing_still` (what a sampler may
+keep), `code_ids` (codes among the text ids), `from_upstream` (its authors' checkpoints), `new_layout` and `create`
+(new models), and the class attributes. What is left is the same for all.
 
 A family is passed the module to call (`model`) where gradients flow, because under DDP, FSDP or ZeRO that is the
 *wrapped* one: log-probs of an unwrapped module would skip the gradient synchronisation.
@@ -15,21 +15,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..configs.errors import InputError
 from ..configs.registry import find
-from .attention import check_layers, rope_switch, sees_all_before
-from .heads import Float32Heads
+from .attention import attend_either_way, block_mask, check_layers, rope_switch, sees_all_before
+from .heads import Float32Heads, in_chunks, tempered
 from .pictures.vision import Vision
 from .tokens.processing import Processor
 from .tokens.sequence import TokenBatch
@@ -44,11 +42,15 @@ class UnifiedPolicy(ABC):
     family: str
     """Name in the registry and in a checkpoint."""
     model_class: Any = AutoModelForCausalLM
-    """The stock class that reads its weights."""
+    """The class that reads its weights, stock where there is one."""
+    upstream_types: tuple[str, ...] = ()
+    """Model types of its authors' checkpoints, where they are not that of `model_class`."""
     own_image_head = False
     """Image codes have an embedding and a head of their own, beside those of text."""
     never_trained: tuple[str, ...] = ()
     """Submodules that stay as they are: an image tokenizer inside, beside the processor's, which is the one used."""
+    new_depth = 1
+    """Codes a position of a new model's pictures."""
     new_rows = False
     """Embedding and head have rows that no training has reached yet: the model was extended by them."""
 
@@ -59,11 +61,18 @@ class UnifiedPolicy(ABC):
         self.model = model
         self.processor = processor
         self.vocabulary = processor.vocabulary
+        if self.vocabulary.depth > 1 and type(self).depth_states is UnifiedPolicy.depth_states:
+            depth = self.vocabulary.depth
+            raise InputError(f"model family {self.family!r} draws one code a position, its image tokenizer has {depth}")
         self.float32_heads = Float32Heads()
         self.rope_switch = rope_switch(model.config.get_text_config())
         """Tokens of a sequence beyond which all of them would be rotated otherwise; longer ones are refused."""
         self.sees_all_before = sees_all_before(model.config.get_text_config())
         self._never_sampled = torch.tensor(self.vocabulary.never_sampled)
+        self.flex_attention = False
+        """Packed rows have a mask of blocks instead of a dense one."""
+        self.compiled_forward: Callable[..., Any] | None = None
+        """The decoder's, once somebody has asked for it (`sampler.steps`)."""
         self._stock_forward = model.forward
         # Not the bound method: accelerate takes a forward's function and binds it to the model.
         model.forward = partial(self._forward)  # type: ignore[method-assign]
@@ -89,6 +98,11 @@ class UnifiedPolicy(ABC):
         return ()
 
     @classmethod
+    def image_choices(cls, config: Any) -> int | None:
+        """Scores of an image token, D times the codes, where the model's configuration tells."""
+        return None
+
+    @classmethod
     def from_upstream(cls, directory: Path, **options: Any) -> UnifiedPolicy:
         """The checkpoint of its authors in a folder, as it was published.
 
@@ -109,8 +123,9 @@ class UnifiedPolicy(ABC):
         """Last hidden states [B, T, H] of joint ids; `cache`, if given, takes their keys and values.
 
         `mask` is boolean [B, 1, T, cached + T], True where a token may attend; windows of single layers come on top
-        (`attention_mask`). None is the causal one of rows that begin together, with nothing cached. `features` [n, H]
-        stand at the n placeholders of the ids, in the order of rows and tokens.
+        (`attention_mask`). None is the causal one of rows that begin together, with nothing cached; that of packed rows
+        may be one of blocks, which `attention_mask` hands on. `features` [n, H] stand at the n placeholders of the ids,
+        in the order of rows and tokens.
         """
 
     @abstractmethod
@@ -122,7 +137,15 @@ class UnifiedPolicy(ABC):
 
     @abstractmethod
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """Scores of the image codes, [..., codes], in the same way."""
+        """Scores of the image codes, [..., codes], in the same way; of `depth_states` where a family has them."""
+
+    def depth_states(self, hidden: Tensor, before: Tensor) -> Tensor:
+        """Of n positions of D codes with hidden states [n, H]: what their first codes are scored from, [n, d + 1, E].
+
+        `before` [n, d], d < D, are the codes that are drawn already; the scores behind them may depend on those before
+        and on no others. Called with all n at once by the sampler, code by code, and by the trainer with D - 1 of them.
+        """
+        raise NotImplementedError(f"{self.family}: a position of this model has one code")
 
     @abstractmethod
     def parts(self) -> dict[str, tuple[Tensor, slice]]:
@@ -169,7 +192,9 @@ class UnifiedPolicy(ABC):
         the grammar allows there, image positions over the image codes; forced and untrainable tokens get 0. It is the
         same softmax, mask, temperature and guidance as in `generation.generate`; a test replays samples and compares.
         With `chunk`, so many tokens are scored against the vocabulary at a time, and again in the backward pass.
-        The entropy is to be looked at; with a gradient, for a bonus, it keeps two more tensors for the backward pass.
+        A position of D codes is one token: its log-prob is the sum over depth, and so is its entropy, of each code
+        given those before it that were drawn. The entropy is to be looked at; with a gradient, for a bonus, it keeps
+        two more tensors for the backward pass.
         """
         return model(
             token_batch=batch,
@@ -188,7 +213,8 @@ class UnifiedPolicy(ABC):
 
     @torch.no_grad()
     def distributions(self, model: Any, batch: TokenBatch, **settings: Any) -> tuple[Tensor, Tensor]:
-        """Log-probs of all choices at the n text and m image tokens that are trained: float32 [n, V] and [m, codes].
+        """Log-probs of all choices at the n text and m image tokens that are trained: float32 [n, V] and [m, codes], or
+        [m, D, codes].
 
         They are those that `log_probs` with the same settings takes its tokens' from; -inf where the grammar forbids.
         """
@@ -264,10 +290,13 @@ class UnifiedPolicy(ABC):
         def text_scores(states: Tensor, images: Tensor) -> Tensor:
             return tempered(self.allowed_text_logits(states, images, max_images), temperature)
 
-        def image_scores(states: Tensor, *without: Tensor) -> Tensor:
-            return tempered(self.guided_image_logits(states, *without, guidance=guidance), temperature)
+        def image_scores(before: Tensor, *states: Tensor) -> Tensor:
+            if depth > 1:
+                states = tuple(self.depth_states(part, before) for part in states)
+            return tempered(self.guided_image_logits(*states, guidance=guidance), temperature)
 
-        image_states = [hidden[image_at]]
+        depth, codes = self.vocabulary.depth, self.vocabulary.codes_of(target[image_at])
+        image_states = [codes[..., :-1] if depth > 1 else codes, hidden[image_at]]
         if guidance != 1.0:
             ids_BT, *other = batch.without_prompt(self.vocabulary)
             positions_BT, mask = (positions_BT, mask) if self.vocabulary.pads_prompt else other
@@ -282,17 +311,18 @@ class UnifiedPolicy(ABC):
             return tuple(part.log_softmax(-1) for part in scores)
         logp = torch.zeros(target.shape, dtype=torch.float32, device=target.device)
         entropy, kl = torch.zeros_like(logp), torch.zeros_like(logp)
-        for at, scores, first_id, inputs, log_q in (
-            (text_at, text_scores, 0, [hidden[text_at], images_before], reference and reference[0]),
-            (image_at, image_scores, size, image_states, reference and reference[1]),
+        text_states, of_codes = [hidden[text_at], images_before], chunk and max(chunk // depth, 1)
+        for at, scores, choice, inputs, log_q, most in (
+            (text_at, text_scores, target[text_at], text_states, reference and reference[0], chunk),
+            (image_at, image_scores, codes, image_states, reference and reference[1], of_codes),
         ):
-            p, h, d = _in_chunks(scores, target[at] - first_id, inputs, log_q, chunk, entropy_gradient)
+            p, h, d = in_chunks(scores, choice, inputs, log_q, most, entropy_gradient)
             logp = logp.masked_scatter(at, p)
             entropy = entropy.masked_scatter(at, h)
             kl = kl if d is None else kl.masked_scatter(at, d)
         return pad(logp, (1, 0)), pad(entropy, (1, 0)), pad(kl, (1, 0))
 
-    def _seen_in(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
+    def _seen_in(self, batch: TokenBatch) -> tuple[Tensor, Any]:
         """Positions and mask of a batch; none where attention may be causal and nothing else.
 
         Padding then has positions, too: where they began anew transformers would find a packed row.
@@ -300,12 +330,12 @@ class UnifiedPolicy(ABC):
         rows, tokens = batch.ids_BT.shape
         if self.sees_all_before and batch.is_unpacked:
             return torch.arange(tokens, device=batch.ids_BT.device).expand(rows, -1), None
-        return batch.positions_BT, batch.mask_BTT()
+        return batch.positions_BT, block_mask(batch.sequence_BT) if self.flex_attention else batch.mask_BTT()
 
     def guided_image_logits(
         self, hidden: Tensor, without: Tensor | None = None, guidance: float | Tensor = 1.0
     ) -> Tensor:
-        """Image scores in float32; with the hidden states of the same tokens without their prompt, guided ones:
+        """Image scores in float32 of hidden or depth states; with those of the same tokens without their prompt:
 
         without + guidance * (with - without) (Ho and Salimans, arXiv 2207.12598, as VILA-U and Janus use it on logits).
         """
@@ -316,17 +346,14 @@ class UnifiedPolicy(ABC):
             base = self.image_logits(without).float()
         return base + guidance * (scores - base)
 
+    def pack_by_flex_attention(self) -> None:
+        """Packed rows are scored by flex attention from now on. Raises InputError where that cannot be."""
+        attend_either_way(self.model)
+        self.flex_attention = True
+
     def freeze(self, names: Sequence[str]) -> None:
         """Training leaves these submodules as they are. Raises InputError for one that the model does not have."""
         freeze(self.model, names)
-
-    def compile(self) -> None:
-        """Runs the decoder through torch.compile from now on, one program for all lengths.
-
-        The first call then takes minutes; what is drawn and scored stays the same up to rounding.
-        """
-        decoder: Any = self.model.get_decoder()
-        decoder.forward = torch.compile(decoder.forward, dynamic=True)
 
     def frozen_copy(self) -> UnifiedPolicy:
         """The policy as it is now, for a KL reference: own weights, no gradient."""
@@ -375,60 +402,6 @@ def _without_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(vars(module).get(name), float):
                 setattr(module, name, 0.0)
-
-
-def tempered(scores: Tensor, temperature: float) -> Tensor:
-    return scores if temperature == 1 else scores / temperature
-
-
-def _in_chunks(
-    scores: Callable[..., Tensor],
-    target: Tensor,
-    inputs: list[Tensor],
-    log_q: Tensor | None,
-    chunk: int | None,
-    entropy_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-probs, entropies and, to a given `log_q`, KLs of n targets, [n] each.
-
-    With `chunk` the [n, choices] scores never exist as a whole.
-    """
-
-    def part(target: Tensor, log_q: Tensor | None, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        return _score(scores(*inputs), target, log_q, entropy_gradient)
-
-    if chunk is None or len(target) <= chunk:
-        return part(target, log_q, *inputs)
-    parts = [
-        checkpoint(part, *tensors, use_reentrant=False)
-        for tensors in zip(
-            target.split(chunk),
-            repeat(None) if log_q is None else log_q.split(chunk),
-            *(tensor.split(chunk) for tensor in inputs),
-            strict=log_q is not None,
-        )
-    ]
-    logps, entropies, kls = zip(*parts, strict=True)
-    return torch.cat(logps), torch.cat(entropies), None if log_q is None else torch.cat(kls)
-
-
-def _score(
-    scores: Tensor, target: Tensor, log_q: Tensor | None = None, entropy_gradient: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-prob of `target`, entropy of the softmax and its KL to `log_q`, each [n], for scores [n, choices].
-
-    -inf masks a choice. A position of D residual codes, scores [n, D, choices] and targets [n, D], is one token: all
-    sum over depth.
-    """
-    log_p = scores.log_softmax(-1)
-    del scores  # one of the largest tensors of a step
-    found = [log_p.gather(-1, target[..., None])[..., 0], None, None]
-    if log_q is not None:  # 0 times a finite number where a choice is masked
-        found[2] = (log_p.exp() * (log_p.clamp(min=-1e4) - log_q.clamp(min=-1e4))).sum(-1)
-    log_p = log_p if entropy_gradient else log_p.detach()
-    found[1] = -(log_p.exp() * log_p.clamp(min=-1e4)).sum(-1)
-    logp, entropy, kl = (part.sum(1) if part is not None and target.dim() > 1 else part for part in found)
-    return logp, entropy, kl  # type: ignore[return-value]
 
 
 def family(name: str, place: str = "") -> type[UnifiedPolicy]:

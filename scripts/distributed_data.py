@@ -23,17 +23,19 @@ class Convert(PipelineStep):
     name = "limner"
     type = "convert"
 
-    def __init__(self, source: str, path: str, out: str, options: dict[str, Any], heldout_share: float):
+    def __init__(
+        self, source: str, path: str, out: str, options: dict[str, Any], heldout_share: float, unit_bytes: int
+    ):
         super().__init__()
         self.source, self.path, self.out = source, path, out
-        self.options, self.heldout_share = options, heldout_share
+        self.options, self.heldout_share, self.unit_bytes = options, heldout_share, unit_bytes
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Any:
         from limner.data.jobs.parts import run_units
         from limner.data.jobs.plan import open_plan, task_units
 
         out = Path(self.out)
-        plan = open_plan(self.source, Path(self.path), self.options, out, self.heldout_share)
+        plan = open_plan(self.source, Path(self.path), self.options, out, self.heldout_share, self.unit_bytes)
         with self.track_time():
             done = run_units(plan, out, task_units(plan, world_size, rank))
         self.stat_update("units", value=done)
@@ -44,7 +46,7 @@ def main() -> None:
     from limner.configs.bounds import OneOrMore, Share, bounded
     from limner.configs.terminal import say
     from limner.data.conversion import setting
-    from limner.data.jobs.plan import open_plan, parts_of
+    from limner.data.jobs.plan import UNIT_BYTES, open_plan, parts_of
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--images", default="")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--heldout-share", type=bounded(Share), default=0.1)
+    parser.add_argument("--unit-bytes", type=bounded(OneOrMore), default=UNIT_BYTES, help="cut as one (default 64 MiB)")
     parser.add_argument("--workers", type=bounded(OneOrMore), default=-1, help="tasks at a time; by default all")
     parser.add_argument("--slurm", metavar="PARTITION", help="as an array of Slurm jobs instead of on this machine")
     parser.add_argument("--time", default="04:00:00", help="limit of a Slurm job")
@@ -61,8 +64,9 @@ def main() -> None:
     given = parser.parse_args()
     options = dict(map(setting, given.set)) | ({"images": str(Path(given.images).absolute())} if given.images else {})
     path, out = given.path.absolute(), given.out.absolute()
-    plan = open_plan(given.source, path, options, out, given.heldout_share)  # cut once, before any task asks
-    step = Convert(given.source, str(path), str(out), options, given.heldout_share)
+    size = given.unit_bytes
+    plan = open_plan(given.source, path, options, out, given.heldout_share, size)  # cut once, before any task asks
+    step = Convert(given.source, str(path), str(out), options, given.heldout_share, size)
     shared = {"tasks": min(given.tasks, len(plan.units)), "workers": given.workers}
     logs = str(parts_of(out) / "logs")
     if given.slurm:

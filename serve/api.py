@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -174,7 +174,7 @@ def _refuse_failed(events: list[Event], asking: Asking) -> None:
         raise asking.meta.fault(events[-1])
 
 
-async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+async def unless_gone(work: Awaitable[T], receive: Receive) -> T:
     """What the work gives. Raises ClientDisconnect as soon as the client goes away."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(receive))
     try:

@@ -1,7 +1,7 @@
 """`limner serve`: a model over HTTP.
 
 limner serve --model runs/demo/model
-limner serve --model ORG/NAME --host 0.0.0.0 --hosts '[limner.example.org]'      # with LIMNER_SERVE_KEYS=...
+limner serve --model ORG/NAME --host 0.0.0.0 --hosts limner.example.org      # with LIMNER_SERVE_KEYS=...
 limner serve --config serve.yaml
 
 It says where it listens when it is ready. SIGTERM and Ctrl-C let running answers end, for `drain_seconds`.

@@ -16,7 +16,7 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Condition, Thread
@@ -26,9 +26,12 @@ import torch
 
 from ..configs.errors import InputError
 from ..models.policy import UnifiedPolicy
+from ..models.sampler.chunked import prefill_in_chunks
 from ..models.sampler.generation import evaluating
+from ..models.sampler.prefill import Prefix
 from ..models.sampler.request import Request, Sampling
 from ..models.sampler.slots import Sampler
+from ..models.sampler.steps import Steps, check_steps
 from .metrics import Metrics
 from .rows.events import Failed, Mailbox, Why
 from .rows.scribe import Row, Scribe, Writing
@@ -38,7 +41,7 @@ from .rows.waiting import Room, Waiting
 logger = logging.getLogger(__name__)
 
 PREFILL = 512
-"""Tokens of prompts that are admitted in a turn, unless a single one is longer: rows that run wait for them."""
+"""Tokens of prompts that are prefilled in a turn, for rows that run wait for them. A longer prompt takes several."""
 PAUSE_S = 0.1
 """Between looks at those that wait while the engine pauses."""
 EIGHTHS = 8
@@ -67,13 +70,17 @@ class Limits:
     """An answer that takes longer is given up, the wait included."""
     reader_seconds: float = 30.0
     """A reader that leaves its events untaken for so long is given up."""
+    steps: Steps = "plain"
+    """Of the sampler: how the model is run."""
 
 
 class Engine:
     def __init__(self, policy: UnifiedPolicy, limits: Limits | None = None, metrics: Metrics | None = None):
         self.policy, self.limits, self.metrics = policy, limits or Limits(), metrics or Metrics()
-        tokens = self.limits.cache_tokens or self.limits.slots * policy.longest
-        self.room = Room(self.limits.slots, tokens)
+        slots, in_buckets = self.limits.slots, self.limits.steps != "plain"
+        tokens = self.limits.cache_tokens or Room(slots, 0, in_buckets).taken(slots, policy.longest)
+        self.room = Room(slots, tokens, in_buckets)
+        check_steps(policy, self.limits.steps, next(policy.model.parameters()).device)
         self.metrics.gauges = self.gauges
         self.dead = False
         self.draining = False
@@ -89,6 +96,8 @@ class Engine:
         self._pausing = self._paused = self._stopping = False
         policy.processor.text_ids("a")  # a tokenizer's setting, which no two threads should make at a time
         self._sampler: Sampler | None = None
+        self._reading: tuple[Ticket, Iterator[Prefix | None]] | None = None
+        """The request whose long prompt is being prefilled, a part a turn."""
         self._thread = Thread(target=self._run, daemon=True, name="engine")
         self._thread.start()
 
@@ -156,7 +165,7 @@ class Engine:
             self.draining, self._pausing = True, False
             self._turn.notify_all()
             self._turn.wait_for(lambda: self.idle or self.dead, max(end - time.monotonic(), 0))
-            for ticket in [*self._waiting, *self._running.values()]:
+            for ticket in self._all():
                 ticket.deadline = -1.0
             self._turn.notify_all()
             self._turn.wait_for(lambda: self.idle or self.dead, 30)
@@ -181,7 +190,11 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return not self._running and not len(self._waiting)
+        return not self._all()
+
+    def _all(self) -> list[Ticket]:
+        reading = [self._reading[0]] if self._reading else []
+        return [*self._waiting, *reading, *self._running.values()]
 
     @property
     def running(self) -> int:
@@ -198,7 +211,7 @@ class Engine:
 
     def gauges(self) -> dict[str, float]:
         rows = list(self._running.values())
-        used = sum(row.slots for row in rows) * max((row.tokens for row in rows), default=0)
+        used = self.room.taken(sum(row.slots for row in rows), max((row.tokens for row in rows), default=0))
         return {
             "num_requests_running": len(rows),
             "num_requests_waiting": len(self._waiting),
@@ -215,7 +228,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while not self._stopping:
-                with torch.inference_mode(), evaluating(self.policy, [Sampling()]):
+                with torch.inference_mode(), evaluating(self.policy, [Sampling()], self.limits.steps):
                     self._serve()
                 with self._turn:
                     self._paused = True
@@ -231,13 +244,15 @@ class Engine:
 
     def _serve(self) -> None:
         """Turns, until the engine pauses or stops."""
-        self._sampler = sampler = Sampler(self.policy)
+        self._sampler = sampler = Sampler(self.policy, self.limits.steps)
         while True:
             self._give_up_waiting()
             self._give_up(sampler)
             self._admit(sampler)
+            if not self._running and self._reading:
+                continue
             if not self._running:
-                self._sampler = sampler = Sampler(self.policy)  # without the memory of the last rows
+                self._sampler = sampler = Sampler(self.policy, self.limits.steps)  # without the memory of the last rows
                 with self._turn:
                     self._turn.notify_all()
                     if self._pausing or self._stopping:
@@ -246,14 +261,18 @@ class Engine:
                         self._turn.wait(1.0)
                 continue
             sampler.draw()
-            if not sampler.late:
+            if not sampler.late:  # then the ids are known already, and need not wait for the model
                 self._hand_out(sampler)
             sampler.feed()
-            self._hand_out(sampler)
+            if sampler.late:
+                self._hand_out(sampler)
             self._leave(sampler, {})
 
     def _admit(self, sampler: Sampler) -> None:
         """The next ones, while there is room for their worst case, and not too much to prefill."""
+        if self._reading is not None:
+            self._read_on(sampler)
+            return
         taken: list[Ticket] = []
         with self._turn:
             while not self._pausing and (ticket := self._waiting.first()):
@@ -264,20 +283,47 @@ class Engine:
                 if not self.room.holds(slots, longest) or (taken and sum(prompts.values()) > PREFILL):
                     break
                 taken.append(self._waiting.pop())
+                if len(ticket.request.prompt) > PREFILL:  # it is alone
+                    self._reading = ticket, prefill_in_chunks(self.policy, ticket.request, PREFILL)
+                    ticket.times.admitted = time.monotonic()
+                    return
             self._running |= {ticket.number: ticket for ticket in taken}
+        self._begin(sampler, taken)
+
+    def _read_on(self, sampler: Sampler) -> None:
+        """The next part of a long prompt; its row runs from the turn on in which it has been read."""
+        assert self._reading is not None
+        ticket, parts = self._reading
+        fault = self._fault(ticket, time.monotonic())
+        prefix = None if fault else next(parts)
+        if not fault and prefix is None:
+            return
+        with self._turn:
+            self._reading = None
+            self._running |= {} if fault else {ticket.number: ticket}
+            self._turn.notify_all()
+        if fault:
+            self._fail(ticket, fault)
+        elif prefix is not None:
+            sampler.know(prefix)
+            self._begin(sampler, [ticket])
+
+    def _begin(self, sampler: Sampler, taken: Sequence[Ticket]) -> None:
         if not taken:
             return
-        admitted = time.monotonic()
+        begun = time.monotonic()
         rows = self._running.values()
-        if sampler.slots * max([sampler.cache.columns, *(row.tokens for row in rows)]) > self.room.tokens:
+        longest = max([sampler.cache.columns, *(row.tokens for row in rows)])
+        if self.room.taken(sampler.slots, longest) > self.room.tokens:
             sampler.shrink()  # free slots would be as long as the new rows
         sampler.admit([ticket.number for ticket in taken], [ticket.request for ticket in taken])
         for ticket in taken:
-            ticket.times.admitted, ticket.times.prefilled = admitted, time.monotonic()
+            times = ticket.times
+            times.admitted, times.prefilled = times.admitted or begun, time.monotonic()
             self._writings[ticket.number] = self._scribe.open(ticket)
             self.metrics.count("prompt_tokens", len(ticket.request.prompt))
-            self.metrics.observe("request_queue_time_seconds", admitted - ticket.times.arrived)
-            self.metrics.observe("request_prefill_time_seconds", ticket.times.prefilled - admitted)
+            self.metrics.observe("request_queue_time_seconds", times.admitted - times.arrived)
+            self.metrics.observe("request_prefill_time_seconds", times.prefilled - times.admitted)
 
     def _hand_out(self, sampler: Sampler) -> None:
         """New ids to those who read them, and how far pictures are."""
@@ -355,8 +401,8 @@ class Engine:
     def _die(self) -> None:
         with self._turn:
             self.dead = True
-            lost = [*self._waiting, *self._running.values()]
-            self._waiting, self._running = Waiting(), {}
+            lost = self._all()
+            self._waiting, self._running, self._reading = Waiting(), {}, None
             self._turn.notify_all()
         for ticket in lost:
             self._fail(ticket, Failed("engine", "the engine has stopped"))

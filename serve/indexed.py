@@ -114,7 +114,7 @@ class Indexed:
 
     def _made(self, encoder: Any, hits: Sequence[Hit]) -> Strategy:
         """The rule goes by the encoder of the index, where that reads what was found."""
-        if self.name != "rule":
+        if self.strategy is not None and self.name != "rule":
             return self.strategy
         means = Means(self.rules, _no_chat, encoding(encoder, hits), self.index.chunks_of)
         return find("strategy", self.name, "strategy").thing(means)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..configs.errors import InputError
 from ..configs.json_text import parse_json
 from ..models.policy import UnifiedPolicy
 from ..models.writing import Model, changed
@@ -53,7 +54,11 @@ class Service:
         self.store = PictureStore(config.picture_megabytes * 2**20, config.picture_minutes * 60)
         self.given = Given(changed(model.sampling, config.sampling), config.max_tokens, config.max_images)
         self.engine = Engine(model.policy, limits_of(model.policy, config), self.metrics)
-        self.indexed = Indexed(config, model, self.engine) if config.index else None
+        try:
+            self.indexed = Indexed(config, model, self.engine) if config.index else None
+        except InputError:
+            self.engine.close()
+            raise
         self.models = [config.name, *([f"{config.name}-index"] if self.indexed else [])]
         self.created = int(time.time())
 
@@ -100,7 +105,7 @@ def limits_of(policy: UnifiedPolicy, config: ServeConfig) -> Limits:
     elif (device := next(policy.model.parameters()).device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         tokens = min(int(FREE_SHARE * free) // bytes_of_a_token(policy), config.slots * policy.longest)
-    return Limits(config.slots, tokens, config.waiting, config.seconds, config.reader_seconds)
+    return Limits(config.slots, tokens, config.waiting, config.seconds, config.reader_seconds, config.steps)
 
 
 @dataclass

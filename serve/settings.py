@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..configs.bounds import Above0, NoneOrMore, OneOrMore, Port, Seconds
+from ..configs.bounds import Above0, NoneOrMore, OneOrMore, Port, Seconds, Weight
 from ..configs.errors import InputError
 from ..configs.schema import check_ranges
+from ..models.sampler.steps import Steps
 from ..rewards.remote.client import check_variable
 
 KEYS_VARIABLE = "LIMNER_SERVE_KEYS"
@@ -36,8 +37,10 @@ class ServeConfig:
 
     slots: OneOrMore = 16
     """Rows at a time; a guided answer takes two."""
-    cache_gib: float = 0.0
+    cache_gib: Weight = 0.0
     """Memory of the KV cache; 0 is most of what a GPU has free, and on a CPU what the slots can hold."""
+    steps: Steps = "plain"
+    """How the model is run: plain; graphs, which a GPU repeats without Python between; compiled; or fixed."""
     waiting: OneOrMore = 64
     """Requests in the queue; further ones are sent away with 429."""
     seconds: Above0 = 600.0
@@ -87,6 +90,4 @@ class ServeConfig:
         check_variable(self.api_key_env)
         if not self.model:
             raise InputError("model: missing; limner serve --model FOLDER, or ORG/NAME on the Hub")
-        if self.cache_gib < 0:
-            raise InputError(f"cache_gib: {self.cache_gib}; at least 0")
         self.name = self.name or self.model.rstrip("/").rpartition("/")[2]

@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo_outcome": {"outcome_weight": 1.0, "process_weight": 0.0},
     "rejection": {"objective": "rejection"},
 }
-"""What the demo's reinforced arms change of `grpo/tiny`."""
+"""What the demo's reinforced arms change of the algorithm in `grpo/tiny`."""
+TEMPERATURES = {"rejection": 1.0}
+"""Of the rollouts of an arm for which another is better than that of `grpo/tiny` (study/estimators)."""
 
 
 @dataclass
@@ -109,8 +111,6 @@ def sources(root: Path, weights: dict[str, float]) -> list[SourceConfig]:
     return [SourceConfig(str(root / "data" / kind), weight) for kind, weight in weights.items()]
 
 
-REJECTION_BATCHES = 8 / 7
-"""Rejection sampling has no reference to score: 80 of its batches took the seconds of 70 of GRPO's."""
 MIXTURE = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
 CLEAN = {"understanding": 5.0, "text_to_image": 3.0}
 
@@ -135,8 +135,8 @@ def run_arm(name: str, setting: Setting, budget: float, warmup_step: float) -> t
     if name == "control":
         return policy, continue_warmup(policy, setting, out, budget, warmup_step)
     flags = [f"--algorithm.{key}={value}" for key, value in ALGORITHMS[name].items()]
-    if name == "rejection":
-        setting = replace(setting, iterations=round(REJECTION_BATCHES * setting.iterations))
+    if name in TEMPERATURES:
+        flags += ["--temperature", str(TEMPERATURES[name])]
     return policy, reinforce(policy, setting, out, flags, budget)
 
 

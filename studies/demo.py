@@ -56,7 +56,7 @@ class DemoConfig:
     """Repeat with so many seeds and report the spread."""
     seed: Seed = 0
     """The first seed."""
-    iterations: OneOrMore = 70
+    iterations: OneOrMore = 55
     """Rollout batches of GRPO; its seconds are what the other arms may spend."""
     curve_prompts: OneOrMore = 128
     """Held-out prompts scored while training."""

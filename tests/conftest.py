@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=50, help="processes that tests/kills kills (default 50)")
     parser.addoption("--fuzz-cases", type=int, default=2000, help="spoilt inputs of tests/fuzz (default 2000)")
+    parser.addoption("--fuzz-requests", type=int, default=5000, help="of tests/serve/test_load.py (default 5000)")
     parser.addoption("--fuzz-only", default="", metavar="'TARGET N'", help="one of them alone")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "models", "data", "retrieval", "rewards", "eval", "train", "report", "serve", "worlds", "studies")
+SHIPPED = (".py", ".yaml", ".css", ".js", ".html", ".txt", ".json", ".safetensors")
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "runs", "shared", "*.egg-info", "__pycache__")
 PLUGIN = {
     "pyproject.toml": """
@@ -62,7 +63,7 @@ def test_wheel_runs_without_the_checkout(tmp_path):
     assert not {name.split("/")[1] for name in shipped} & {"setup.py", "tests", "scripts", "docs"}
     for path in source.rglob("*"):
         name = path.relative_to(source).as_posix()
-        if name.partition("/")[0] in FOLDERS and path.suffix in (".py", ".yaml", ".html", ".css", ".js", ".txt"):
+        if name.partition("/")[0] in FOLDERS and path.suffix in SHIPPED:
             assert f"limner/{name}" in shipped, f"{name} is not in the wheel"
 
     venv.create(home, with_pip=False)
@@ -76,6 +77,20 @@ def test_wheel_runs_without_the_checkout(tmp_path):
     elsewhere.mkdir()
     limner = home / "bin" / "limner"
     assert "usage: limner" in call([limner, "--help"], cwd=elsewhere)
+    call(
+        [
+            limner,
+            "generate",
+            "--model",
+            "demo",
+            "--prompt",
+            "Illustrate: small red circle top left.",
+            "--out",
+            "a.html",
+        ],
+        cwd=elsewhere,
+    )
+    assert "data:image/png" in (elsewhere / "a.html").read_text()
     assert "--new_model.layers" in call([limner, "warmup", "--help"], cwd=elsewhere)
     named = {row["name"] for row in json.loads(call([limner, "list", "reward", "--json"], cwd=elsewhere))}
     assert {"format", "judge/TEMPLATE", "picture_stories/text_plan"} <= named and "mine/brevity" not in named

@@ -69,6 +69,8 @@ class RunConfig(RewardSettings):
     insertion: InsertionConfig = field(default_factory=InsertionConfig)
     """Of the task insertion alone; it reads `model`, `prompts` and `lora` as well, and no other section."""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    flex_attention: bool = False
+    """Packed rows by flex attention, which skips what no token sees; on a GPU alone."""
     lora: LoraConfig | None = None
     """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
     freeze: list[str] = field(default_factory=list)
@@ -137,6 +139,8 @@ def make_trainer(
         reward.over_ranks = gather_object  # groups straddle processes
     policy = policy or load(find_checkpoint(config.model))
     policy.freeze(config.freeze)
+    if config.flex_attention:
+        policy.pack_by_flex_attention()
     check_rows(policy, adapted=config.lora is not None)
     dataset = Dataset.from_dict({"prompt": [pack_prompt(prompt) for prompt in prompts]})
     adapter = config.lora.adapter(policy.model) if config.lora else None

@@ -19,6 +19,7 @@ from ..data.prompts import unpack_prompt
 from ..models.documents.document import ImageSegment, InterleavedDocument
 from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling, generate
+from ..models.sampler.steps import Steps
 from ..models.tokens.sequence import TokenBatch, TokenSequence, collate
 from ..rewards.base import Completion, PartScores, Reward, RewardOutput
 from .objective import advantages as maths
@@ -103,16 +104,18 @@ def rollout(
     sampling: Sampling,
     numbers: Sequence[int] | None = None,
     at_once: int | None = None,
+    steps: Steps = "plain",
 ) -> list[Rollout]:
     """One completion a prompt; neighbours that are the same object, the rows of a group, share their prefill.
 
-    `numbers` of the rows, by which they are drawn; by default from 0. No more than `at_once` are sampled at a time.
+    `numbers` of the rows, by which they are drawn; by default from 0. No more than `at_once` are sampled at a time,
+    by such `steps` of the sampler.
     """
     if not prompts:
         return []
     groups = [list(rows) for _, rows in groupby(prompts, key=id)]
     sequences = policy.processor.encode_all([rows[0].prompt for rows in groups])
-    samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], numbers, at_once)
+    samples = generate(policy, sequences, sampling, [len(rows) for rows in groups], numbers, at_once, steps)
     readings = [
         policy.processor.read(sample.ids_C.tolist(), prompt.candidates)
         for prompt, sample in zip(prompts, samples, strict=True)

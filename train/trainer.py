@@ -216,7 +216,8 @@ class InterleavedGRPOTrainer(RolloutBatches, WholeCheckpoints, GRPOTrainer):
         )
         policy = self.whole_policy()
         with self.accelerator.autocast(), sampling_weights(policy):  # as the training forward, which accelerate wraps
-            return rollout(policy, prompts, sampling, numbers, self.algorithm.rollout_rows)
+            algorithm = self.algorithm
+            return rollout(policy, prompts, sampling, numbers, algorithm.rollout_rows, algorithm.rollout_steps)
 
     def note(self, name: str, value: float) -> None:
         """Puts a figure into the next line of the log."""

@@ -69,6 +69,8 @@ class WarmupConfig:
     normalisation: Normalisation = "token"
     score_chunk: OneOrMore | None = None
     """Score so many tokens at a time against the vocabulary, and again in the backward pass; saves memory."""
+    flex_attention: bool = False
+    """Packed rows by flex attention, which skips what no token sees; on a GPU alone."""
     lora: LoraConfig | None = None
     """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
     freeze: list[str] = field(default_factory=list)
@@ -245,6 +247,8 @@ def run(
         start = find_checkpoint(config.model) if config.model else resume
         policy = load(start) if start else _new_policy(sources, config.new_model, Path(args.output_dir))
     policy.freeze(config.freeze)
+    if config.flex_attention:
+        policy.pack_by_flex_attention()
     check_rows(policy, adapted=config.lora is not None)
     rows = PackedRows(
         sources,

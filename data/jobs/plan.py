@@ -29,7 +29,7 @@ PLAN = "plan.json"
 VERSION = 1
 """Goes up with every change of what a unit gives."""
 UNIT_BYTES = 64 * 2**20
-"""Of JSON lines that are one unit; of a parquet file so many bytes of row groups. A tar is one."""
+"""Of JSON lines that are one unit unless asked otherwise, of a parquet file of row groups. A tar is one."""
 LINES = (".jsonl", ".ndjson")
 
 
@@ -39,6 +39,7 @@ class Plan:
     path: str
     options: dict[str, Any]
     heldout_share: float
+    unit_bytes: int
     code: str
     """Of the source, and the version of what units give."""
     units: tuple[Stretch, ...] = field(default_factory=tuple)
@@ -63,10 +64,10 @@ def open_plan(
 ) -> Plan:
     """The plan beside the target, made where there is none. Raises InputError where it is of something else."""
     file = parts_of(target) / PLAN
-    asked = Plan(source, str(path), dict(options), heldout_share, code_of(source))
+    asked = Plan(source, str(path), dict(options), heldout_share, unit_bytes, code_of(source))
     if file.is_file():
         plan = read_plan(file)
-        for name in ("source", "path", "options", "heldout_share", "code"):
+        for name in ("source", "path", "options", "heldout_share", "unit_bytes", "code"):
             was, now = getattr(plan, name), getattr(asked, name)
             if was != now:
                 raise InputError(
@@ -85,9 +86,15 @@ def open_plan(
 
 
 def read_plan(file: Path) -> Plan:
+    """Raises InputError where it cannot be read, or an older version of limner made it."""
     with reading(file):
         value = json.loads(file.read_text(encoding="utf-8"))
-        return Plan(**{**value, "units": tuple(Stretch(**unit) for unit in value["units"])})
+        try:
+            return Plan(**{**value, "units": tuple(Stretch(**unit) for unit in value["units"])})
+        except (TypeError, KeyError):
+            raise InputError(
+                f"{file}: no plan of this version of limner; remove {file.parent}, or finish with the old one"
+            ) from None
 
 
 def code_of(source: str) -> str:
@@ -141,7 +148,7 @@ def _of_row_groups(file: Path, name: str, unit_bytes: int) -> Iterator[Stretch]:
 
 
 def task_units(plan: Plan, tasks: int, task: int) -> Sequence[int]:
-    """Raises InputError for a task that there is not."""
+    """Every so many-th; none where there are more tasks than units. Raises InputError for a task that there is not."""
     if not 0 <= task < tasks:
         raise InputError(f"--task {task}: tasks are numbered from 0 to {tasks - 1}")
     return range(task, len(plan.units), tasks)

@@ -3,20 +3,21 @@
     pictures = Pictures(Path("pictures"), report)
     picture = pictures.read("coco/1.jpg")          # a path, a data URI, or {"bytes": .., "path": ..} of a parquet file
 
-Rules that refuse: missing, outside, remote, corrupt, format, too large, too small, aspect. Rules that change: turned
-(as its EXIF says), frames (the first of an animation).
+Rules that refuse: missing, outside, remote, corrupt, format not supported, not downloaded, too large, too small,
+aspect. Rules that change: turned (as its EXIF says), frames (the first of an animation).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from ...configs.bounds import MILLION, Range, Side
 from ...configs.errors import InputError
@@ -26,8 +27,25 @@ from .report import Refused, Report
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 """Of files that are pictures; those that limner does not read are refused by name, and not overlooked."""
 ORIENTATION = 0x0112
-OTHER_FORMATS = {b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG", b"<?xm": "SVG or XML"}
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
+STARTS = (
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"%PDF", "PDF"),
+    (b"%!PS", "EPS"),
+    (b"8BPS", "Photoshop"),
+    (b"\0\0\1\0", "ICO"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\x1f\x8b", "compressed SVG"),
+    (b"\x1aE\xdf\xa3", "video"),
+)
+AVIF = "" if features.check("avif") else "AVIF"
+BRANDS = {b"avif": AVIF, b"avis": AVIF} | dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"mif1"), "HEIC")
+"""Of ISO media files; any other brand is video."""
 SHOWN = 200
 """Characters of a reference that a report shows: it may be a data URI."""
 
@@ -57,6 +75,7 @@ class Pictures:
 
     def __post_init__(self) -> None:
         self.roots = [root.resolve() for root in self.roots]
+        self._allowed = tuple(os.path.join(root, "") for root in self.roots)
 
     def read(self, reference: Any) -> Picture:
         """Raises Refused."""
@@ -90,11 +109,11 @@ class Pictures:
         outside = False
         for root in self.roots:
             try:
-                path = (root / name).resolve()
-                inside = any(path.is_relative_to(allowed) for allowed in self.roots)
+                path = os.path.realpath(root / name)
+                inside = path.startswith(self._allowed)
                 outside = outside or not inside
-                if inside and path.is_file():
-                    return path
+                if inside and os.path.isfile(path):
+                    return Path(path)
             except (OSError, ValueError, RuntimeError):  # a name too long, a NUL in it, a loop of links
                 continue
         shown = " or ".join(map(str, dict.fromkeys(self.roots)))
@@ -116,9 +135,7 @@ class Pictures:
             raise
         except Exception as error:  # whatever Pillow raises over bytes of this kind
             rule = "too large" if "limit" in str(error) else "corrupt"
-            if named := _other_format(data):
-                raise Refused("format", f"{named}; convert it to PNG, JPEG or WEBP") from None
-            raise Refused(rule, str(error)) from None
+            raise Refused(*unread(data) or (rule, str(error))) from None
         if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":  # what phones add to a JPEG is no animation
             self.report.note("frames")
             return Picture(to_rgb(opened), None)
@@ -130,7 +147,7 @@ class Pictures:
         if turned:
             self.report.note("turned")
             return Picture(to_rgb(upright), None)
-        return Picture(open_image(data), data)  # opened anew: what waits to be written need not hold pixels
+        return Picture(open_image(data), data)  # opened anew: what waits to be written need not hold its pixels
 
 
 @dataclass
@@ -190,7 +207,16 @@ def _of_data_uri(text: str) -> bytes:
         raise Refused("corrupt", f"a data URI that is not base64: {error}") from None
 
 
-def _other_format(data: bytes) -> str:
+def unread(data: bytes) -> tuple[str, str] | None:
+    """Kind and reason for a sound file of a kind that is not read; None for one of no known kind."""
+    head = data[:1000].lstrip().lower()
+    name = next((name for start, name in STARTS if data.startswith(start)), "")
     if data[4:8] == b"ftyp":
-        return BRANDS.get(data[8:12], "")
-    return OTHER_FORMATS.get(data[:4], "")
+        name = BRANDS.get(data[8:12], "video")
+    elif b"<svg" in head:
+        name = "SVG"
+    elif head.startswith((b"<!doctype html", b"<html")):
+        return "corrupt", "a web page, not the picture; download it again"
+    elif head.startswith(b"version https://git-lfs"):
+        return "not downloaded", "a pointer of Git LFS; git lfs pull brings the picture"
+    return ("format not supported", f"{name} is not read; convert it to PNG or JPEG") if name else None

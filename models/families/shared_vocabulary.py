@@ -134,7 +134,9 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         codebook = self.processor.image_tokenizer.codebook().to(embedding)
         codebook = (codebook - codebook.mean(0)) / codebook.std().clamp(min=1e-6)
         projection = torch.randn(codebook.shape[1], embedding.shape[1]) / codebook.shape[1] ** 0.5
-        embedding[self._own_id] = codebook @ projection.to(embedding) * embedding[: self.vocabulary.text_size].std()
+        embedding[self._own_ids(embedding.device)] = (
+            codebook @ projection.to(embedding) * embedding[: self.vocabulary.text_size].std()
+        )
 
     def hidden(
         self,
@@ -158,7 +160,13 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         if not self.processor.code_ids:
             return ids_BT
         size = self.vocabulary.text_size
-        return torch.where(ids_BT < size, ids_BT, self._own_id.to(ids_BT.device)[(ids_BT - size).clamp(min=0)])
+        return torch.where(ids_BT < size, ids_BT, self._own_ids(ids_BT.device)[(ids_BT - size).clamp(min=0)])
+
+    def _own_ids(self, device: torch.device) -> Tensor:
+        """Of the codes; copied to a device once, and not at every step of the sampler."""
+        if self._own_id.device != device:
+            self._own_id = self._own_id.to(device)
+        return self._own_id
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         return linear(hidden, self._head()[: self.vocabulary.text_size])
@@ -167,7 +175,7 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         scores = linear(hidden, self._head()[self.codes])
         if self._in_order:
             return scores
-        return scores[..., (self._own_id - self.codes.start).to(scores.device)]
+        return scores[..., self._own_ids(scores.device) - self.codes.start]
 
     def parts(self) -> dict[str, tuple[Tensor, slice]]:
         before, behind = slice(0, self.codes.start), slice(self.codes.stop, self.vocabulary.text_size)

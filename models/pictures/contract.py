@@ -27,22 +27,25 @@ from ...configs.errors import InputError, reading
 from ...configs.json_text import parse_json
 from ..documents.document import to_rgb
 from ..sizes import check_sizes
+from .residual import entries, residual_codes
 
 SETTINGS_FILE = "image_tokenizer.json"
 
 
 class ImageTokenizer(Protocol):
-    """Codes of a picture are a flat int array [N], row by row."""
+    """Codes of a picture are an int array [N], row by row, or [N, D] where a position has D residual codes."""
 
     codes: int
-    """Size of the codebook."""
+    """Size of the codebook, of each where depths have their own."""
     shape: tuple[int, int]
-    """Rows and columns of the codes of a picture; N is their product."""
+    """Rows and columns of the positions of a picture; N is their product."""
+    depth: int
+    """D."""
 
     def encode(self, images: Sequence[Image.Image]) -> list[np.ndarray]: ...
 
     def decode(self, codes: np.ndarray) -> list[Image.Image]:
-        """Codes [n, N] to n RGB pictures."""
+        """Codes [n, N] or [n, N, D] to n RGB pictures."""
         ...
 
     def fingerprint(self) -> str:
@@ -50,7 +53,10 @@ class ImageTokenizer(Protocol):
         ...
 
     def codebook(self) -> Tensor:
-        """Embedding of each code, [codes, D]: a language model may start its own from it."""
+        """Embedding of each code, [codes, E], or [1 or D, codes, E] where a position has D of them.
+
+        A language model may start its own from it.
+        """
         ...
 
     def save_pretrained(self, directory: Path) -> None: ...
@@ -59,8 +65,11 @@ class ImageTokenizer(Protocol):
 
 
 class VQImageTokenizer(nn.Module):
-    def __init__(self, model: VQModel, image_size: int, patch: int = 1, tiled: bool = False):
+    """With `depth` D a position has D residual codes; the model's codebook is then D of them, one behind another."""
+
+    def __init__(self, model: VQModel, image_size: int, patch: int = 1, tiled: bool = False, depth: int = 1):
         super().__init__()
+        self.depth = depth
         self.model = model
         self.image_size = image_size
         self.patch = patch
@@ -73,12 +82,19 @@ class VQImageTokenizer(nn.Module):
         self.tile = downsampling
         """Pixels of a side that one code stands for."""
         self.grid = image_size // downsampling
-        self.codes: int = model.config["num_vq_embeddings"]
+        self.codes: int = model.config["num_vq_embeddings"] // depth
         self.shape = (self.grid, self.grid)
 
     @classmethod
     def create(
-        cls, image_size: int, patch: int, channels: Sequence[int], codes: int, code_size: int, tiled: bool = False
+        cls,
+        image_size: int,
+        patch: int,
+        channels: Sequence[int],
+        codes: int,
+        code_size: int,
+        tiled: bool = False,
+        depth: int = 1,
     ) -> VQImageTokenizer:
         """A new tokenizer of random weights; each resolution of `channels` but the last is halved."""
         blocks, folded = len(channels), 3 * patch**2
@@ -91,13 +107,13 @@ class VQImageTokenizer(nn.Module):
             layers_per_block=1,
             latent_channels=code_size,
             vq_embed_dim=code_size,
-            num_vq_embeddings=codes,
+            num_vq_embeddings=depth * codes,
             norm_num_groups=8,
             sample_size=image_size // patch,
             mid_block_add_attention=False,
         )
         model.quantize.legacy = False  # the default multiplies beta with the wrong of the two commitment terms
-        return cls(model, image_size, patch, tiled)
+        return cls(model, image_size, patch, tiled, depth)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures to [n, 3, S, S] in -1..1."""
@@ -119,13 +135,24 @@ class VQImageTokenizer(nn.Module):
         pixels = F.pixel_shuffle(self.model.decoder(self.model.post_quant_conv(latents)), self.patch)
         return rearrange(pixels, "(n i j) c h w -> n c (i h) (j w)", i=grid, j=grid) if self.tiled else pixels
 
+    def quantised(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [n, E, g, g] as their codes have them, and the codes, [n, g, g] or [n, g, g, D]."""
+        if self.depth == 1:
+            found, _, (_, _, codes) = self.model.quantize(latents)
+            return found, codes.view(len(latents), *latents.shape[2:])
+        vectors = latents.movedim(1, -1)
+        codes = residual_codes(vectors.flatten(0, 2), self._books(), self.depth).view(*vectors.shape[:3], -1)
+        return entries(codes, self._books()).sum(-2).movedim(-1, 1), codes
+
+    def _books(self) -> Tensor:
+        return self.model.quantize.embedding.weight.unflatten(0, (self.depth, self.codes))
+
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], batch: int = 256) -> list[np.ndarray]:
         codes = []
         for start in range(0, len(images), batch):
             latents = self.latents(self.pixels(images[start : start + batch]))
-            indices = self.model.quantize(latents)[2][2].reshape(len(latents), -1)
-            codes.extend(indices.cpu().numpy().astype(np.int32))
+            codes.extend(self.quantised(latents)[1].flatten(1, 2).cpu().numpy().astype(np.int32))
         return codes
 
     @torch.no_grad()
@@ -134,35 +161,34 @@ class VQImageTokenizer(nn.Module):
         device = next(self.model.parameters()).device
         for start in range(0, len(codes), batch):
             part = torch.as_tensor(np.asarray(codes[start : start + batch]), device=device).long()
-            shape = (
-                len(part),
-                self.grid,
-                self.grid,
-                self.model.config["vq_embed_dim"] or self.model.config["latent_channels"],
-            )
-            pixels = self.reconstruct(self.model.quantize.get_codebook_entry(part.reshape(-1), shape))  # type: ignore
+            found = entries(part.view(len(part), -1, self.depth), self._books()).sum(-2)
+            pixels = self.reconstruct(found.movedim(1, 2).unflatten(2, self.shape).contiguous())
             array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             pictures.extend(map(Image.fromarray, array))
         return pictures
 
     def codebook(self) -> Tensor:
-        return self.model.quantize.embedding.weight.detach()
+        books = self._books().detach()
+        return books[0] if self.depth == 1 else books
 
     def fingerprint(self) -> str:
-        return fingerprint(self.model, f"{self.image_size} {self.patch} {self.tiled}")
+        several = f" {self.depth}" if self.depth > 1 else ""
+        return fingerprint(self.model, f"{self.image_size} {self.patch} {self.tiled}{several}")
 
     def save_pretrained(self, directory: Path) -> None:
         """A folder that plain diffusers opens, and one JSON of ours beside its files."""
         self.model.save_pretrained(directory, safe_serialization=True)
         _forget_origin(directory / "config.json")
         settings = {"type": "VQModel", "image_size": self.image_size, "patch": self.patch, "tiled": self.tiled}
+        settings |= {"depth": self.depth} if self.depth > 1 else {}
         (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     @classmethod
     def open(cls, directory: Path, settings: dict[str, Any]) -> VQImageTokenizer:
         loaded: Any = VQModel.from_pretrained(directory, use_safetensors=True, output_loading_info=True)
         model = complete(directory, loaded)
-        return cls(model, settings["image_size"], settings["patch"], settings["tiled"]).eval()
+        depth = settings.get("depth", 1)
+        return cls(model, settings["image_size"], settings["patch"], settings["tiled"], depth).eval()
 
 
 def _forget_origin(path: Path) -> None:

@@ -21,6 +21,7 @@ class StockImageTokenizer(nn.Module):
 
     type: ClassVar[str]
     """Name in the settings file."""
+    depth = 1
     model_class: ClassVar[Any]
 
     def __init__(self, model: Any, codes: int, downsampling: int, image_size: int):
@@ -36,11 +37,11 @@ class StockImageTokenizer(nn.Module):
         self.shape = (image_size // downsampling, image_size // downsampling)
 
     def codes_of(self, pixels: Tensor) -> Tensor:
-        """[n, 3, S, S] in -1..1 to codes [n, rows, columns]."""
+        """[n, 3, S, S] in -1..1 to codes [n, rows, columns], or [n, rows, columns, D]."""
         raise NotImplementedError
 
     def pixels_of(self, codes: Tensor) -> Tensor:
-        """Codes [n, rows, columns] to [n, 3, S, S], about -1..1."""
+        """Codes as `codes_of` gives them to [n, 3, S, S], about -1..1."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -48,7 +49,7 @@ class StockImageTokenizer(nn.Module):
         codes: list[np.ndarray] = []
         for start in range(0, len(images), batch):
             pixels = centred_squares(images[start : start + batch], self.image_size).to(self.codebook())
-            codes.extend(self.codes_of(pixels).flatten(1).cpu().numpy().astype(np.int32))
+            codes.extend(self.codes_of(pixels).flatten(1, 2).cpu().numpy().astype(np.int32))
         return codes
 
     @torch.no_grad()

@@ -18,8 +18,7 @@ BLOCK = 128
 
 
 class SlotCache(Cache):
-    """Keys and values of each layer, [slots, columns, heads, d] so that a token stands together, and the tokens of each
-    slot."""
+    """Keys and values of each layer, and the tokens of each slot."""
 
     def __init__(self, layers: int, device: torch.device | str):
         self.length_S = torch.zeros(0, dtype=torch.long, device=device)
@@ -28,6 +27,8 @@ class SlotCache(Cache):
         """Room for so many tokens in every slot."""
         self.seen = 0
         """Columns that the step under way looks at."""
+        self.moved = 0
+        """How often the keys and values have been given other memory."""
         self._column = torch.zeros(0, dtype=torch.long, device=device)
         self._first = self._column
         """Where each slot begins among the columns of all."""
@@ -60,6 +61,7 @@ class SlotCache(Cache):
             layer.widen(self.columns)
 
     def _measure(self) -> None:
+        self.moved += 1
         self._column = torch.arange(self.columns, device=self.length_S.device)
         self._first = torch.arange(self.slots, device=self.length_S.device) * self.columns
 
@@ -73,7 +75,7 @@ class SlotCache(Cache):
         """Before a step that writes a token a slot: its mask [slots, 1, 1, seen]."""
         # A row that has ended may be full: what it writes is not read.
         self.seen, self.at_S = seen, self._first + self.length_S.clamp(max=self.columns - 1)
-        return (self._column[:seen] <= self.length_S[:, None])[:, None, None]
+        return self._column[:seen] <= self.length_S.view(-1, 1, 1, 1)
 
     def free(self, slots_n: Tensor) -> None:
         """A free slot attends nothing but what is written next."""
@@ -84,37 +86,46 @@ class SlotCache(Cache):
 
 
 class _SlotLayer(DynamicLayer):
+    """`keys` and `values` as attention takes them, [slots, heads, columns, d], over memory in which a token of a slot
+    stands together: `rows`, [slots * columns, heads * d] each."""
+
     keys: Tensor
     values: Tensor
 
     def __init__(self, cache: SlotCache):
         super().__init__()
         self.cache = cache
+        self.rows: tuple[Tensor, ...] = ()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Writes a token a slot, at its length, and gives the columns that the step looks at."""
-        seen = []
-        for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            token = _as_in_products(states).reshape(len(states), -1)  # of one token heads come before d, as they stand
-            buffer.view(-1, token.shape[1]).index_copy_(0, self.cache.at_S, token)
-            seen.append(buffer.narrow(1, 0, self.cache.seen).transpose(1, 2))
-        return seen[0], seen[1]
+        at_S, seen = self.cache.at_S, self.cache.seen
+        for rows, states in zip(self.rows, (key_states, value_states), strict=True):
+            # Of one token heads come before d, as they stand; all are of the type that the prompt's had.
+            rows.index_copy_(0, at_S, states.to(self.dtype).flatten(1))
+        return self.keys.narrow(2, 0, seen), self.values.narrow(2, 0, seen)
 
     def admit(self, slots_n: Tensor, keys: Tensor, values: Tensor, rows_n: Tensor, shape: tuple[int, int]) -> None:
         keys, values = (_as_in_products(part).transpose(1, 2) for part in (keys, values))
         if not self.is_initialized:
             self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-            self.keys, self.values = (part.new_zeros(*shape, *part.shape[2:]) for part in (keys, values))
-        for buffer, part in ((self.keys, keys), (self.values, values)):
-            buffer.narrow(1, 0, part.shape[1]).index_copy_(0, slots_n, part.index_select(0, rows_n))
+            self._hold(*(part.new_zeros(*shape, *part.shape[2:]) for part in (keys, values)))
+        for held, part in zip((self.keys, self.values), (keys, values), strict=True):
+            buffer = held.transpose(1, 2).narrow(1, 0, part.shape[1])
+            buffer.index_copy_(0, slots_n, part.index_select(0, rows_n))
+
+    def _hold(self, *buffers: Tensor) -> None:
+        """[slots, columns, heads, d] each."""
+        self.rows = tuple(buffer.view(-1, buffer.shape[2] * buffer.shape[3]) for buffer in buffers)
+        self.keys, self.values = (buffer.transpose(1, 2) for buffer in buffers)
 
     def arrange(self, order_S: Tensor, added: int) -> None:
         if self.is_initialized:
-            self.keys, self.values = (_arranged(part, order_S, added) for part in (self.keys, self.values))
+            self._hold(*(_arranged(part.transpose(1, 2), order_S, added) for part in (self.keys, self.values)))
 
     def widen(self, columns: int) -> None:
         if self.is_initialized:
-            self.keys, self.values = (_widened(part, columns) for part in (self.keys, self.values))
+            self._hold(*(_widened(part.transpose(1, 2), columns) for part in (self.keys, self.values)))
 
     def get_seq_length(self) -> int:
         return self.cache.get_seq_length()

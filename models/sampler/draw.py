@@ -117,6 +117,6 @@ def _find(p: Tensor, uniform_n1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return choice, cumulative, target
 
 
-def uniforms(seed: int, row: int, length: int) -> np.ndarray:
-    """Float64 [length] of a counter-based generator keyed by (seed, row)."""
-    return np.random.Generator(np.random.Philox(key=[seed, row])).random(length)
+def uniforms(seed: int, row: int, length: int, depth: int = 1) -> np.ndarray:
+    """Float64 [length, depth] of a counter-based generator keyed by (seed, row)."""
+    return np.random.Generator(np.random.Philox(key=[seed, row])).random((length, depth))

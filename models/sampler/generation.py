@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -11,6 +11,7 @@ from ..policy import UnifiedPolicy
 from ..tokens.sequence import TokenSequence
 from .request import Request, Sample, Sampling
 from .slots import Sampler
+from .steps import Steps, compiled
 
 COMPACT_BELOW = 0.8
 """Rows that have ended make way for those that wait, or leave the batch, when the running share falls below this."""
@@ -24,30 +25,30 @@ def generate(
     group_sizes: int | Sequence[int] = 1,
     rows: Sequence[int] | None = None,
     at_once: int | None = None,
-    fixed: bool = False,
+    steps: Steps = "plain",
 ) -> list[Sample]:
     """So many completions of each prompt, group by group; a prompt is prefilled once for its group.
 
     Each completion draws from the uniforms of (seed, its row), counted from 0 where `rows` does not say: a long list
     may be cut into calls at will. No more than `at_once` of them run at a time; when some have ended, the next take
-    their places. `sampling` is that of all or one a prompt; `fixed` as for `Sampler`.
+    their places. `sampling` is that of all or one a prompt; `steps` as for `Sampler`.
     """
     sizes = [group_sizes] * len(prompts) if isinstance(group_sizes, int) else list(group_sizes)
     each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     asked = [(p, s) for p, s, size in zip(prompts, each, sizes, strict=True) for _ in range(size)]
     numbers = range(len(asked)) if rows is None else rows
-    return complete(policy, [Request(*a, row) for a, row in zip(asked, numbers, strict=True)], at_once, fixed)
+    return complete(policy, [Request(*a, row) for a, row in zip(asked, numbers, strict=True)], at_once, steps)
 
 
 @torch.inference_mode()
 def complete(
-    policy: UnifiedPolicy, requests: Sequence[Request], at_once: int | None = None, fixed: bool = False
+    policy: UnifiedPolicy, requests: Sequence[Request], at_once: int | None = None, steps: Steps = "plain"
 ) -> list[Sample]:
     """The completion of each request. Those of one prompt share their prefill where they are neighbours."""
     samples: dict[int, Sample] = {}
     most, waiting = at_once or len(requests), list(enumerate(requests))[::-1]
-    with evaluating(policy, [request.sampling for request in requests]):
-        sampler = Sampler(policy, fixed)
+    with evaluating(policy, [request.sampling for request in requests], steps):
+        sampler = Sampler(policy, steps)
         while len(samples) < len(requests):
             if waiting and sampler.running <= COMPACT_BELOW * most:
                 samples |= sampler.leave()
@@ -72,19 +73,22 @@ def stream(policy: UnifiedPolicy, prompt: TokenSequence, sampling: Sampling) -> 
         sampler.admit([0], [Request(prompt, sampling, 0)])
         while sampler.running:
             sampler.draw()
-            yield from sampler.read(0)
+            if not sampler.late:
+                yield from sampler.read(0)
             sampler.feed()
-            yield from sampler.read(0)
+            if sampler.late:
+                yield from sampler.read(0)
 
 
 @contextmanager
-def evaluating(policy: UnifiedPolicy, samplings: Sequence[Sampling]) -> Iterator[None]:
-    """Around a sampler: the weights stand still."""
+def evaluating(policy: UnifiedPolicy, samplings: Sequence[Sampling], steps: Steps = "plain") -> Iterator[None]:
+    """Around a sampler: the weights stand still, and the decoder is compiled where its steps shall be."""
     was_training = policy.model.training
     policy.model.eval()
     try:
         images = any(sampling.max_images != 0 for sampling in samplings)
-        with policy.standing_still(images=images), policy.float32_heads.kept():
+        decoder = compiled(policy) if steps == "compiled" else nullcontext()
+        with decoder, policy.standing_still(images=images), policy.float32_heads.kept():
             yield
     finally:
         policy.model.train(was_training)

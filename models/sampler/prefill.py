@@ -52,29 +52,14 @@ def key_without(policy: UnifiedPolicy, prompt: TokenSequence) -> Key:
 
 def prefill(policy: UnifiedPolicy, requests: Sequence[Request], known: Iterable[Key] = ()) -> Prefix | None:
     """What these requests begin with, but for what is known already; None if that is all."""
-    vocabulary, known = policy.vocabulary, set(known)
-    starts: dict[Key, Tensor] = {}
-    prompts: list[TokenSequence] = []
-    for request in requests:
-        key = key_of(request.prompt)
-        if key not in known and key not in starts:
-            starts[key] = request.prompt.ids_T
-            prompts.append(request.prompt)
-    features = _features(policy, prompts)  # in the order of the ids: what is taken away has none
-    for request in requests:
-        key = key_without(policy, request.prompt)
-        if not request.sampling.guided or key in known or key in starts:
-            continue
-        if vocabulary.pads_prompt:
-            taken_T = taken_away(request.prompt, vocabulary)
-            starts[key] = request.prompt.ids_T.masked_fill(taken_T, vocabulary.controls.pad)
-        else:
-            starts[key] = torch.tensor(vocabulary.unconditional)
+    starts = starts_of(policy, requests, known)
+    prompts = [request.prompt for request in requests if starts.get(key_of(request.prompt)) is request.prompt.ids_T]
+    features = features_of(policy, list({id(prompt): prompt for prompt in prompts}.values()))
     if not starts:
         return None
     device = next(policy.model.parameters()).device
     length, n = [len(ids_T) for ids_T in starts.values()], len(starts)
-    ids = torch.full((n, max(length)), vocabulary.controls.pad)
+    ids = torch.full((n, max(length)), policy.vocabulary.controls.pad)
     for row, ids_T in enumerate(starts.values()):
         ids[row, : len(ids_T)] = ids_T
     ids, order = ids.to(device), torch.arange(max(length), device=device)
@@ -87,7 +72,26 @@ def prefill(policy: UnifiedPolicy, requests: Sequence[Request], known: Iterable[
     return Prefix({key: row for row, key in enumerate(starts)}, layers, hidden, length, held)
 
 
-def _features(policy: UnifiedPolicy, prompts: Sequence[TokenSequence]) -> Tensor | None:
+def starts_of(policy: UnifiedPolicy, requests: Sequence[Request], known: Iterable[Key] = ()) -> dict[Key, Tensor]:
+    """The ids that these requests and their twins begin with, each once, but for what is known; those of rows first."""
+    vocabulary, known = policy.vocabulary, set(known)
+    starts: dict[Key, Tensor] = {}
+    for request in requests:
+        if (key := key_of(request.prompt)) not in known:
+            starts.setdefault(key, request.prompt.ids_T)
+    for request in requests:
+        key = key_without(policy, request.prompt)
+        if not request.sampling.guided or key in known or key in starts:
+            continue
+        if vocabulary.pads_prompt:
+            taken_T = taken_away(request.prompt, vocabulary)
+            starts[key] = request.prompt.ids_T.masked_fill(taken_T, vocabulary.controls.pad)
+        else:
+            starts[key] = torch.tensor(vocabulary.unconditional)
+    return starts
+
+
+def features_of(policy: UnifiedPolicy, prompts: Sequence[TokenSequence]) -> Tensor | None:
     """What a model with a picture encoder of its own sees at the placeholders, [n, H]."""
     if not policy.vocabulary.features:
         return None

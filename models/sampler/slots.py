@@ -24,22 +24,25 @@ from .grammar import ANY_TEXT, TEXT, Grammar
 from .prefill import Prefix, key_of, key_without, prefill
 from .request import Request, Sample
 from .state import FREE, NO_LIMIT, TWIN, Message, Mirror, State
+from .steps import Recorded, Steps, check_steps
 
 
 class Sampler:
-    """`fixed`: every step has the shape of its bucket, slots a power of two and columns whole blocks, and runs both
-    heads on all slots, so that its shape says nothing about the rows; the ids are the same.
+    """`steps`: the shapes that steps have, and how they run; the ids are the same. Raises InputError for `graphs` where
+    there is no GPU. Steps are compiled by whoever calls (`generation.evaluating`).
 
     `late`: the ids of a text are read behind the forward pass that they go into, so that a GPU always has work; by
     default on a GPU. A row that has ended then runs through one more.
     """
 
-    def __init__(self, policy: UnifiedPolicy, fixed: bool = False, late: bool | None = None):
-        self.policy, self.vocabulary, self.fixed = policy, policy.vocabulary, fixed
+    def __init__(self, policy: UnifiedPolicy, steps: Steps = "plain", late: bool | None = None):
+        self.policy, self.vocabulary, self.fixed = policy, policy.vocabulary, steps != "plain"
         self.device = next(policy.model.parameters()).device
+        check_steps(policy, steps, self.device)
+        self.recorded = Recorded(self._model) if steps == "graphs" else None
         self.late = self.device.type == "cuda" if late is None else late
         self.grammar = Grammar(self.vocabulary, self.device)
-        self.state, self.mirror = State.empty(self.device), Mirror()
+        self.state, self.mirror = State.empty(self.device, self.vocabulary.depth), Mirror()
         self.cache = SlotCache(policy.model.config.get_text_config().num_hidden_layers, self.device)
         self.hidden: Tensor | None = None
         """Of the last token of every slot, [slots, H]."""
@@ -49,6 +52,7 @@ class Sampler:
         """The prompt that came last: the rest of its group may follow."""
         self._seen_again: Tensor | None = None
         """Features of the last picture of each slot, [slots, features, H], for a model that looks at its own."""
+        self._looks_at_its_own = self.vocabulary.controls.image in self.vocabulary.image
         self._indices: dict[str, tuple[np.ndarray, Tensor]] = {}
         self._message: tuple[np.ndarray, np.ndarray, Message] | None = None
         """The ids that were drawn last, on their way; the slots of texts, and where those stood at the draw."""
@@ -56,7 +60,7 @@ class Sampler:
     @property
     def running(self) -> int:
         """Rows that have not ended, as far as the host knows."""
-        return int(self._rows().sum())
+        return np.count_nonzero(self._rows())
 
     @property
     def slots(self) -> int:
@@ -65,7 +69,7 @@ class Sampler:
     @property
     def busy(self) -> int:
         """Slots of running rows and of their twins."""
-        return int(self._alive().sum())
+        return np.count_nonzero(self._alive())
 
     def _rows(self) -> np.ndarray:
         return (self.mirror.key >= 0) & (self.mirror.place != self.grammar.finished)
@@ -133,9 +137,9 @@ class Sampler:
         asked = [request.sampling for request in requests]
         limit = np.array([sampling.max_new_tokens for sampling in asked])
         self.state.widen(int(limit.max()))
-        numbers = np.zeros((len(asked), self.state.uniforms.shape[1]))
+        numbers, depth = np.zeros((len(asked), *self.state.uniforms.shape[1:])), self.vocabulary.depth
         for row, request in enumerate(requests):
-            numbers[row, : limit[row]] = uniforms(request.sampling.seed, request.row, int(limit[row]))
+            numbers[row, : limit[row]] = uniforms(request.sampling.seed, request.row, int(limit[row]), depth)
         place = np.array([self.grammar.opening if sampling.begin_with_image else TEXT for sampling in asked])
         mirror = self.mirror
         mirror.place[own], mirror.limit[own], mirror.drawn[own], mirror.read[own] = place, limit, 0, 0
@@ -152,6 +156,10 @@ class Sampler:
             guidance=[sampling.guidance for sampling in asked],
             uniforms=numbers,
         )
+
+    def know(self, prefix: Prefix) -> None:
+        """What rows of the next `admit` begin with need not be prefilled there."""
+        self._known.append(prefix)
 
     def end(self, keys: Sequence[int]) -> None:
         """These rows end where they are, as if they had reached their limit. Between `feed` and `draw`."""
@@ -236,26 +244,28 @@ class Sampler:
 
     def draw(self) -> None:
         """The next id of every running row."""
-        state, grammar, before = self.state, self.grammar, self.mirror.place
-        text, image = (self._at(kind) for kind in (ANY_TEXT, CODE))
+        state, grammar = self.state, self.grammar
+        known = grammar.host_due[self.mirror.place]
+        text, image = (self._at(kind, known) for kind in (ANY_TEXT, CODE))
         due, place = grammar.due.index_select(0, state.place), grammar.after.index_select(0, state.place)
         ids, logp = due.clone(), torch.zeros_like(due, dtype=torch.float32)
-        uniform = state.uniforms.gather(1, state.drawn[:, None])[:, 0]
+        here = state.first + state.drawn
+        uniform = state.uniforms.flatten(0, 1).index_select(0, here)
         if text is not None:
-            chosen, p = self._text(text, uniform)
+            chosen, p = self._text(text, uniform[:, 0])
             led_to = grammar.led_to.index_select(0, chosen)
             self._put(ANY_TEXT, due, text, (ids, chosen), (logp, p), (place, led_to))
         if image is not None:
             chosen, p = self._image(image, uniform)
-            self._put(CODE, due, image, (ids, chosen + self.vocabulary.text_size), (logp, p))
+            self._put(CODE, due, image, (ids, chosen), (logp, p))
         alive = state.place != grammar.finished
-        state.ids.scatter_(1, state.drawn[:, None], ids[:, None])
-        state.logp.scatter_(1, state.drawn[:, None], logp[:, None])
+        state.ids.view(-1).index_copy_(0, here, ids)
+        state.logp.view(-1).index_copy_(0, here, logp)
         state.drawn += alive
         state.images += place == 1
         state.place = place.masked_fill(state.drawn >= state.limit, grammar.finished)
         state.next = ids
-        self._follow(before, ids)
+        self._follow(known, ids)
         if not self.late:
             self.settle()
 
@@ -266,12 +276,32 @@ class Sampler:
         return draw(scores, uniform.index_select(0, at), state.rules(at, self.kinds), self.kinds)
 
     def _image(self, at: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes; a row without guidance is its own twin, so that the formula leaves its scores as they are."""
+        """Ids of codes; a row without guidance is its own twin, so that the formula leaves its scores as they are.
+
+        Of D codes a position, `uniform` [slots, D], each is drawn by those before it; with them go their log-probs.
+        """
         state, hidden = self.state, cast(Tensor, self.hidden)
-        states, guidance = hidden.index_select(0, at), state.guidance.index_select(0, at)[:, None]
-        without = hidden.index_select(0, state.twin.index_select(0, at)) if self.kinds.guided else None
-        scores = self.policy.guided_image_logits(states, without, guidance)
-        return draw(scores, uniform.index_select(0, at), state.rules(at, self.kinds), self.kinds)
+        states, guidance = [hidden.index_select(0, at)], state.guidance.index_select(0, at)[:, None]
+        if self.kinds.guided:
+            states.append(hidden.index_select(0, state.twin.index_select(0, at)))
+        own, rules = uniform.index_select(0, at), state.rules(at, self.kinds)
+        if self.vocabulary.depth == 1:
+            codes, logp = draw(self._scores(states, guidance), own[:, 0], rules, self.kinds)
+            return self.vocabulary.ids_of(codes), logp
+        codes, logp = at.new_zeros(len(at), 0), torch.zeros(len(at), device=at.device)
+        for number in range(self.vocabulary.depth):
+            scores = self._scores(self._deeper(states, codes), guidance)
+            code, p = draw(scores, own[:, number], rules, self.kinds)
+            codes, logp = torch.cat([codes, code[:, None]], 1), logp + p
+        return self.vocabulary.ids_of(codes), logp
+
+    def _scores(self, states: Sequence[Tensor], guidance: Tensor) -> Tensor:
+        return self.policy.guided_image_logits(states[0], *states[1:], guidance=guidance)
+
+    def _deeper(self, states: Sequence[Tensor], codes: Tensor) -> Sequence[Tensor]:
+        """What the next code of each position is scored from; rows and their twins go through the model together."""
+        deep = self.policy.depth_states(torch.cat(list(states)), codes.repeat(len(states), 1))
+        return deep[:, -1].chunk(len(states))
 
     def _put(self, kind: int, due: Tensor, at: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
         """Into each of the first the values of the second, which are of the slots `at`, where that kind is due."""
@@ -281,37 +311,36 @@ class Sampler:
             else:
                 target.index_copy_(0, at, values)
 
-    def _at(self, kind: int) -> Tensor | None:
+    def _at(self, kind: int, known: np.ndarray) -> Tensor | None:
         """The slots at which that is due; None for none. In buckets all slots, whatever is due."""
-        slots = np.arange(self.slots)
-        if not self.fixed:
-            slots = np.flatnonzero(self.grammar.host_due[self.mirror.place] == kind)
+        slots = np.arange(self.slots) if self.fixed else (known == kind).nonzero()[0]
         return self._index(str(kind), slots) if len(slots) else None
 
     def _index(self, name: str, slots: np.ndarray) -> Tensor:
         """Slots as a tensor, which is made anew only where it is another than at the step before."""
-        if name not in self._indices or not np.array_equal(self._indices[name][0], slots):
-            self._indices[name] = slots, torch.from_numpy(slots).to(self.device)
-        return self._indices[name][1]
+        kept = self._indices.get(name)
+        if kept is None or len(kept[0]) != len(slots) or (kept[0] != slots).any():
+            kept = self._indices[name] = slots, torch.from_numpy(slots).to(self.device)
+        return kept[1]
 
-    def _follow(self, before: np.ndarray, ids: Tensor) -> None:
-        """The host's part of a draw: counters and places, all but where a text leads."""
+    def _follow(self, known: np.ndarray, ids: Tensor) -> None:
+        """The host's part of a draw, where that was due: counters and places, all but where a text leads."""
         mirror, grammar = self.mirror, self.grammar
-        mirror.before = before
-        text = np.flatnonzero(grammar.host_due[before] == ANY_TEXT)
-        mirror.drawn = mirror.drawn + (before != grammar.finished)
-        mirror.place = grammar.host_after[before]
+        mirror.before = mirror.place
+        text = (known == ANY_TEXT).nonzero()[0]
+        mirror.drawn = mirror.drawn + (mirror.before != grammar.finished)
+        mirror.place = grammar.host_after[mirror.before]
         if len(text):
             self._message = text, text, Message(ids)
-        painted = np.flatnonzero(mirror.place == grammar.painted)
+        painted = mirror.place == grammar.painted
         mirror.place[mirror.drawn >= mirror.limit] = grammar.finished
-        if len(painted) and self.vocabulary.controls.image in self.vocabulary.image:
-            self._see_again(painted)
+        if self._looks_at_its_own and painted.any():
+            self._see_again(np.flatnonzero(painted))
 
     def read(self, key: int) -> list[int]:
         """The ids of a row that nobody has read yet; those of a picture only once it is whole, or the row has ended."""
         mirror, grammar = self.mirror, self.grammar
-        slot = int(np.flatnonzero(mirror.key == key)[0])
+        slot = int((mirror.key == key).nonzero()[0][0])
         start, stop, place = int(mirror.read[slot]), int(mirror.drawn[slot]), int(mirror.place[slot])
         if self._message is not None or start == stop or (1 < place < grammar.finished and place != grammar.painted):
             return []
@@ -345,14 +374,21 @@ class Sampler:
         seen = int(length[alive].max()) + 1
         self._reserve(seen)
         mask = self.cache.begin(self.cache.columns if self.fixed else seen)
-        ids = self._led(state.next)[:, None]
-        hidden = self.policy.hidden(ids, state.position[:, None], mask, self.cache, self._features())
-        self.hidden = hidden[:, -1]
+        inputs, features = (self._led(state.next), state.position, mask, self.cache.at_S), self._features()
+        if self.recorded is None or features is not None:
+            self.hidden = self._model(*inputs, features)
+        else:
+            self.hidden = self.recorded(self.cache.moved, *inputs)
         running = self._led(state.place) != self.grammar.finished
         state.position += running
         self.cache.length_S += running
         self.mirror.length = length + alive
         self.settle()
+
+    def _model(self, ids_S: Tensor, position_S: Tensor, mask: Tensor, at_S: Tensor, *features: Tensor | None) -> Tensor:
+        """The hidden state of each slot behind its id, [slots, H]; keys and values go where the cache has `at_S`."""
+        self.cache.at_S = at_S
+        return self.policy.hidden(ids_S[:, None], position_S[:, None], mask, self.cache, *features)[:, -1]
 
     def _led(self, of_leaders: Tensor) -> Tensor:
         """Twins go by their rows."""
@@ -367,7 +403,7 @@ class Sampler:
         behind = np.flatnonzero(pattern == CODE) - len(pattern)
         at = torch.from_numpy(painted).to(self.device)
         columns = torch.from_numpy(mirror.drawn[painted, None] + behind).to(self.device)
-        codes_nN = (self.state.ids[at].gather(1, columns) - vocabulary.text_size).cpu().numpy()
+        codes_nN = vocabulary.codes_of(self.state.ids[at].gather(1, columns)).cpu().numpy()
         pixels = torch.stack([processor.seen_again(codes_N) for codes_N in codes_nN])
         features = self.policy.image_features(pixels.to(self.device))
         if self._seen_again is None:
@@ -375,12 +411,14 @@ class Sampler:
         self._seen_again[at] = features
 
     def _features(self) -> Tensor | None:
-        """What stands at the placeholders among the ids to be fed, in the order of slots."""
+        """What stands at the placeholders among the ids to be fed, in the order of slots; None where there are none."""
         if self._seen_again is None:
             return None
         image, leader = self.vocabulary.controls.image, self.mirror.leader
         drawn_at = self.mirror.before[leader]
         at = np.flatnonzero(self.grammar.host_due[drawn_at] == image)
+        if not len(at):
+            return None
         number = np.cumsum(self.grammar.host_due == image) - 1
         of, which = (torch.from_numpy(part[at]).to(self.device) for part in (leader, number[drawn_at]))
         return self._seen_again[of, which]

@@ -58,29 +58,40 @@ class State:
     top_p: Tensor
     guidance: Tensor
     uniforms: Tensor
-    """Float64 [slots, room + 1]; of the last column nothing is used, and so with the next two."""
+    """Float64 [slots, room + 1, D], of which a text takes the first; of the last column nothing is used, and so with
+    the next two."""
     ids: Tensor
     logp: Tensor
+    first: Tensor
+    """Where the rows of these tables begin, were each one row."""
 
     @classmethod
-    def empty(cls, device: torch.device | str) -> State:
+    def empty(cls, device: torch.device | str, depth: int = 1) -> State:
         whole = {"dtype": torch.long, "device": device}
         kinds = {name: {"dtype": torch.float32, "device": device} for name in ("temperature", "top_p", "guidance")}
         tables = {"uniforms": torch.float64, "ids": torch.long, "logp": torch.float32}
         columns = {field.name: torch.zeros(0, **kinds.get(field.name, whole)) for field in fields(cls)}
-        return cls(**columns | {name: torch.zeros(0, 1, dtype=kind, device=device) for name, kind in tables.items()})
+        made = {name: torch.zeros(0, 1, dtype=kind, device=device) for name, kind in tables.items()}
+        return cls(**columns | made | {"uniforms": made["uniforms"].new_zeros(0, 1, depth)})
 
     def arrange(self, order_S: Tensor, added: int) -> None:
         for field in fields(self):
             column = getattr(self, field.name)[order_S]
             setattr(self, field.name, torch.cat([column, column.new_zeros(added, *column.shape[1:])]))
+        self._measure()
+
+    def _measure(self) -> None:
+        slots, width = self.ids.shape
+        self.first = torch.arange(slots, device=self.ids.device) * width
 
     def widen(self, room: int) -> None:
         """Room for completions of so many tokens."""
         for name in ("uniforms", "ids", "logp"):
             column = getattr(self, name)
             if (missing := room + 1 - column.shape[1]) > 0:
-                setattr(self, name, torch.nn.functional.pad(column, (0, missing)))
+                sides = (0, 0) * (column.dim() - 2)
+                setattr(self, name, torch.nn.functional.pad(column, (*sides, 0, missing)))
+        self._measure()
 
     def put(self, slots: np.ndarray, **values: Sequence | np.ndarray) -> None:
         """Sets columns of some slots."""

@@ -61,7 +61,9 @@ class Processor:
         self.vision = vision
         self.code_ids = tuple(code_ids)
         features = vision.features if vision else 0
-        images = ImageLayout(image_tokenizer.codes, image_tokenizer.shape, features, self.code_ids)
+        images = ImageLayout(
+            image_tokenizer.codes, image_tokenizer.shape, features, self.code_ids, image_tokenizer.depth
+        )
         self.vocabulary = make_vocabulary(tokenizer, self.template, images)
 
     def text_ids(self, text: str) -> list[int]:
@@ -81,7 +83,7 @@ class Processor:
 
     def length_of(self, document: InterleavedDocument) -> int:
         """Tokens that `encode` makes of it; its pictures need not go through the image tokenizer for that."""
-        codes_N = np.zeros(self.vocabulary.image_length, np.int64)
+        codes_N = np.zeros(self.vocabulary.code_shape, np.int64)
         parts = [replace(s, codes_N=codes_N) if isinstance(s, ImageSegment) else s for s in document.segments]
         return len(self.encode(replace(document, segments=tuple(parts))))
 
@@ -140,10 +142,10 @@ class Processor:
             layout.put_image(vocabulary.given, (), index, "given", self.vision([image.pixels()])[0])
             return
         values = np.asarray(segment.codes_N if segment.codes_N is not None else next(codes))
-        shape, most = (vocabulary.image_length,), vocabulary.image_codes
+        shape, most = vocabulary.code_shape, vocabulary.image_codes
         if values.dtype.kind not in "iu" or values.shape != shape or values.min() < 0 or values.max() >= most:
             raise InputError("these image codes are not this image tokenizer's")
-        ids = [vocabulary.text_size + int(code) for code in values]
+        ids = vocabulary.ids_of(torch.from_numpy(values.astype(np.int64))).tolist()
         role: Literal["given", "generated"] = "generated" if segment.trainable else "given"
         again = vocabulary.controls.image in vocabulary.image
         layout.put_image(vocabulary.image, ids, index, role, self.seen_again(values) if again else None)
@@ -191,7 +193,7 @@ class Processor:
                 if len(image) <= vocabulary.last_code:
                     cut = True
                 else:
-                    values = np.array([image[place] for place in at_codes], dtype=np.int64) - vocabulary.text_size
+                    values = vocabulary.codes_of(torch.tensor([image[place] for place in at_codes])).numpy()
                     seen = self.seen_again(values) if vocabulary.controls.image in image else None
                     slots.append(ImageSlot(at + 1, at + len(image), len(parts), "generated", seen))
                     parts.append(ImageSegment(None, trainable=True, origin="generated", codes_N=values))

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
-from ..documents.document import ImageSegment, InterleavedDocument
-from .pieces import between, length, read, sure, until
+from ..documents.candidates import cut_at_markers
+from ..documents.document import ImageSegment, InterleavedDocument, TextSegment
+from .pieces import REPLACEMENT, between, length, read, sure, until
 from .processing import Processor, Reading
 
+BLOCK, OVERLAP = 64, 16
+"""Ids after which a text's beginning is left alone, and those of it that are decoded with what follows."""
 BEGUN: Final = object()
 """In place of a part: a picture is being drawn."""
 
@@ -30,7 +33,7 @@ class Reader:
         self._painted, self._closed = vocabulary.last_code + 2, len(vocabulary.image) + 1
         """Tokens of a picture, `<boi>` among them."""
         self._placed: set[int] = set()
-        self._text: list[int] = []
+        self._text = Words(processor)
         self._picture: list[int] = []
         """Tokens of the text that is being written, and of the picture."""
         self._said = 0
@@ -51,20 +54,27 @@ class Reader:
                 self._picture = []
         elif token in (control.boi, control.eos, None):
             yield from self._say(last=True)
-            self._text, self._said = [], 0
+            self._text, self._said = Words(self.processor), 0
             if token == control.boi and not self.stopped:
                 self._picture = [control.boi]
                 yield BEGUN
         else:
-            self._text.append(cast(int, token))
+            self._text.ids.append(cast(int, token))
             yield from self._say()
 
     def _say(self, last: bool = False) -> Iterator[str | ImageSegment]:
-        placed = self._placed if last else {*self._placed}
-        read_here = self.processor.read_text(self._text, self.candidates, placed, Counter())
-        written = [segment for segment, _ in read_here]
-        if not written:
+        if not self._text.ids:
             return
+        if last:
+            read_here = self.processor.read_text(self._text.ids, self.candidates, self._placed, Counter())
+            written = [segment for segment, _ in read_here]
+        else:
+            words = self._text.so_far()
+            parts = cut_at_markers(words, self.candidates, {*self._placed}, Counter())
+            written = [
+                TextSegment(words[start:end]) if number is None else self.candidates[number]
+                for start, end, number in parts
+            ]
         sure_of = sum(map(length, written)) if last else sure(written, bool(self.candidates))
         known, self.stopped = until(written, sure_of, self.stop, held=not last)
         yield from between(written, self._said, known)
@@ -73,6 +83,30 @@ class Reader:
     def reading(self) -> Reading:
         """All that was taken, up to a stop string."""
         return read(self.processor, self.ids, self.candidates, self.stop)
+
+
+class Words:
+    """What the ids of a text say so far. Only the last ones are decoded anew with each id: a long text would else cost
+    the square of its length. What a decoder makes of an id depends on those before it, so some are decoded with it."""
+
+    def __init__(self, processor: Processor):
+        self.ids: list[int] = []
+        self._decode = processor.tokenizer.decode
+        self._head, self._from, self._skip = "", 0, 0
+        """A text that no later id changes; the first id that is decoded anew, and its characters that the head has."""
+        self._cut = 0
+
+    def so_far(self) -> str:
+        words = self._head + self._of(self._from)[self._skip :]
+        if len(self.ids) - self._cut >= BLOCK and not words.endswith(REPLACEMENT):
+            start = len(self.ids) - OVERLAP
+            again = self._of(start)
+            if words.endswith(again.lstrip()):
+                self._head, self._from, self._skip, self._cut = words, start, len(again), len(self.ids)
+        return words
+
+    def _of(self, start: int) -> str:
+        return cast(str, self._decode(self.ids[start:], skip_special_tokens=False))
 
 
 def offered(processor: Processor, prompt: InterleavedDocument) -> dict[int, ImageSegment]:

@@ -3,7 +3,8 @@
 Shape suffixes, one legend for the whole repository: B batch, G rollouts of a prompt, K segments, T tokens, C
 completion tokens, V text vocabulary, N image tokens of one image, D codes a position, H hidden size.
 
-Ids are joint: a text id is below V, image code c is V + c, so an id alone tells its modality. A document is laid out as
+Ids are joint: a text id is below V, image code c is V + c, so an id alone tells its modality. A position of D residual
+codes is one token, and its id tells them all: V + c_0 + c_1 * codes + c_2 * codes^2 ... A document is laid out as
 
     start, prompt segments, answer, completion segments, <eos>
 
@@ -46,9 +47,9 @@ class Vocabulary:
     text_size: int
     """V: ids below it are text and controls."""
     image_codes: int
-    """Number of image codes; the joint id of code c is V + c."""
+    """Number of image codes (at a depth); the joint id of code c is V + c."""
     image_length: int
-    """N: codes of one image."""
+    """N: positions of one image, each of a code, or of D."""
     start: tuple[int, ...]
     """Ids before the prompt."""
     answer: tuple[int, ...]
@@ -63,6 +64,31 @@ class Vocabulary:
     """Ids before the completion where guidance takes the prompt away; no more of them than in `start` and `answer`."""
     pads_prompt: bool = False
     """How guidance takes a prompt away: it is padded over, all but `<bos>` and `<boi>` (Janus); else it is empty."""
+    depth: int = 1
+    """D: codes of a position."""
+
+    @property
+    def code_shape(self) -> tuple[int, ...]:
+        """Of the codes of one image: (N,), or (N, D) where a position has several."""
+        return (self.image_length,) if self.depth == 1 else (self.image_length, self.depth)
+
+    def ids_of(self, codes: Tensor) -> Tensor:
+        """Joint ids of codes, [...] of [...], or where a position has D of them [...] of [..., D]."""
+        if self.depth == 1:
+            return codes + self.text_size
+        numbers = codes[..., -1]
+        for place in reversed(range(self.depth - 1)):
+            numbers = numbers * self.image_codes + codes[..., place]
+        return numbers + self.text_size
+
+    def codes_of(self, ids: Tensor) -> Tensor:
+        """The inverse of `ids_of`."""
+        numbers = ids - self.text_size
+        if self.depth == 1:
+            return numbers
+        # Of numbers alone: a tensor made of them on the host would be a wait for the device in every step.
+        places = [self.image_codes**place for place in range(self.depth)]
+        return torch.stack([numbers // place % self.image_codes for place in places], -1)
 
     def are_image(self, ids: Tensor) -> Tensor:
         """True for codes and for placeholders of features."""

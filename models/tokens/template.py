@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from ...configs.errors import InputError
 from .sequence import CODE, ControlIds, Vocabulary
 
+LARGEST_ID = 2**63 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -71,10 +73,12 @@ class ImageLayout:
     """Features of a given picture, where the model has an encoder of its own."""
     code_ids: tuple[int, ...] = ()
     """Text ids that are codes, where the language model's own vocabulary holds them."""
+    depth: int = 1
+    """Codes of a position."""
 
 
 def make_vocabulary(tokenizer: PreTrainedTokenizerFast, template: Template, images: ImageLayout) -> Vocabulary:
-    """Raises InputError where the tokenizer lacks a token of the template."""
+    """Raises InputError where the tokenizer lacks a token of the template, or ids would not hold the codes."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
@@ -99,6 +103,11 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast, template: Template, imag
     if len(without) > len(before) or (without and template.guidance == "padded"):
         raise InputError("template.unconditional: longer than `start` and `answer`, or beside guidance by padding")
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    if len(tokenizer) + images.codes**images.depth > LARGEST_ID:
+        raise InputError(
+            f"the image tokenizer has {images.depth} codes of {images.codes:,} a position: their id has more than 63 "
+            "bits; limner reads no such model"
+        )
     held = {*(known[getattr(template, name)] for name in names), *special, *tokenizer.all_special_ids, *images.code_ids}
     return Vocabulary(
         controls=controls,
@@ -112,4 +121,5 @@ def make_vocabulary(tokenizer: PreTrainedTokenizerFast, template: Template, imag
         never_sampled=tuple(sorted(held - {controls.eos, controls.boi})),
         unconditional=without or before,
         pads_prompt=template.guidance == "padded",
+        depth=images.depth,
     )

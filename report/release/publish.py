@@ -258,7 +258,7 @@ def _parts(policy: UnifiedPolicy, staging: Path) -> dict[str, str]:
         "language model": f"`{type(policy.model).__name__}`, {parameters:,} parameters, {dtype}",
         "family": f"`{policy.family}`",
         "image tokenizer": f"`{image_tokenizer}` in `{IMAGE_TOKENIZER}/`: {vocabulary.image_codes:,} codes, "
-        f"{vocabulary.image_length:,} a picture",
+        f"{' x '.join(f'{count:,}' for count in vocabulary.code_shape)} a picture",
         "text vocabulary": f"{vocabulary.text_size:,} ids",
         "longest sequence": f"{config.max_position_embeddings:,} tokens",
         "written with": ", ".join(f"{name} {version}" for name, version in versions.items()),

@@ -140,9 +140,13 @@ def _group_json(group: Sequence[Trajectory]) -> dict[str, Any]:
 
 
 def _rollout_json(item: Trajectory) -> dict[str, Any]:
-    tokens: list[list[tuple[int, float | None, str]]] = [[] for _ in range(len(item.segments) + 1)]
+    tokens: list[list[tuple[int | str | None, float | None, str]]] = [[] for _ in range(len(item.segments) + 1)]
     for token, logp, owner, piece in zip(item.ids, item.logp, item.token_segments, item.pieces, strict=True):
-        tokens[owner].append((token - item.text_size, logp, piece))
+        code = None
+        if token >= item.text_size:
+            codes = item.codes_of(token)
+            code = codes[0] if len(codes) == 1 else " ".join(map(str, codes))
+        tokens[owner].append((code, logp, piece))
     segments = []
     for segment, score, own in zip(item.answer.segments, item.segments, tokens[:-1], strict=True):
         drawn = {**_segment_json(segment), "reward": score.reward, "advantage": score.advantage}
@@ -158,11 +162,11 @@ def _rollout_json(item: Trajectory) -> dict[str, Any]:
     }
 
 
-def _tokens_json(tokens: Sequence[tuple[int, float | None, str]]) -> dict[str, Any]:
-    """Text tokens and controls as [piece, log-prob], image codes as [code, log-prob]."""
+def _tokens_json(tokens: Sequence[tuple[int | str | None, float | None, str]]) -> dict[str, Any]:
+    """Text tokens and controls as [piece, log-prob], image codes as [code, log-prob], or all codes of a position."""
     return {
-        "words": [[piece, logp] for code, logp, piece in tokens if code < 0],
-        "codes": [[code, logp] for code, logp, _ in tokens if code >= 0],
+        "words": [[piece, logp] for code, logp, piece in tokens if code is None],
+        "codes": [[code, logp] for code, logp, _ in tokens if code is not None],
     }
 
 

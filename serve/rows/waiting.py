@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ...models.policy import UnifiedPolicy
+from ...models.sampler.cache import BLOCK
 from .ticket import Ticket
 
 
@@ -18,9 +19,17 @@ class Room:
     slots: int
     tokens: int
     """Of all slots together."""
+    in_buckets: bool = False
+    """Slots come as powers of two and columns as whole blocks (`steps` of the sampler but plain ones)."""
 
     def holds(self, slots: int, longest: int) -> bool:
-        return slots <= self.slots and slots * longest <= self.tokens
+        return slots <= self.slots and self.taken(slots, longest) <= self.tokens
+
+    def taken(self, slots: int, longest: int) -> int:
+        """Tokens that so many slots have room for, if the longest row needs so many."""
+        if self.in_buckets and slots:
+            slots, longest = 1 << (slots - 1).bit_length(), -(-longest // BLOCK) * BLOCK
+        return slots * longest
 
 
 class Waiting:

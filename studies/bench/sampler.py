@@ -40,7 +40,7 @@ from .baselines import Baseline, columns, run_ceiling, write_batched, write_unba
 from .clock import cuda_peak_bytes, device, now
 from .command import bench
 from .models import MODELS
-from .slots import refilled_over_waves, waits
+from .slots import count_waits, refilled_and_waves, waits
 
 STEPS = 3
 GOALS = {"unbatched": 3.0, "batched": 1.5, "ceiling": 0.8}
@@ -89,12 +89,12 @@ def run(config: BenchConfig) -> dict[str, Any]:
         baseline = model.baseline(policy)
         prompt = policy.processor.encode(story_prompt(outlines(config.seed, 1)[0]))
         turns, most = config.turns or model.turns, max(config.groups)
-        waited, gained = waits(policy, prompt, most), refilled_over_waves(policy, prompt, most, turns)
+        waited, refilled = waits(policy, prompt, most), refilled_and_waves(policy, prompt, most, turns)
         sampling = Sampling(Steps(policy, prompt, config.text_tokens).limit, max_images=STEPS, seed=config.seed)
         for group in config.groups:
             say(f"{name}, group of {group}")
             row = {"model": name, "group": group, "parameters": policy.model.num_parameters()}
-            row |= {"waits": waited, "refilled_over_waves": spread(gained)}
+            row |= {"waits": waited, "unequal_lengths": refilled}
             rows.append(row | measure(policy, baseline, prompt, sampling, group, turns))
     return {
         "rows": rows,
@@ -169,6 +169,8 @@ def measure(
     }
     for name, shown in {"unbatched": [max(documents, key=len)], "batched": documents, "ceiling": documents}.items():
         peaks[name] = peak_bytes(partial(contenders[name], shown))
+    longest = max(map(len, documents))
+    waited = {name: count_waits(partial(contenders[name], documents)) / longest for name in ("limner", "batched")}
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(turns):
@@ -188,6 +190,7 @@ def measure(
         "limner_over": {name: paired_ratio(rates["limner"], rates[name]) for name in GOALS},
         "limner_over_cpu": {name: paired_ratio(cpu["limner"], cpu[name]) for name in GOALS},
         "peak_bytes": peaks,
+        "waits_a_step": waited,
         "turns": rates,
         "cpu_turns": cpu,
     }
@@ -297,12 +300,24 @@ def table(figures: Mapping[str, Any]) -> str:
     lines += [
         "largest sum of tensors alive beyond the weights; unbatched: of one document",
         "",
-        f"{'waits of the host':24}{'a text step':>14}{'a picture step':>16}{'refilled over waves':>24}",
+        f"{'the host waits':18}{'group':>6}{'limner':>11}{'batched':>11}{'limner, texts':>16}{'pictures':>11}",
+    ]
+    for row in rows:
+        counts = [*row["waits_a_step"].values(), row["waits"]["text"], row["waits"]["picture"]]
+        cells = "".join(f"{count:{width}.2f}" for count, width in zip(counts, (11, 11, 16, 11), strict=True))
+        lines.append(f"{row['model']:18}{row['group']:6}{cells}")
+    lines += [
+        "times a step of the longest document, beginning and end included; of texts or pictures alone, without those",
+        "",
+        f"{'unequal lengths':18}{'at a time':>10}{'refilled':>20}{'waves':>20}{'waves over refilled':>24}",
     ]
     for name, row in {row["model"]: row for row in rows}.items():
-        waited, ratio = row["waits"], row["refilled_over_waves"]
+        refilled, waves = (row["unequal_lengths"][way] for way in ("refilled", "waves"))
+        ratio = paired_ratio(waves["seconds"], refilled["seconds"])
         gain = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-        lines.append(f"{name:24}{waited['text']:14.2f}{waited['picture']:16.2f}{gain:>24}")
+        cells = "".join(f"{way['steps']:>8} / {way['rows']:<9}" for way in (refilled, waves))
+        lines.append(f"{name:18}{max(settings['groups']):10}{cells}{gain:>24}")
+    lines.append("steps / rows through the model in all of them; and seconds")
     return "\n".join(lines)
 
 

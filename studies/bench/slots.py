@@ -32,7 +32,7 @@ def waits(policy: UnifiedPolicy, prompt: TokenSequence, rows: int) -> dict[str, 
 
     def counted(**settings: Any) -> int:
         requests = [Request(prompt, Sampling(seed=1, **settings), row) for row in range(rows)]
-        return _count(lambda: complete(policy, requests))
+        return count_waits(lambda: complete(policy, requests))
 
     texts = [counted(max_new_tokens=steps, max_images=0) for steps in (TEXT_STEPS, 2 * TEXT_STEPS)]
     pictures = [counted(max_new_tokens=1 + steps, begin_with_image=True) for steps in (1, image)]
@@ -42,7 +42,8 @@ def waits(policy: UnifiedPolicy, prompt: TokenSequence, rows: int) -> dict[str, 
     }
 
 
-def _count(work: Callable[[], Any]) -> int:
+def count_waits(work: Callable[[], Any]) -> int:
+    """Of the host for the device, whoever the work is by."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if device() == "cuda" else []
     with _messages() as read, torch.profiler.profile(activities=activities) as profile:
@@ -66,8 +67,11 @@ def _messages() -> Iterator[list[None]]:
         Message.read = stock  # type: ignore[method-assign]
 
 
-def refilled_over_waves(policy: UnifiedPolicy, prompt: TokenSequence, rows: int, turns: int) -> list[float]:
-    """Seconds of waves over those of refilled slots, turn by turn: texts of unequal lengths, so many at a time."""
+def refilled_and_waves(policy: UnifiedPolicy, prompt: TokenSequence, rows: int, turns: int) -> dict[str, Any]:
+    """Texts of unequal lengths, so many at a time, by slots that refill and in waves.
+
+    Of each way the steps and the rows that went through the model in all of them, and its seconds, turn by turn.
+    """
     chance = Random(0)
     lengths = [chance.randint(SHORT, LONG) for _ in range(WAVES * rows)]
     requests = [Request(prompt, Sampling(n, max_images=0, seed=1), row) for row, n in enumerate(lengths)]
@@ -76,13 +80,26 @@ def refilled_over_waves(policy: UnifiedPolicy, prompt: TokenSequence, rows: int,
         for first in range(0, len(requests), rows):
             complete(policy, requests[first : first + rows])
 
-    ways: list[Callable[[], Any]] = [waves, lambda: complete(policy, requests, rows)]
-    ratios = []
+    ways: dict[str, Callable[[], Any]] = {"refilled": lambda: complete(policy, requests, rows), "waves": waves}
+    found: dict[str, Any] = {name: _steps(policy, way) | {"seconds": []} for name, way in ways.items()}
     for turn in range(turns):
-        seconds = {}
-        for way in ways if turn % 2 else ways[::-1]:
+        for name in list(ways)[:: 1 if turn % 2 else -1]:
             started = now()
-            way()
-            seconds[way] = now() - started
-        ratios.append(seconds[ways[0]] / seconds[ways[1]])
-    return ratios
+            ways[name]()
+            found[name]["seconds"].append(now() - started)
+    return found
+
+
+def _steps(policy: UnifiedPolicy, work: Callable[[], Any]) -> dict[str, int]:
+    stock, fed = policy.hidden, []
+
+    def counted(ids_BT: torch.Tensor, *others: Any) -> torch.Tensor:
+        fed.extend([len(ids_BT)] if ids_BT.shape[1] == 1 else [])  # else a prompt
+        return stock(ids_BT, *others)
+
+    policy.hidden = counted  # type: ignore[method-assign]
+    try:
+        work()
+    finally:
+        policy.hidden = stock  # type: ignore[method-assign]
+    return {"steps": len(fed), "rows": sum(fed)}

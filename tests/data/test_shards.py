@@ -35,8 +35,9 @@ CODES = np.arange(5)
         (TextSegment("p"), TextSegment("a", True), IMAGE, TextSegment("after the last image", True)),
         (TextSegment("a", True), ImageSegment(picture(), True, "inserted", 3), IMAGE),
         (TextSegment("a", True), ImageSegment(None, True, "generated", codes_N=CODES), replace(IMAGE, codes_N=CODES)),
+        (TextSegment("a", True), replace(IMAGE, codes_N=np.arange(6).reshape(2, 3).T)),
     ],
-    ids=["adjacent", "image-first", "no-image", "text-last", "inserted", "codes-only"],
+    ids=["adjacent", "image-first", "no-image", "text-last", "inserted", "codes-only", "codes-of-depth"],
 )
 def test_a_record_comes_back_as_it_was(segments):
     document = InterleavedDocument(segments, "x", {**KIND, "n": [1, None]})
@@ -63,7 +64,10 @@ def test_original_bytes_are_kept_and_others_become_png():
         (InterleavedDocument((TextSegment("t", True),), "x", {"kind": "poem"}), "'poem', none of"),
         (InterleavedDocument((TextSegment("t"),), "x", KIND), "no segment is trainable"),
         (InterleavedDocument((TextSegment("\ud800", True),), "x", KIND), "surrogates not allowed"),
-        (article("x", TextSegment("t", True), ImageSegment(None, codes_N=np.ones((2, 2), int))), "expected integers"),
+        (
+            article("x", TextSegment("t", True), ImageSegment(None, codes_N=np.ones((2, 2, 2), int))),
+            "expected integers",
+        ),
         (article("x", TextSegment("t", True), ImageSegment(None, codes_N=np.array([2**31]))), "expected integers"),
         (article("x", TextSegment("t", True), pair=object()), "not JSON serializable"),
     ],
@@ -96,7 +100,7 @@ def npy(array):
         ({"image1.png": b""}, "belongs to no image"),
         ({"codes0.npy": npy(np.arange(5))}, "no npy file of int32"),
         ({"codes0.npy": npy(np.array([print], object))}, "no npy file of int32"),
-        ({"codes0.npy": npy(np.zeros((2, 2), "<i4"))}, "no npy file of int32"),
+        ({"codes0.npy": npy(np.zeros((2, 2, 2), "<i4"))}, "no npy file of int32"),
         ({"codes0.npy": npy(np.zeros(5, "<i4"))[:-1]}, "no npy file of int32"),
         ({"codes0.npy": pickle.dumps([1])}, "no npy file of int32"),
     ],

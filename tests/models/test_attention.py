@@ -13,8 +13,10 @@ from transformers import (
     MambaConfig,
     Phi3Config,
 )
+from transformers.integrations.flex_attention import flex_attention_forward
 
 from limner.configs.errors import InputError
+from limner.models.attention import block_mask
 from limner.models.families.shared_vocabulary import SharedVocabularyPolicy
 from limner.models.sampler.generation import Sampling, generate
 from limner.models.tokens.sequence import TokenBatch, collate
@@ -157,3 +159,45 @@ def test_which_rows_are_one_sequence():
     assert batch.is_unpacked
     assert not collate([sequences[:2], sequences[2:]], vocabulary).is_unpacked
     assert not replace(batch, sequence_BT=batch.sequence_BT.roll(1, 1)).is_unpacked, "padding on the left"
+
+
+@pytest.mark.parametrize("family", ["llama", "emu3", "janus"])
+def test_packed_rows_by_flex_attention_are_scored_as_by_the_dense_mask(family, monkeypatch):
+    """On a CPU flex attention has no backward pass, and without a compiler its products are plain ones."""
+    policy = FAMILIES[family]()
+    sequences = policy.processor.encode_all(documents()[:5])
+    batch = collate([sequences[:2], sequences[2:]], policy.vocabulary)
+    assert (batch.sequence_BT < 0).any() and not batch.is_unpacked
+    prompt = policy.processor.encode(documents()[0].prompt)
+
+    def scored(**settings):
+        with torch.no_grad():
+            return policy.log_probs(policy.model, batch, **settings)[0]
+
+    expected, guided = scored(), scored(guidance=2.0)
+    sampled = generate(policy, [prompt], Sampling(20, seed=3), 3)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    policy.pack_by_flex_attention()
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr("limner.models.attention.flex_attention_forward", _noted(flex_attention_forward, seen))
+    with torch.compiler.set_stance("force_eager"):
+        found, found_guided = scored(), scored(guidance=2.0)
+        assert len(seen) >= 2 * policy.model.config.get_text_config().num_hidden_layers
+        assert (found - expected).abs().max() < 1e-4 and (found_guided - guided).abs().max() < 1e-4
+        monkeypatch.setattr("limner.models.policy.block_mask", lambda ids_BT: block_mask(torch.zeros_like(ids_BT)))
+        assert (scored() - expected).abs().max() > 1e-3, "a token that sees the sequence before is found"
+    again = generate(policy, [prompt], Sampling(20, seed=3), 3)
+    assert [sample.ids_C.tolist() for sample in again] == [sample.ids_C.tolist() for sample in sampled]
+
+
+def _noted(forward, seen):
+    return lambda *args, **options: seen.append(1) or forward(*args, **options)
+
+
+def test_flex_attention_is_refused_where_it_cannot_train(monkeypatch):
+    with pytest.raises(InputError, match="^flex_attention: torch trains by it on a GPU alone"):
+        llama().pack_by_flex_attention()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(InputError, match="^flex_attention: Gemma3ForCausalLM has layers with a window"):
+        windowed("gemma3").pack_by_flex_attention()

@@ -1,4 +1,4 @@
-"""What the processes of `test_setups.py` do on any number of them; the program that is launched imports this file."""
+"""What processes do on any number of them, for `test_setups.py` and `two_ranks.py`, which are the programs."""
 
 import os
 import sys
@@ -11,6 +11,8 @@ from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
 from limner.models.checkpoints.folder import load
+from limner.models.documents.document import TextSegment
+from limner.rewards.base import RewardOutput
 from limner.train import warmup
 from limner.train.scale.lora import LoraConfig
 from limner.train.warmup import WarmupConfig
@@ -18,6 +20,21 @@ from limner.worlds.picture_stories.scenes import SCENES, story
 
 LORA = LoraConfig(rank=4, alpha=8)
 DOCUMENTS = [story(SCENES[i : i + 2]) for i in range(0, 16, 2)]
+
+
+class Illustrated:
+    """An exact reward that varies among the answers of an untrained model."""
+
+    name = "illustrated"
+
+    def __call__(self, completions):
+        outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
+        segments = [[self.of(segment) for segment in completion.answer.segments] for completion in completions]
+        return RewardOutput(outcome, segments)
+
+    @staticmethod
+    def of(segment) -> float:
+        return len(segment.text) % 5 / 4 if isinstance(segment, TextSegment) else float(segment.codes_N.sum() % 7) / 6
 
 
 def common(directory: Path, processes: int) -> dict:

@@ -24,9 +24,7 @@ from limner.configs.whole import Staging
 from limner.data.prompts import pack_prompt
 from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
-from limner.models.documents.document import TextSegment
 from limner.models.tokens.sequence import collate
-from limner.rewards.base import RewardOutput
 from limner.train import warmup
 from limner.train.before.preflight import Preflight
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
@@ -35,7 +33,7 @@ from limner.train.trainer import GRPOConfig, InterleavedGRPOTrainer
 from limner.train.warmup import WarmupConfig
 from limner.worlds.picture_stories.scenes import SCENES, story, story_prompt
 
-from .launched import DOCUMENTS, LORA, common, make_do_without_gpus, moved
+from .launched import DOCUMENTS, LORA, Illustrated, common, make_do_without_gpus, moved
 
 pytestmark = pytest.mark.slow
 
@@ -57,21 +55,6 @@ STALLS = {
 }
 """Set-up -> where a save never ends (rank, function), and what is unwritten then: nothing, and the first process would
 rename; or a part of the other one, which the first waits for."""
-
-
-class Illustrated:
-    """An exact reward that varies among the answers of an untrained model."""
-
-    name = "illustrated"
-
-    def __call__(self, completions):
-        outcome = [min(1.0, len(completion.answer.images) / 3) for completion in completions]
-        segments = [[self.of(segment) for segment in completion.answer.segments] for completion in completions]
-        return RewardOutput(outcome, segments)
-
-    @staticmethod
-    def of(segment) -> float:
-        return len(segment.text) % 5 / 4 if isinstance(segment, TextSegment) else float(segment.codes_N.sum() % 7) / 6
 
 
 class Gathers(TorchDispatchMode):

@@ -227,7 +227,8 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
     dtype = _forward_dtype(trainer)
     checks = []
     for name in ("text", "image"):
-        mean_bound, bound = gap_bounds(dtype, trainer.algorithm.guidance if name == "image" else 1.0)
+        of_images = trainer.algorithm.guidance, trainer.policy.vocabulary.depth
+        mean_bound, bound = gap_bounds(dtype, *(of_images if name == "image" else ()))
         gap = torch.cat(gaps[name])
         kl = torch.cat(kls[name]).sum().item() if kls[name] else 0.0
         count, total, kl = _over_ranks([len(gap), gap.sum().item(), kl])
@@ -349,13 +350,14 @@ def _over_ranks(numbers: Sequence[float]) -> list[float]:
     return [sum(column) for column in zip(*gather_object([list(numbers)]), strict=True)]
 
 
-def gap_bounds(dtype: torch.dtype, guidance: float = 1.0) -> tuple[float, float]:
+def gap_bounds(dtype: torch.dtype, guidance: float = 1.0, depth: int = 1) -> tuple[float, float]:
     """`GAP_BOUNDS` under guidance g: scores w + g (c - w) carry the error of c g times, that of w |1 - g| times.
 
-    So does the largest; the mean, over tokens that are mostly sure, grows less: measured, by about the root of it.
+    So does the largest; the mean, over tokens that are mostly sure, grows less: measured, by about the root of it. A
+    token of `depth` codes has the sum of their errors, which are as good as independent.
     """
     mean, most = GAP_BOUNDS[dtype]
-    growth = guidance + abs(1 - guidance)
+    growth = depth * (guidance + abs(1 - guidance))
     return growth**0.5 * mean, growth * most
 
 

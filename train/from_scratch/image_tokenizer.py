@@ -33,7 +33,9 @@ class ImageTokenizerConfig:
     """Width of each resolution; each but the last halves it."""
     codes: OneOrMore = 256
     code_size: OneOrMore = 32
-    """D, width of a code's embedding."""
+    """E, width of a code's embedding."""
+    depth: OneOrMore | None = None
+    """D, residual codes of a position; by default what the model's family draws."""
     autoencoder_steps: NoneOrMore = 400
     quantised_steps: NoneOrMore = 200
     decoder_steps: NoneOrMore = 300
@@ -50,7 +52,13 @@ def train_image_tokenizer(
     """Returns the tokenizer and its figures: mean squared error on a 0..1 scale, codes in use, distinct examples."""
     torch.manual_seed(config.seed)
     tokenizer = VQImageTokenizer.create(
-        config.image_size, config.patch, config.channels, config.codes, config.code_size, config.tiled
+        config.image_size,
+        config.patch,
+        config.channels,
+        config.codes,
+        config.code_size,
+        config.tiled,
+        config.depth or 1,
     )
     model = tokenizer.model
     examples = _examples(tokenizer, images, config)
@@ -59,12 +67,12 @@ def train_image_tokenizer(
         return _error(tokenizer.reconstruct(tokenizer.latents(x)), x, w)
 
     def quantised_loss(x: Tensor, w: Tensor) -> Tensor:
-        codes, commitment, _ = model.quantize(tokenizer.latents(x))
+        codes, commitment = _straight_through(tokenizer, tokenizer.latents(x))
         return _error(tokenizer.reconstruct(codes), x, w) + commitment
 
     def decoder_loss(x: Tensor, w: Tensor) -> Tensor:
         with torch.no_grad():
-            codes = model.quantize(tokenizer.latents(x))[0]
+            codes, _ = tokenizer.quantised(tokenizer.latents(x))
         return _error(tokenizer.reconstruct(codes), x, w)
 
     total = config.autoencoder_steps + config.quantised_steps + config.decoder_steps
@@ -79,10 +87,26 @@ def train_image_tokenizer(
     return tokenizer, _figures(tokenizer, examples.pixels)
 
 
+def _straight_through(tokenizer: VQImageTokenizer, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantised latents whose gradient is that of the latents, and the loss that draws the two together."""
+    if tokenizer.depth == 1:
+        codes, commitment, _ = tokenizer.model.quantize(latents)
+        return codes, commitment
+    found, _ = tokenizer.quantised(latents)
+    beta = tokenizer.model.quantize.beta
+    commitment = F.mse_loss(found, latents.detach()) + beta * F.mse_loss(latents, found.detach())
+    return latents + (found - latents).detach(), commitment
+
+
 @torch.no_grad()
 def _fit_codebook(tokenizer: VQImageTokenizer, examples: _Examples, codes: int) -> None:
+    """Depth by depth, each to what those before it have left over."""
     latents = torch.cat([tokenizer.latents(part) for part in examples.pixels.split(256)])
-    tokenizer.model.quantize.embedding.weight.copy_(_k_means(latents.movedim(1, -1).flatten(0, 2), codes))
+    rest, books = latents.movedim(1, -1).flatten(0, 2), []
+    for _ in range(tokenizer.depth):
+        books.append(_k_means(rest, codes))
+        rest = rest - books[-1][torch.cdist(rest, books[-1]).argmin(1)]
+    tokenizer.model.quantize.embedding.weight.copy_(torch.cat(books))
 
 
 @dataclass(frozen=True)
@@ -111,7 +135,7 @@ def _examples(tokenizer: VQImageTokenizer, images: Sequence[Image.Image], config
 def _figures(tokenizer: VQImageTokenizer, pixels: Tensor) -> dict[str, float]:
     error, used = 0.0, set()
     for part in pixels.split(256):
-        codes, _, (_, _, indices) = tokenizer.model.quantize(tokenizer.latents(part))
+        codes, indices = tokenizer.quantised(tokenizer.latents(part))
         error += ((tokenizer.reconstruct(codes) - part) ** 2).mean((1, 2, 3)).sum().item() / 4
         used |= set(indices.flatten().tolist())
     return {"mean_squared_error": error / len(pixels), "codes_used": len(used), "examples": len(pixels)}

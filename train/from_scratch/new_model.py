@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
 from transformers import LlamaConfig
 
 from ...configs.bounds import Layers, OneOrMore, Seed, Weight, Width
+from ...configs.errors import InputError
 from ...models.families.shared_vocabulary import SharedVocabularyPolicy
 from ...models.policy import UnifiedPolicy, family
 from ...models.tokens.processing import Processor
@@ -46,9 +47,16 @@ def general_english() -> str:
 def new_processor(
     texts: Iterable[str], images: Sequence[Image.Image], config: NewModelConfig
 ) -> tuple[Processor, dict]:
-    """Both tokenizers, trained; and the image tokenizer's figures."""
-    image_tokenizer, figures = train_image_tokenizer(images, config.image_tokenizer)
-    template, vision = family(config.family).new_layout(image_tokenizer.image_size, image_tokenizer.shape)
+    """Both tokenizers, trained; and the image tokenizer's figures.
+
+    Raises InputError for several codes a position in a family that draws one.
+    """
+    chosen, wanted = family(config.family), config.image_tokenizer
+    depth = chosen.new_depth if wanted.depth is None else wanted.depth
+    if depth > 1 and chosen.new_depth == 1:
+        raise InputError(f"image_tokenizer.depth: {depth}, and family {config.family!r} draws one code a position")
+    image_tokenizer, figures = train_image_tokenizer(images, replace(wanted, depth=depth))
+    template, vision = chosen.new_layout(image_tokenizer.image_size, image_tokenizer.shape)
     tokenizer = train_text_tokenizer([general_english(), *texts], config.text_vocabulary, template.image)
     return Processor(tokenizer, image_tokenizer, template, vision), figures
 

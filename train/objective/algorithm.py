@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from ...configs.bounds import Above0, Factor, Guidance, NoneOrMore, OneOrMore, Share, Weight
 from ...configs.errors import InputError
 from ...data.mixture import SourceConfig
+from ...models.sampler.steps import Steps
 from .advantages import Baseline
 from .cut import CutAnswers
 from .entropy import EntropyControl
@@ -159,6 +160,8 @@ class AlgorithmConfig:
     rollout_rows: OneOrMore | None = None
     """Rows that a process samples at a time: when some have ended, the next take their places. Null for all at once. It
     bounds the memory of the KV cache; the answers are the same."""
+    rollout_steps: Steps = "plain"
+    """How rollouts run a step: `fixed`, in few shapes; `compiled`, those by torch.compile; `graphs`, as CUDA graphs."""
     refill_rounds: NoneOrMore = 0
     """Times that groups from which nothing can be learned are replaced by those of further prompts (DAPO)."""
     guidance: Guidance = 1.0

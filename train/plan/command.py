@@ -82,9 +82,9 @@ class PlanConfig:
     prompt_length: OneOrMore = 512
     """Tokens of a long prompt, its pictures included."""
     image_share: Share = 0.0
-    """Share of a long completion that is image codes, which cost less to score than text; 0 is the safe side."""
+    """Share of a long completion that is image codes; with 0 every token costs what the dearest does: the safe side."""
     image_codes: OneOrMore | None = None
-    """Codes of the image tokenizer; read from `model` where that is a checkpoint of ours."""
+    """Codes of the image tokenizer, of all depths; read from `model` where that is a checkpoint of ours."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -111,7 +111,8 @@ def model_shape(
         image_codes = _codes_of_tokenizer(folder / IMAGE_TOKENIZER / "config.json")
     with reading(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        chosen = family_of_type(config.model_type)
+        chosen = family_of_type(config.model_type, config.architectures or ())
+        image_codes = image_codes or chosen.image_choices(config)
         network = _on_meta(chosen.model_class, config)
         freeze(network, (*chosen.never_trained, *frozen))
         text, head = config.get_text_config(), network.get_output_embeddings()
@@ -154,7 +155,7 @@ def _codes_of_tokenizer(path: Path) -> int | None:
         return None
     with reading(path):
         settings = parse_json(path.read_text(encoding="utf-8"))
-        return next(int(settings[name]) for name in CODEBOOKS if name in settings)
+        return next((int(settings[name]) for name in CODEBOOKS if name in settings), None)
 
 
 def settings(config: RunConfig, args: PlannedArguments, plan: PlanConfig) -> Run:

@@ -54,7 +54,7 @@ class ModelShape:
     vocabulary: int
     """Rows of the head: text and image ids."""
     image_codes: int
-    """Of them image codes; 0 where unknown."""
+    """Of them image codes, of all depths of a position; 0 where unknown."""
     linear: int
     """Of them in the linear layers that an adapter goes on."""
     linear_sides: int
@@ -345,6 +345,8 @@ def scores(model: ModelShape, run: Run) -> int:
     """Scores held at a time: text tokens x V + image tokens x codes; `score_chunk` bounds the tokens."""
     image = round(run.scored_tokens * run.image_share)
     text, choices = run.scored_tokens - image, model.vocabulary - model.image_codes
+    if not image:  # which tokens they are is not known
+        choices = max(choices, model.image_codes)
     if run.score_chunk is None or max(text, image) <= run.score_chunk:
         return text * choices + image * model.image_codes
     return max(min(text, run.score_chunk) * choices, min(image, run.score_chunk) * model.image_codes)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a viewer reads records without torch
 MAX_SIDE = 256
 """A larger picture is stored reduced to this many pixels on its longer side."""
 DECIMALS = 4
+OF_ONE_CODE = {"image_codes": 0, "depth": 1}
 FILE = re.compile(r"step-([0-9]{6,12})\.rank-([0-9]{1,6})\.jsonl")
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What a decoder gives for bytes that are no whole character."""
@@ -79,6 +80,17 @@ class Trajectory:
 
     A character that several tokens spell stands with the last of them.
     """
+    image_codes: int = 0
+    """Of a depth, where a position has several; their id is then text_size + c_0 + c_1 * image_codes + ..."""
+    depth: int = 1
+    """Codes of a position."""
+
+    def codes_of(self, token: int) -> list[int]:
+        """The codes that an id from `text_size` on stands for."""
+        number = token - self.text_size
+        if self.depth == 1:
+            return [number]
+        return [number // self.image_codes**place % self.image_codes for place in range(self.depth)]
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value; `from_json` is its exact inverse."""
@@ -91,10 +103,12 @@ class Trajectory:
         """Raises ValueError naming the field at fault."""
         known = {item.name for item in fields(cls)}
         _expect(isinstance(value, dict), "expected an object")
+        value = OF_ONE_CODE | value  # as they were written before a position could have several
         if odd := known ^ set(value):
             raise ValueError(f"field {min(odd)!r} is {'missing' if min(odd) in known else 'unknown'}")
-        for name in ("step", "group", "number", "text_size"):
+        for name in ("step", "group", "number", "text_size", "image_codes", "depth"):
             _expect(_is_count(value[name]), f"`{name}` is no count")
+        _expect(value["depth"] == 1 or (value["depth"] > 1 and value["image_codes"] > 0), "`depth` and `image_codes`")
         for name in ("ended", "cut_image"):
             _expect(isinstance(value[name], bool), f"`{name}` is neither true nor false")
         _expect(_is_score(value["outcome"]), "`outcome` is neither a number nor null")
@@ -107,7 +121,8 @@ class Trajectory:
 
 def build(batch: RolloutBatch, group_size: int, processor: Processor) -> list[Trajectory]:
     """The records of a rollout batch, in its order; of each sequence the completion alone."""
-    size = processor.vocabulary.text_size
+    size, vocabulary = processor.vocabulary.text_size, processor.vocabulary
+    several = {"image_codes": vocabulary.image_codes, "depth": vocabulary.depth} if vocabulary.depth > 1 else {}
     spelling: dict[int, str] = {}
 
     def decode(ids: Sequence[int]) -> str:
@@ -145,6 +160,7 @@ def build(batch: RolloutBatch, group_size: int, processor: Processor) -> list[Tr
                 logp=tuple(_rounded(value) for value in item.logp_T[start:].tolist()),
                 token_segments=tuple(owners),
                 pieces=tuple(pieces),
+                **several,
             )
         )
     return trajectories

@@ -12,30 +12,13 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ....models.documents.document import MAX_IMAGE_BYTES, open_image, to_rgb
+from ..pictures import unread
 from ..report import Refused
 
 MIN_SIDE = 6
 """Pixels; what is smaller is a spacer or a tracking pixel."""
 MOST_COUNTED = 4 * 2**20
 """Bytes of an animation whose frames are counted: each is looked for, one after the other."""
-STARTS = (
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"%PDF", "PDF"),
-    (b"%!PS", "EPS"),
-    (b"8BPS", "Photoshop"),
-    (b"\0\0\1\0", "ICO"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\x1f\x8b", "compressed SVG"),
-    (b"\x1aE\xdf\xa3", "video"),
-)
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"mif1"), "HEIC")
-"""Of ISO media files; any other brand is video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +49,7 @@ def decoded(data: bytes) -> Picture:
     except ValueError as error:
         if "limit" in str(error):
             raise Refused("too large", str(error)) from None
-        raise Refused(*_unsupported(data) or ("corrupt", str(error))) from None
+        raise Refused(*unread(data) or ("corrupt", str(error))) from None
     if min(opened.size) < MIN_SIDE:
         raise Refused("too small", f"{opened.width} x {opened.height} pixels, a spacer")
     try:
@@ -96,18 +79,3 @@ def _frames(data: bytes) -> str:
         return str(getattr(image, "n_frames", 1)) if len(data) <= MOST_COUNTED else "many"
     except Exception:  # Pillow raises many types for frames that are malformed; the first one has decoded
         return "several"
-
-
-def _unsupported(data: bytes) -> tuple[str, str] | None:
-    """Kind and reason for a sound file of a kind that is not read; None for one of no known kind."""
-    head = data[:1000].lstrip().lower()
-    name = next((name for start, name in STARTS if data.startswith(start)), "")
-    if data[4:8] == b"ftyp":
-        name = BRANDS.get(data[8:12], "video")
-    elif b"<svg" in head:
-        name = "SVG"
-    elif head.startswith((b"<!doctype html", b"<html")):
-        return "format not supported", "a web page, not the picture; download it again"
-    elif head.startswith(b"version https://git-lfs"):
-        return "not downloaded", "a pointer of Git LFS; git lfs pull brings the picture"
-    return ("format not supported", f"{name} is not read; convert it to PNG or JPEG") if name else None

@@ -123,6 +123,8 @@ def test_the_commands_of_tasks(chats, tmp_path, limner):
     assert code == 2 and "give both" in err
     code, _, err = limner(*words, 1, "--set", "text_only=drop")
     assert code == 2 and "another plan: options was {} and is {'text_only': 'drop'}" in err
+    code, _, err = limner(*words, 1, "--unit-bytes", 900)
+    assert code == 2 and "another plan: unit_bytes was" in err
     assert limner(*words, 1)[0] == 0
     code, said, _ = limner("data", "merge", out, "--keep-parts")
     assert code == 0 and "58 documents" in said and (parts_of(out) / PLAN).is_file()
@@ -137,6 +139,15 @@ def test_another_version_of_the_source_is_refused(chats, tmp_path):
     file.write_text(json.dumps({**value, "code": "1 0123"}))
     with pytest.raises(InputError, match="another plan: code was '1 0123' and is"):
         planned(chats, tmp_path / "out")
+    file.write_text(json.dumps({name: value[name] for name in value if name != "unit_bytes"}))
+    with pytest.raises(InputError, match="no plan of this version of limner; remove"):
+        planned(chats, tmp_path / "out")
+
+
+def test_more_tasks_than_units_are_said(chats, tmp_path, limner):
+    words = ("data", "from", "chat", chats, "--out", tmp_path / "out", "--unit-bytes", 10**6, "--tasks", 9, "--task")
+    code, said, _ = limner(*words, 5)
+    assert code == 0 and "0 of 0 units done" in said and "cut into 2 units, fewer than tasks" in said
 
 
 def test_units_hold_everything_once(chats, tmp_path):

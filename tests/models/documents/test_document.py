@@ -42,6 +42,7 @@ def drawn(seed=0):
 
 ASK = text("Illustrate: <img1>.", trainable=False)
 CODES = ImageSegment(None, True, "generated", codes_N=np.array([3, 0, 31]))
+DEEP = ImageSegment(None, True, "generated", codes_N=np.array([[3, 0], [31, 7]]))
 INSERTED = ImageSegment(picture(7), True, "inserted", candidate=2)
 GIVEN = ImageSegment(picture(8), alt='a "red" <b>wall</b>\nof \u00e9t\u00e9')
 
@@ -56,7 +57,7 @@ GIVEN = ImageSegment(picture(8), alt='a "red" <b>wall</b>\nof \u00e9t\u00e9')
         (ASK, drawn(1), text("last")),
         (ASK, INSERTED, text(""), INSERTED),
         (ImageSegment(picture(9), candidate=9999, alt="a wall"), ASK, INSERTED),
-        (ASK, text("a"), CODES, CODES),
+        (ASK, text("a"), CODES, DEEP),
         (ASK, ImageSegment(picture(3), True, "generated", codes_N=np.array([1, 2]))),
         (ASK,),
         (),
@@ -146,8 +147,9 @@ PNG = data_uri(picture())
         (image_field(image=PNG, alt=5), "`alt`"),
         *[
             (image_field(codes=codes), "`codes`")
-            for codes in (None, 3, "12", {"a": 1}, [1.5], [1e400], ["7"], [2**70], [-1], [[1, 2], [3, 4]], [True])
+            for codes in (None, 3, "12", {"a": 1}, [1.5], [1e400], ["7"], [2**70], [-1], [True])
         ],
+        *[(image_field(codes=codes), "`codes`") for codes in ([[1, 2], [3]], [[1], 2], [1, [2]], [[[1]]], [[True]])],
     ],
 )
 def test_a_bad_json_field_is_named_in_one_line(value, says):

@@ -22,6 +22,7 @@ from limner.models.sampler.generation import Sample, Sampling, generate
 from limner.models.tokens.sequence import CODE, TokenBatch, TokenSequence, collate, images_before
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
+from .depths import check_depth
 from .schedules import check_rows_that_come_and_go
 
 TOLERANCE = 1e-4
@@ -127,7 +128,7 @@ def check_images_stand(policy: UnifiedPolicy) -> None:
             shown = image.pixels()
             if not by_features:
                 codes = processor.image_tokenizer.encode([shown])[0]
-                assert (ids[ids >= vocabulary.text_size] - vocabulary.text_size).tolist() == codes.tolist()
+                assert vocabulary.codes_of(ids[ids >= vocabulary.text_size]).tolist() == codes.tolist()
                 shown = processor.image_tokenizer.decode(codes[None])[0]
             if controls.image in pattern:
                 assert slot.pixels is not None and torch.equal(slot.pixels, processor.vision([shown])[0])  # type: ignore[misc]
@@ -165,8 +166,7 @@ def check_candidates(policy: UnifiedPolicy) -> None:
     ]
     assert all(a is b for a, b in zip(found, parts, strict=True) if isinstance(b, ImageSegment) and b.candidate)
     joined = processor.join(processor.encode(prompt), ids_C, reading)
-    for name in ("ids_T", "trainable_T"):
-        assert torch.equal(getattr(joined, name), getattr(sequence, name))
+    assert all(torch.equal(getattr(joined, name), getattr(sequence, name)) for name in ("ids_T", "trainable_T"))
     assert torch.equal(joined.segment_T[joined.prompt_length :] + before, sequence.segment_T[sequence.prompt_length :])
     close(of_row(policy, joined), of_row(policy, sequence))
     # Without candidates in the prompt the same ids are text.
@@ -223,8 +223,7 @@ def check_replay(policy: UnifiedPolicy) -> None:
         _, samples, sequences = sampled(policy, sampling)
         ids = torch.cat([sample.ids_C for sample in samples])
         assert (ids >= policy.vocabulary.text_size).sum() >= 2 * policy.vocabulary.image_length, "too few pictures"
-        options = {"temperature": sampling.temperature, "max_images": sampling.max_images}
-        options["guidance"] = sampling.guidance
+        options = {name: getattr(sampling, name) for name in ("temperature", "max_images", "guidance")}
         expected = [sample.logp_C for sample in samples]
         batch = collate([[sequence] for sequence in sequences], policy.vocabulary)
         logp_BT = scored(policy, batch, **options)
@@ -305,7 +304,8 @@ def check_gradients(policy: UnifiedPolicy) -> None:
     size, trainable = vocabulary.text_size, [p for p in policy.model.parameters() if p.requires_grad]
     whole = collate([policy.processor.encode_all(documents())], vocabulary)
     ids = whole.ids_BT.unique()
-    held = {"text": int((ids < size).sum()), "image": int((ids >= size).sum())}
+    first = (ids[ids >= size] - size) % vocabulary.image_codes  # of the codes of a position
+    held = {"text": int((ids < size).sum()), "image": len(first.unique())}
     assert held["image"] < vocabulary.image_codes and held["text"] < size - len(vocabulary.never_sampled)
 
     def reached(target_BT: Tensor) -> dict[str, int]:
@@ -357,7 +357,7 @@ def check_grammar(policy: UnifiedPolicy) -> None:
                 if at < len(ids):
                     codes = [i for i in picture if i >= vocabulary.text_size]
                     assert len(codes) == length and picture[-1] == controls.eoi
-                    assert max(codes) < vocabulary.text_size + vocabulary.image_codes
+                    assert max(codes) < vocabulary.text_size + vocabulary.image_codes**vocabulary.depth
             assert sampling.max_images is None or found <= sampling.max_images
             images += found
     assert ended > 1 and images > 4
@@ -370,10 +370,9 @@ def check_cut_images(policy: UnifiedPolicy) -> None:
         _, samples, sequences = sampled(policy, Sampling(room, guidance=1.5, seed=1))
         for sample, sequence in zip(samples, sequences, strict=True):
             reading = policy.processor.read(sample.ids_C.tolist())
-            codes = int((sample.ids_C >= policy.vocabulary.text_size).sum())
-            pictures = reading.document.images
+            codes, pictures = int((sample.ids_C >= policy.vocabulary.text_size).sum()), reading.document.images
             assert len(pictures) == codes // policy.vocabulary.image_length
-            assert all(len(image.codes_N) == policy.vocabulary.image_length for image in pictures)  # type: ignore[arg-type]
+            assert all(image.codes_N.shape == policy.vocabulary.code_shape for image in pictures)  # type: ignore[union-attr]
             begun = sample.ids_C[-1] == policy.vocabulary.controls.boi
             assert reading.cut_image >= bool(codes % policy.vocabulary.image_length or (begun and not pictures))
             assert reading.cut_image <= (not reading.ended)
@@ -446,5 +445,6 @@ CHECKS: Sequence[Callable[[UnifiedPolicy], None]] = (
     check_gradients,
     check_grammar,
     check_cut_images,
+    check_depth,
 )
 """Those of a policy that they leave as it was."""

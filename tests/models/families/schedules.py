@@ -8,6 +8,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.models.policy import UnifiedPolicy
 from limner.models.sampler.request import Request, Sample, Sampling
 from limner.models.sampler.slots import Sampler
+from limner.models.sampler.steps import Steps
 from limner.models.tokens.sequence import CODE, taken_away
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
@@ -42,7 +43,9 @@ def plain(policy: UnifiedPolicy, request: Request) -> Sample:
     pixels = [slot.pixels for slot in request.prompt.slots if slot.pixels is not None]
     given = [policy.image_features(torch.stack(pixels)).flatten(0, 1)] if pixels else []
     drawn: list[Tensor] = []
-    uniform = np.random.Generator(np.random.Philox(key=[asked.seed, request.row])).random(asked.max_new_tokens)
+    uniform = np.random.Generator(np.random.Philox(key=[asked.seed, request.row])).random(
+        (asked.max_new_tokens, vocabulary.depth)
+    )
     ids: list[int] = []
     logps: list[float] = []
     due: list[int] = []
@@ -64,13 +67,10 @@ def plain(policy: UnifiedPolicy, request: Request) -> Sample:
             hidden = last(start, given + drawn)
             if kind is None:
                 scores = policy.allowed_text_logits(hidden, torch.tensor([images]), asked.max_images)[0]
+                chosen, logp = _choice(scores, uniform[step, 0], asked)
             else:
-                scores = policy.guided_image_logits(hidden)[0]
-                if asked.guidance != 1:
-                    base = policy.guided_image_logits(last(without, drawn))[0]
-                    scores = base + asked.guidance * (scores - base)
-            chosen, logp = _choice(scores, uniform[step], asked)
-            chosen += size if kind == CODE else 0
+                other = last(without, drawn) if asked.guidance != 1 else None
+                chosen, logp = _position(policy, hidden, other, uniform[step], asked)
         ids.append(int(chosen))
         logps.append(logp)
         if chosen == control.eos and not due and kind is None:
@@ -78,9 +78,32 @@ def plain(policy: UnifiedPolicy, request: Request) -> Sample:
         if chosen == control.boi and kind is None:
             due, images = list(vocabulary.image), images + 1
         if kind == CODE and CODE not in due and control.image in due:
-            codes_N = np.array([i - size for i in ids if i >= size][-vocabulary.image_length :])
+            codes_N = vocabulary.codes_of(torch.tensor([i for i in ids if i >= size])).numpy()[
+                -vocabulary.image_length :
+            ]
             drawn.append(policy.image_features(policy.processor.seen_again(codes_N)[None]).flatten(0, 1))
     return Sample(torch.tensor(ids), torch.tensor(logps))
+
+
+def _position(
+    policy: UnifiedPolicy, hidden: Tensor, without: Tensor | None, uniforms: np.ndarray, asked: Sampling
+) -> tuple[int, float]:
+    """The id of a position's codes, one after the other, and the sum of their log-probs."""
+    size, many, codes, total = policy.vocabulary.text_size, policy.vocabulary.image_codes, [], 0.0
+
+    def scores_of(state: Tensor) -> Tensor:
+        if len(uniforms) > 1:
+            state = policy.depth_states(state, torch.tensor([codes], dtype=torch.long))[:, -1]
+        return policy.guided_image_logits(state)[0]
+
+    for uniform in uniforms:
+        scores = scores_of(hidden)
+        if without is not None:
+            base = scores_of(without)
+            scores = base + asked.guidance * (scores - base)
+        code, logp = _choice(scores, uniform, asked)
+        codes, total = [*codes, code], total + logp
+    return size + sum(code * many**place for place, code in enumerate(codes)), total
 
 
 def _choice(scores: Tensor, uniform: float, asked: Sampling) -> tuple[int, float]:
@@ -99,10 +122,10 @@ def _choice(scores: Tensor, uniform: float, asked: Sampling) -> tuple[int, float
 
 @torch.inference_mode()
 def scheduled(
-    policy: UnifiedPolicy, requests: list[Request], seed: int, fixed: bool = False, late: bool = False
+    policy: UnifiedPolicy, requests: list[Request], seed: int, steps: Steps = "plain", late: bool = False
 ) -> list[Sample]:
     """The answers where requests arrive in any order, in any company, and slots are given back at any time."""
-    chance, sampler, samples = np.random.default_rng(seed), Sampler(policy, fixed, late), {}
+    chance, sampler, samples = np.random.default_rng(seed), Sampler(policy, steps, late), {}
     waiting = chance.permutation(len(requests)).tolist()
     with policy.standing_still(images=True):
         while waiting or sampler.running:

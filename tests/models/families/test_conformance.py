@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from limner.models.heads import in_chunks
+from limner.models.sampler.slots import Sampler
 from limner.models.tokens.sequence import CODE, collate
 
 from .conformance import (
@@ -17,6 +19,7 @@ from .conformance import (
     check_replay,
     documents,
 )
+from .depths import check_depth
 from .tiny import FAMILIES
 
 
@@ -53,9 +56,12 @@ def test_scores_are_products_in_float32(family, half):
         features = policy.features_of(batch)
         states = policy.hidden(batch.ids_BT, batch.positions_BT, batch.mask_BTT(), None, features).flatten(0, 1)
         text = policy.allowed_text_logits(states, torch.zeros(len(states)), None)
-        image = policy.guided_image_logits(states, states.flip(0), guidance=5.0)
+        image_states = states
+        if policy.vocabulary.depth > 1:
+            image_states = policy.depth_states(states, torch.zeros(len(states), 1, dtype=torch.long))
+        image = policy.guided_image_logits(image_states, image_states.flip(0), guidance=5.0)
     exact = type(policy)(deepcopy(policy.model).double(), policy.processor)
-    expected, at = exact.image_logits(states.double()), text.isfinite()
+    expected, at = exact.image_logits(image_states.double()), text.isfinite()
     assert text.dtype == image.dtype == torch.float32
     assert (text - exact.text_logits(states.double()))[at].abs().max() < 1e-4
     assert (image - expected.flip(0) - 5 * (expected - expected.flip(0))).abs().max() < 1e-3
@@ -83,6 +89,46 @@ def other_logits(policy, monkeypatch):
     """What is scored is not what was sampled: the two differ by a tenth in temperature."""
     monkeypatch.setattr("limner.models.policy.tempered", lambda scores, temperature: scores / (1.1 * temperature))
     return check_replay
+
+
+def depth_off_by_one(policy, monkeypatch):
+    """A code is drawn by itself instead of by those before it."""
+    stock = policy.depth_states
+    monkeypatch.setattr(policy, "depth_states", lambda hidden, before: stock(hidden, before.roll(-1, 1)))
+    return check_depth
+
+
+def without_predecessors(policy, monkeypatch):
+    """The sampler hands on the last code alone, as if there were none before it."""
+    stock = Sampler._deeper
+
+    def last_alone(self, states, codes):
+        kept = codes.clone()
+        kept[:, :-1] = 0
+        return stock(self, states, kept)
+
+    monkeypatch.setattr(Sampler, "_deeper", last_alone)
+    return check_replay
+
+
+def one_code_unscored(policy, monkeypatch):
+    """The log-prob of a position is that of its first D - 1 codes."""
+
+    def short(scores, target, inputs, *rest):
+        if target.dim() == 1:
+            return in_chunks(scores, target, inputs, *rest)
+        return in_chunks(lambda *given: scores(*given)[:, :-1], target[:, :-1], inputs, *rest)
+
+    monkeypatch.setattr("limner.models.policy.in_chunks", short)
+    return check_replay
+
+
+@pytest.mark.parametrize("fault", [depth_off_by_one, without_predecessors, one_code_unscored])
+def test_a_fault_of_depth_is_found(fault, monkeypatch):
+    policy = FAMILIES["vila_u"]()
+    check = fault(policy, monkeypatch)
+    with pytest.raises(AssertionError):
+        check(policy)
 
 
 @pytest.mark.parametrize("fault", [wrong_head, image_one_short, other_logits])

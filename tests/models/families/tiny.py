@@ -33,6 +33,7 @@ from limner.models.tokens.processing import Processor
 from limner.models.tokens.text_tokenizer import train_text_tokenizer
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
+from .tiny_vila_u import tiny_vila_u
 from .tiny_vq import ids_of, lean, published_tokenizer, tiny_chameleon, tiny_emu3, tiny_liquid
 
 WIDTH = 32
@@ -211,4 +212,6 @@ FAMILIES: dict[str, Callable[[], UnifiedPolicy]] = {
     "janus": janus,
     "janus_reencode": janus_reencode,
     "janus_new": janus_new,
+    "vila_u": tiny_vila_u,
+    "vila_u_shared": partial(tiny_vila_u, shared=True),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from limner.configs.errors import InputError
-from limner.models.policy import _score
+from limner.models.heads import score
 from limner.models.sampler.generation import Sampling, generate, stream
 from limner.models.tokens.sequence import collate
 from limner.worlds.picture_stories.scenes import SCENES, caption, story_prompt
@@ -138,8 +138,8 @@ def test_chunks_change_neither_scores_nor_gradients(make_policy, prompts):
 def test_a_position_of_several_codes_is_one_token():
     """Residual codes: log-probs and entropies sum over depth."""
     scores, codes = torch.randn(5, 4, 9), torch.randint(9, (5, 4))
-    logp, entropy, _ = _score(scores, codes)
-    each = [_score(scores[:, d], codes[:, d])[:2] for d in range(4)]
+    logp, entropy, _ = score(scores, codes)
+    each = [score(scores[:, d], codes[:, d])[:2] for d in range(4)]
     assert torch.allclose(logp, sum(p for p, _ in each)) and torch.allclose(entropy, sum(h for _, h in each))
 
 
@@ -371,15 +371,3 @@ def test_an_answer_that_begins_with_an_image(policy, prompts):
     for sample in generate(policy, prompts, Sampling(20, seed=5, begin_with_image=True)):
         assert sample.ids_C[0] == policy.vocabulary.controls.boi and sample.logp_C[0] == 0
         assert (sample.ids_C[1:17] >= policy.vocabulary.text_size).all()
-
-
-@pytest.mark.slow
-def test_a_compiled_decoder_draws_the_same(make_policy, prompts):
-    policy = make_policy(1)
-    plain = generate(policy, prompts, Sampling(40, seed=5), 2)
-    policy.compile()
-    for room in (40, 20):  # two lengths, one program
-        compiled = generate(policy, prompts, Sampling(room, seed=5), 2)
-        assert [sample.ids_C.tolist() for sample in compiled] == [sample.ids_C[:room].tolist() for sample in plain]
-    rows = [[sequence] for sequence in joined(policy, [prompt for prompt in prompts for _ in range(2)], compiled)]
-    assert gap(compiled, replayed(policy, rows)) < 1e-4

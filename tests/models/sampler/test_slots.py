@@ -34,14 +34,14 @@ def answers(policy, requests):
     return found
 
 
-@pytest.mark.parametrize(("fixed", "late"), [(False, False), (False, True), (True, True)])
-def test_any_order_and_any_neighbours_give_the_plain_loop_s_answers(policy, requests, answers, fixed, late):
-    check_same(scheduled(policy, requests, seed=2 * fixed + late, fixed=fixed, late=late), answers)
+@pytest.mark.parametrize(("seed", "steps", "late"), [(0, "plain", False), (1, "plain", True), (3, "fixed", True)])
+def test_any_order_and_any_neighbours_give_the_plain_loop_s_answers(policy, requests, answers, seed, steps, late):
+    check_same(scheduled(policy, requests, seed, steps, late), answers)
 
 
 @pytest.mark.parametrize("at_once", [1, 5, None])
 def test_any_number_at_once_gives_the_same(policy, requests, answers, at_once):
-    check_same(complete(policy, requests, at_once, fixed=at_once == 5), answers)
+    check_same(complete(policy, requests, at_once, "fixed" if at_once == 5 else "plain"), answers)
 
 
 @pytest.fixture
@@ -72,20 +72,35 @@ def test_slots_are_refilled_and_shapes_are_buckets(two):
         complete(policy, requests[first : first + 2])
     assert refilled <= sum(width == 1 for _, width in shapes) < refilled + 40
     shapes.clear()
-    check_same(complete(policy, requests, at_once=5, fixed=True), plain_steps)
+    check_same(complete(policy, requests, at_once=5, steps="fixed"), plain_steps)
     assert {rows for rows, width in shapes if width == 1} <= {1, 2, 4, 8}
 
 
 # ---- planted faults ----
 
 
-def keeps_its_neighbours_settings(monkeypatch):
-    put = State.put
+def keeps_its_neighbours(setting):
+    def fault(monkeypatch):
+        put = State.put
 
-    def forgetful(self, slots, **values):
-        put(self, slots, **{name: value for name, value in values.items() if name != "temperature"})
+        def forgetful(self, slots, **values):
+            put(self, slots, **{name: value for name, value in values.items() if name != setting})
 
-    monkeypatch.setattr(State, "put", forgetful)
+        monkeypatch.setattr(State, "put", forgetful)
+
+    fault.__name__ = f"keeps_its_neighbours_{setting}"
+    return fault
+
+
+def still_attends_when_freed(monkeypatch):
+    admit = SlotCache.admit
+
+    def added(self, slots_n, layers, rows_n, length_n):
+        before = self.length_S[slots_n]
+        admit(self, slots_n, layers, rows_n, torch.maximum(before, length_n))
+
+    monkeypatch.setattr(SlotCache, "free", lambda self, slots_n: None)
+    monkeypatch.setattr(SlotCache, "admit", added)
 
 
 def attends_who_was_there_before(monkeypatch):
@@ -115,7 +130,8 @@ def loses_its_twin(monkeypatch):
 
 
 FAULTS = [
-    keeps_its_neighbours_settings,
+    *map(keeps_its_neighbours, ("temperature", "top_k", "guidance", "uniforms")),
+    still_attends_when_freed,
     attends_who_was_there_before,
     draws_by_the_step_of_the_call,
     loses_its_twin,
@@ -127,6 +143,7 @@ def test_a_planted_fault_is_found(policy, requests, answers, fault, monkeypatch)
     fault(monkeypatch)
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
         check_same(scheduled(policy, requests[:7], seed=0), answers[:7])
+        check_same(complete(policy, requests[:7], at_once=2), answers[:7])
 
 
 # ---- the cache ----
@@ -150,7 +167,7 @@ def test_the_cache_grows_in_blocks_to_what_is_needed_and_keeps_what_it_has():
     assert cache.columns == BLOCK + 7
     cache.arrange(torch.tensor([2, 0]), added=1)
     assert cache.length_S.tolist() == [3, 5, 0]
-    again, _ = (part[:, :5].transpose(1, 2) for part in (cache.layers[0].keys, cache.layers[0].values))
+    again = cache.layers[0].keys[:, :, :5]
     assert torch.equal(again[1], torch.cat([keys[1], new[0]], 1))
     cache.free(torch.tensor([0]))
     assert cache.length_S.tolist() == [0, 5, 0]

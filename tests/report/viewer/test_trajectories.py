@@ -21,7 +21,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.report.viewer import trajectories as viewer
 from limner.report.viewer.trajectories import main, write_viewer
 from limner.train.objective.advantages import dead_groups
-from limner.train.watch.trajectories import SegmentScore, Trajectory, write_trajectories
+from limner.train.watch.trajectories import SegmentScore, Trajectory, read_trajectories, write_trajectories
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story_prompt
 
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)>"
@@ -112,6 +112,23 @@ def test_the_page_holds_every_group_whole(tmp_path):
     ]
     assert group["rollouts"][0]["rest"]["words"] == [["<eos>", -0.0]]
     assert group["rollouts"][2]["cut"] and group["rollouts"][2]["rest"]["codes"] == [[7, -0.5]]
+
+
+def test_a_position_of_several_codes_shows_them_all(tmp_path):
+    """Their id is no number that a browser could hold."""
+    own = make()
+    ids = tuple(token if token < V else V + 5 + 9 * 16384 + 7 * 16384**3 for token in own.ids)
+    deep = replace(own, ids=ids, image_codes=16384, depth=4)
+    path = write_trajectories(tmp_path / "run", 0, 0, [deep])
+    assert [item.to_json() for item in read_trajectories(tmp_path / "run")] == [deep.to_json()]
+    write_viewer(tmp_path / "page.html", [tmp_path / "run"], ["run"])
+    picture = Scripts((tmp_path / "page.html").read_text()).data["group-0"]["rollouts"][0]["segments"][1]
+    assert [code for code, _ in picture["codes"]] == ["5 9 0 7"] * 4
+    old = [json.loads(line) for line in path.read_text().splitlines()]
+    for item in old:
+        del item["image_codes"], item["depth"]
+    path.write_text("".join(json.dumps(item) + "\n" for item in old))
+    assert next(read_trajectories(tmp_path / "run")).depth == 1
 
 
 def test_pictures_are_sharp_where_small_and_light_where_large(tmp_path):

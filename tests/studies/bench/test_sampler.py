@@ -125,7 +125,8 @@ def test_figures_and_table(make_policy, tmp_path, monkeypatch, capsys):
         assert set(row["tokens_per_second"]) == set(row["peak_bytes"]) == names
         assert min(row["tokens_per_second"].values()) > 0
         assert row["peak_bytes"]["unbatched"] < row["peak_bytes"]["batched"]
-        assert row["refilled_over_waves"]["value"] > 0
+        assert {len(way["seconds"]) for way in row["unequal_lengths"].values()} == {2}
+        assert 0 < row["waits_a_step"]["limner"] < row["waits_a_step"]["batched"]
         for name, ratio in row["limner_over"].items():
             paired = [a / b for a, b in zip(row["turns"]["limner"], row["turns"][name], strict=True)]
             assert ratio == pytest.approx({"value": sum(paired) / 2, "low": min(paired), "high": max(paired)})
@@ -146,7 +147,10 @@ def test_a_goal_that_is_missed_is_named():
     over = {name: ratio for name in bench_sampler.GOALS}
     rates = dict.fromkeys(("limner", *over), 1.0)
     row = {"model": "m", "group": 8, "tokens_per_second": rates, "limner_over": over, "limner_over_cpu": over}
-    row |= {"waits": {"text": 1.0, "picture": 0.0}, "refilled_over_waves": ratio}
-    settings = {"device": "cpu", "threads": 1, "torch": "", "transformers": "", "steps": STEPS}
+    row |= {"waits": {"text": 1.0, "picture": 0.0}, "waits_a_step": {"limner": 0.5, "batched": 9.0}}
+    row["unequal_lengths"] = {"refilled": {"steps": 7, "rows": 14, "seconds": [1.0]}}
+    row["unequal_lengths"]["waves"] = {"steps": 9, "rows": 13, "seconds": [2.0]}
+    settings = {"device": "cpu", "threads": 1, "torch": "", "transformers": "", "steps": STEPS, "groups": [8]}
     printed = bench_sampler.table({"rows": [{**row, "peak_bytes": rates}], "settings": settings})
     assert "missed: m 8 unbatched, m 8 batched\n" in printed
+    assert "7 / 14" in printed and "9 / 13" in printed and "2.00 [2.00, 2.00]" in printed

@@ -2,7 +2,7 @@
 
 from limner.models.sampler import slots as sampler_slots
 from limner.studies.bench import slots
-from limner.studies.bench.slots import refilled_over_waves, waits
+from limner.studies.bench.slots import refilled_and_waves, waits
 from limner.worlds.picture_stories.scenes import SCENES, story_prompt
 
 
@@ -23,9 +23,13 @@ def test_one_wait_a_text_step_and_none_inside_a_picture(make_policy, monkeypatch
 def test_refilled_slots_take_fewer_steps_than_waves(make_policy, monkeypatch):
     monkeypatch.setattr(slots, "LONG", 24)
     policy, steps, marks = make_policy(0), [], []
-    feed = sampler_slots.Sampler.feed
+    feed, prompt = sampler_slots.Sampler.feed, policy.processor.encode(story_prompt(SCENES[:2]))
     monkeypatch.setattr(sampler_slots.Sampler, "feed", lambda self: steps.append(None) or feed(self))
     monkeypatch.setattr(slots, "now", lambda: marks.append(len(steps)) or float(len(steps)))
-    (ratio,) = refilled_over_waves(policy, policy.processor.encode(story_prompt(SCENES[:2])), 2, 1)
-    refilled, waves = marks[1] - marks[0], marks[3] - marks[2]
-    assert 0 < refilled < waves and ratio == waves / refilled
+    found = refilled_and_waves(policy, prompt, 2, 1)
+    assert 0 < found["refilled"]["steps"] < found["waves"]["steps"]
+    for way, (began, ended) in zip(("waves", "refilled"), (marks[:2], marks[2:]), strict=True):
+        assert found[way]["seconds"] == [ended - began]
+        assert 0 <= ended - began - found[way]["steps"] <= slots.WAVES, "the last step of each call feeds nothing"
+        assert found[way]["steps"] < found[way]["rows"] <= 2 * found[way]["steps"]
+    assert policy.hidden.__func__ is type(policy).hidden

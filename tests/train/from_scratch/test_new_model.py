@@ -58,7 +58,7 @@ def test_a_new_model_learns_from_pictures_in_both_directions(family, tmp_path):
 
 
 def test_the_families_that_make_new_models():
-    assert {"shared_vocabulary", "janus"} <= set(NEW)
+    assert {"shared_vocabulary", "janus", "vila_u"} <= set(NEW)
     others = [family.family for family in FAMILIES if family.family not in NEW]
     with pytest.raises(InputError, match="no base-model family is called 'telepathy'"):
         new_policy(new_model(NEW[0]).processor, NewModelConfig("telepathy"))

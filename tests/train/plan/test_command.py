@@ -373,6 +373,16 @@ def test_a_model_with_more_than_a_decoder(tmp_path):
     assert shape.vocabulary == model.lm_head.weight.shape[0] + shape.image_codes
 
 
+def test_codes_of_all_depths_are_scored(tmp_path):
+    policy = FAMILIES["vila_u"]()
+    save(policy, tmp_path / "model")
+    shape, vocabulary = model_shape(tmp_path / "model"), policy.vocabulary
+    assert shape.parameters == sum(parameter.numel() for parameter in policy.model.parameters())
+    assert shape.trainable == shape.parameters - policy.model.codebooks.weight.numel()
+    assert shape.image_codes == vocabulary.depth * vocabulary.image_codes
+    assert shape.vocabulary == vocabulary.text_size + shape.image_codes
+
+
 @pytest.mark.parametrize("family", ["chameleon", "emu3", "liquid"])
 def test_codes_inside_the_vocabulary(family, tmp_path):
     policy = FAMILIES[family]()

@@ -40,7 +40,7 @@ def reading(folder):
         (b"\0\0\0\x20ftypheic", "format not supported", "HEIC"),
         (b"\0\0\0\x20ftypisom", "format not supported", "video"),
         (b"%PDF-1.7", "format not supported", "PDF"),
-        (b"<!DOCTYPE html><html>", "format not supported", "a web page"),
+        (b"<!DOCTYPE html><html>", "corrupt", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not downloaded", "git lfs pull"),
         (b"hello", "corrupt", "not an image"),
         (b"", "corrupt", "not an image"),

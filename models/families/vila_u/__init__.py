@@ -1,0 +1,1 @@
+"""VILA-U: residual codes, drawn by a depth transformer."""
