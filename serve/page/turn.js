@@ -64,6 +64,7 @@ export class Turn {
         for (const item of items.filter((one) => one.tokens?.length)) {
           item.node.parentElement.after(make("p", "words tokens", ...item.tokens.map(word)));
         }
+        this.foot.prepend(make("p", "note heat", "The redder a word, the less probable it was; pointed at, it says how much."));
       }
     });
     toggle.setAttribute("aria-pressed", "false");
