@@ -28,7 +28,7 @@ export class Answer {
     } else if (event.type === "response.output_text.delta" && item) {
       following(() => grow(item, event.delta));
     } else if (event.type === "response.image_generation_call.generating" && item) {
-      item.progress.value = event.limner.progress;
+      item.progress.value = event.limner?.progress ?? 0;
     } else if (event.type === "response.output_item.done" && item?.type === "image") {
       this.#show(item, event.item);
     } else if (event.type === "response.completed" || event.type === "response.incomplete") {

@@ -45,7 +45,7 @@ async function send() {
   const given = pictures.given();
   if (running || (!text && !given.length)) return;
   if (!names.length) await start();
-  if (!names.length) return;
+  if (running || !names.length) return;
   const model = byId("model").value;
   if (given.length && isIndex(model, names)) return notice("An index is asked in words; take the pictures away.");
   let candidates = 0;
@@ -61,7 +61,7 @@ async function ask(asked) {
   const { signal } = running;
   working(true);
   const before = [...turns];
-  const turn = new Turn(turns.length + 1, asked, again);
+  const turn = new Turn(turns.length + 1, asked, { again, edit });
   turns.push(turn);
   say("The answer is being written");
   try {
@@ -70,11 +70,11 @@ async function ask(asked) {
     turn.answer.close();
     turn.end();
   } catch (error) {
-    if (signal.aborted) turn.end("", true);
-    else turn.end(error instanceof Trouble ? error.message : "The page is at fault; load it anew.");
+    const stopped = signal.aborted, known = error instanceof Trouble;
     running.abort(); // whatever went wrong, the server need not go on
-    if (error instanceof Trouble && error.status === 401) refused(error);
-    else if (!signal.aborted && !(error instanceof Trouble)) throw error;
+    turn.end(stopped ? "" : known ? error.message : "The page is at fault; load it anew.", stopped);
+    if (known && error.status === 401) refused(error);
+    if (!stopped && !known) throw error;
   } finally {
     running = null;
     working(false);
@@ -89,6 +89,13 @@ function again(turn) {
     turn.element.remove();
   }
   ask(turn.asked);
+}
+
+/* Back into the prompt, to be put in other words. */
+function edit({ asked }) {
+  byId("prompt").value = asked.text;
+  pictures.replace(asked.pictures);
+  byId("prompt").focus();
 }
 
 function working(on) {
@@ -137,9 +144,10 @@ byId("files").addEventListener("change", () => {
   byId("files").value = "";
 });
 document.addEventListener("paste", (event) => {
-  if (!event.clipboardData.files.length) return;
+  const { files, types } = event.clipboardData; // office programs add a picture of the words
+  if (!files.length || types.includes("text/plain")) return;
   event.preventDefault();
-  taken(event.clipboardData.files);
+  taken(files);
 });
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {

@@ -49,9 +49,9 @@ function toJson(documents) {
 function toMarkdown(documents, title) {
   const blocks = [`# ${line(title)}`];
   for (const document of documents) {
-    for (const [number, segment] of document.segments.entries()) {
+    for (const segment of document.segments) {
       const quoted = segment.trainable ? "" : "> ";
-      if (segment.type === "image") blocks.push(`${quoted}![${line(alt(segment, number))}](${segment.image})`);
+      if (segment.type === "image") blocks.push(`${quoted}![${line(alt(segment, document))}](${segment.image})`);
       else blocks.push(harmless(segment.text).trim().replace(/^/gm, quoted));
     }
     const sources = sourceNames(document).map((name, place) => `${place + 1}. ${line(name)}`);
@@ -64,7 +64,10 @@ const harmless = (text) => text.replace(/\r\n?/g, "\n").replace(/<(?=[A-Za-z/!?]
 
 const line = (text) => text.split(/\s+/).join(" ").trim().replace(/[\\[\]<>&`*_!#]/g, "\\$&");
 
-const alt = (segment, number) => segment.alt || `Picture ${number + 1}, ${said(segment)}`;
+function alt(segment, { segments }) {
+  const number = segments.filter((one) => one.type === "image").indexOf(segment) + 1;
+  return segment.alt || `Picture ${number}, ${said(segment)}`;
+}
 
 /* ---- HTML: everything that is put in is escaped, but for what this made itself ---- */
 
@@ -85,7 +88,7 @@ function html(parts, ...values) {
 }
 
 async function toHtml(documents, title) {
-  const style = await Promise.all(["look.css", "page.css"].map(async (name) => (await fetch(name)).text()));
+  const style = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules].map((rule) => rule.cssText));
   const turns = await Promise.all(documents.map(turnHtml));
   const page = html`<!doctype html>
 <html lang="en">
@@ -107,7 +110,7 @@ async function toHtml(documents, title) {
 }
 
 async function turnHtml(document) {
-  const parts = await Promise.all(document.segments.map(segmentHtml));
+  const parts = await Promise.all(document.segments.map((segment) => segmentHtml(segment, document)));
   const first = document.segments.findIndex((segment) => segment.trainable);
   const split = first < 0 ? parts.length : first;
   const sources = sourceNames(document).map((name) => html`<li>${name}</li>`);
@@ -121,7 +124,7 @@ async function turnHtml(document) {
 `;
 }
 
-async function segmentHtml(segment, number) {
+async function segmentHtml(segment, document) {
   if (segment.type === "text") return html`<p class="words">${segment.text.replace(/^\s*\n/, "").trimEnd()}</p>`;
   const image = new Image();
   image.src = segment.image;
@@ -129,6 +132,6 @@ async function segmentHtml(segment, number) {
   const { naturalWidth: width, naturalHeight: height } = image;
   const small = Math.max(width, height) <= SMALL;
   const size = html`width="${width * (small ? 4 : 1)}" class="${small ? "pixelated" : ""}"`;
-  return html`<figure><img src="${segment.image}" alt="${alt(segment, number)}" ${size}>
+  return html`<figure><img src="${segment.image}" alt="${alt(segment, document)}" ${size}>
 <figcaption><span class="origin ${segment.origin}">${said(segment)}</span> ${segment.alt ?? ""}</figcaption></figure>`;
 }

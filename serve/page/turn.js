@@ -8,9 +8,9 @@ const MINUS = "\u2212", RETURN = "\u21b5";
 const TEXT_SCALE = 5; // nats of surprise at which a word is all red, as in the viewer of trajectories
 
 export class Turn {
-  /* asked: {text, pictures, model}. again: what asks it once more. */
-  constructor(number, asked, again) {
-    Object.assign(this, { number, asked, again, began: performance.now() });
+  /* asked: {text, pictures, model}. again, edit: called with the turn, ask the same once more and put it back. */
+  constructor(number, asked, { again, edit }) {
+    Object.assign(this, { asked, again, edit, began: performance.now() });
     const prompt = make("div", "asked", make("p", "words", asked.text), ...given(asked.pictures));
     const grown = make("div", "answer");
     grown.setAttribute("role", "group");
@@ -21,7 +21,7 @@ export class Turn {
     this.element = make("article", "turn", make("h2", "unseen", `Turn ${number}`), prompt, grown, this.foot);
     byId("lead").hidden = true;
     byId("turns").append(this.element);
-    this.element.scrollIntoView({ block: "end" });
+    document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
   }
 
   /* trouble: words to show, where it has not gone well. */
@@ -36,6 +36,7 @@ export class Turn {
       if (answer.facts.sources?.length) foot.append(...sources(answer.facts.sources));
       const buttons = make("div", "row", make("span", "facts", this.#facts()));
       if (answer.items.some((item) => item.tokens?.length)) buttons.append(this.#tokens());
+      buttons.append(button("Edit", () => this.edit(this)));
       buttons.append(button(trouble ? "Try again" : "Ask again", () => this.again(this), trouble ? "main" : ""));
       foot.append(buttons);
     });
@@ -63,6 +64,7 @@ export class Turn {
         for (const item of items.filter((one) => one.tokens?.length)) {
           item.node.parentElement.after(make("p", "words tokens", ...item.tokens.map(word)));
         }
+        this.foot.prepend(make("p", "note heat", "The redder a word, the less probable it was; pointed at, it says how much."));
       }
     });
     toggle.setAttribute("aria-pressed", "false");

@@ -278,6 +278,10 @@ def test_pictures_are_dropped_pasted_and_chosen_numbered_and_removed(browser, se
     browser.wait(DONE)
     shown = "return [...document.querySelectorAll('.given figcaption')].map((one) => one.textContent)"
     assert browser.script(shown) == ["1. a <b>caption</b>", "shown", "2."]
+    browser.click(".foot .row button")
+    assert browser.script("return document.getElementById('prompt').value") == "Which?"
+    captions = "return [...document.querySelectorAll('.card input:not([type])')].map((one) => one.value)"
+    assert browser.script(captions) == ["a <b>caption</b>", "", ""] and browser.script(numbers) == ["1", "", "2"]
     assert browser.log() == []
 
 
