@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ...configs.json_text import parse_json
@@ -205,7 +205,7 @@ def stock_folder(folder: Path) -> Path | None:
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         if (path := place / "config.json").is_file() and any(place.glob("*.safetensors")):
             model_type = parse_json(path.read_bytes()).get("model_type")
-            if model_type in (CONFIG_MAPPING_NAMES if place == folder else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+            if model_type in (CONFIG_MAPPING if place == folder else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
                 return place
     return None
 

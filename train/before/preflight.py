@@ -227,8 +227,8 @@ def _replay(trainer: InterleavedGRPOTrainer, model: Any, tensors: dict[str, Tens
     dtype = _forward_dtype(trainer)
     checks = []
     for name in ("text", "image"):
-        of_images = trainer.algorithm.guidance, trainer.policy.vocabulary.depth
-        mean_bound, bound = gap_bounds(dtype, *(of_images if name == "image" else ()))
+        guidance, depth = trainer.algorithm.guidance, trainer.policy.vocabulary.depth
+        mean_bound, bound = gap_bounds(dtype, guidance, depth) if name == "image" else gap_bounds(dtype)
         gap = torch.cat(gaps[name])
         kl = torch.cat(kls[name]).sum().item() if kls[name] else 0.0
         count, total, kl = _over_ranks([len(gap), gap.sum().item(), kl])
