@@ -91,8 +91,13 @@ def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _books(weights: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    """The codebooks [1 or D, codes, W], and D. Each has a row of padding at its end; equal ones are kept once."""
+    """The codebooks [1 or D, codes, W], and D. Each has a row of padding at its end; equal ones are kept once.
+
+    Raises ValueError where there are none.
+    """
     depth = _count(weights, "rqvaesiglip.quantizer.codebooks.")
+    if not depth:
+        raise ValueError("no codebooks (rqvaesiglip.quantizer.codebooks.0 and so on)")
     names = [f"rqvaesiglip.quantizer.codebooks.{number}" for number in range(depth)]
     books = torch.stack([weights[f"{name}.weight"][:-1].float() for name in names])
     shared = bool((books - books[:1]).abs().max() <= EXACT)
