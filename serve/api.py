@@ -105,7 +105,7 @@ class Api:
             with ExitStack() as at_end:
                 at_end.callback(quota.leave)
                 asking = await self._begin(read, await self.bodies.read(request), request)
-                at_end.callback(lambda: quota.charge(tokens=asking.tokens, pictures=asking.pictures))
+                at_end.callback(lambda: quota.charge(tokens=asking.drawn(), pictures=asking.pictures))
                 at_end.callback(asking.close)
                 if not asking.wanted.stream:
                     events = await unless_gone(_all(asking), request.receive)

@@ -329,6 +329,7 @@ class Engine:
         """New ids to those who read them, and how far pictures are."""
         for number, writing in self._writings.items():
             ids = sampler.read(number)
+            writing.ticket.drawn += len(ids)
             eighth = int(EIGHTHS * sampler.share_painted(number))
             if ids or eighth > self._shares.get(number, 0):
                 writing.tell(Row(ids, eighth / EIGHTHS))
