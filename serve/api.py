@@ -146,7 +146,9 @@ class Api:
         return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
     async def ready(self, request: Request) -> Response:
-        self.service.engine.check_open()
+        engine = self.service.engine
+        if engine.draining or not engine.alive:
+            raise Fault(503, "no requests are taken", retry_s=engine.retry_s)
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
