@@ -105,7 +105,7 @@ class Api:
             with ExitStack() as at_end:
                 at_end.callback(quota.leave)
                 asking = await self._begin(read, await self.bodies.read(request), request)
-                at_end.callback(lambda: quota.charge(tokens=asking.tokens, pictures=asking.pictures))
+                at_end.callback(lambda: quota.charge(tokens=asking.drawn(), pictures=asking.pictures))
                 at_end.callback(asking.close)
                 if not asking.wanted.stream:
                     events = await unless_gone(_all(asking), request.receive)
@@ -146,7 +146,9 @@ class Api:
         return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
     async def ready(self, request: Request) -> Response:
-        self.service.engine.check_open()
+        engine = self.service.engine
+        if engine.draining or not engine.alive:
+            raise Fault(503, "no requests are taken", retry_s=engine.retry_s)
         return JSONResponse({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:

@@ -108,7 +108,7 @@ class Engine:
 
         Raises InputError for a prompt that is none, or that could never fit, and Refused for now.
         """
-        self.check_open()
+        self._check_room()
         with torch.inference_mode():
             prompt = self.policy.processor.encode(asked.prompt)
         self.policy.check_prompt(len(prompt))
@@ -125,10 +125,7 @@ class Engine:
         if reply:
             reply.ticket = ticket
         with self._turn:
-            self.check_open()
-            if len(self._waiting) >= self.limits.waiting:
-                line = f"{len(self._waiting)} requests are waiting already"
-                raise self._refused("full", line)
+            self._check_room()
             self._waiting.put(ticket)
             self._turn.notify_all()
         return ticket
@@ -139,6 +136,12 @@ class Engine:
             raise self._refused("dead", "the engine has stopped")
         if self.draining:
             raise self._refused("draining", "the server is shutting down")
+
+    def _check_room(self) -> None:
+        """Before the prompt is encoded, and again behind that: it takes a while."""
+        self.check_open()
+        if len(self._waiting) >= self.limits.waiting:
+            raise self._refused("full", f"{len(self._waiting)} requests are waiting already")
 
     def cancel(self, ticket: Ticket) -> None:
         """Nobody wants it any more; that may be said at any time, and more than once."""
@@ -190,11 +193,12 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return not self._all()
+        with self._turn:
+            return not self._all()
 
     def _all(self) -> list[Ticket]:
-        reading = [self._reading[0]] if self._reading else []
-        return [*self._waiting, *reading, *self._running.values()]
+        reading, running = self._reading, list(self._running.values())
+        return [*self._waiting, *([reading[0]] if reading else []), *running]
 
     @property
     def running(self) -> int:
@@ -207,7 +211,7 @@ class Engine:
     @property
     def retry_s(self) -> float:
         """Seconds after which there may be room: the median of what a slot is taken for."""
-        return max(1.0, statistics.median(self._spent))
+        return max(1.0, statistics.median(list(self._spent)))
 
     def gauges(self) -> dict[str, float]:
         rows = list(self._running.values())
@@ -329,6 +333,7 @@ class Engine:
         """New ids to those who read them, and how far pictures are."""
         for number, writing in self._writings.items():
             ids = sampler.read(number)
+            writing.ticket.drawn += len(ids)
             eighth = int(EIGHTHS * sampler.share_painted(number))
             if ids or eighth > self._shares.get(number, 0):
                 writing.tell(Row(ids, eighth / EIGHTHS))

@@ -26,7 +26,7 @@ from ..retrieval.placing import PlacementRules
 from ..retrieval.strategies.unified import Unified
 from .engine import Engine, Refused
 from .rows.events import Ended, Event, Failed, Mailbox, Shown, Text
-from .rows.ticket import Asked, Reply
+from .rows.ticket import Asked, Reply, Ticket
 from .settings import ServeConfig
 from .wire.fields import Fault
 
@@ -37,27 +37,48 @@ STRATEGIES = ("rule", "inserter", "unified")
 WORKERS = 4
 
 
-class Through(Model):
-    """The served model, for a strategy that asks it: each answer waits for its turn in the engine."""
-
-    def __init__(self, model: Model, engine: Engine, owner: str, sampling: Sampling):
-        self.policy, self.sampling = model.policy, sampling
-        self.engine, self.owner = engine, owner
-
-    def write(self, prompt: Any, pictures: Sequence[Any] = (), *, n: Any = None, stop: Any = (), **changes: Any) -> Any:
-        reply = Reply()
-        asked = Asked(read_prompt(prompt, pictures), changed(self.sampling, changes), tuple(stop), self.owner)
-        self.engine.submit(asked, reply)
-        return reply.answer()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Question:
     text: str
     owner: str
     sampling: Sampling
     say_sources: Callable[[list[dict[str, Any]]], None]
     """Called before the last event."""
+
+    def __post_init__(self) -> None:
+        self._ticket: Ticket | None = None
+        self._cancel: Callable[[], None] = lambda: None
+        self._gone = False
+
+    @property
+    def drawn(self) -> int:
+        """Tokens of the served model so far."""
+        return 0 if self._ticket is None else self._ticket.drawn
+
+    def asks(self, engine: Engine, ticket: Ticket) -> None:
+        """The served model is at work for it."""
+        self._ticket, self._cancel = ticket, lambda: engine.cancel(ticket)
+        if self._gone:
+            self._cancel()
+
+    def cancel(self) -> None:
+        self._gone = True
+        self._cancel()
+
+
+class Through(Model):
+    """The served model, for a strategy that asks it: each answer waits for its turn in the engine."""
+
+    def __init__(self, model: Model, engine: Engine, question: Question):
+        self.policy, self.sampling = model.policy, question.sampling
+        self.engine, self.question = engine, question
+
+    def write(self, prompt: Any, pictures: Sequence[Any] = (), *, n: Any = None, stop: Any = (), **changes: Any) -> Any:
+        reply = Reply()
+        asked = Asked(read_prompt(prompt, pictures), changed(self.sampling, changes), tuple(stop), self.question.owner)
+        ticket = self.engine.submit(asked, reply)
+        self.question.asks(self.engine, ticket)
+        return reply.answer()
 
 
 class Indexed:
@@ -109,7 +130,7 @@ class Indexed:
             matching = self.index.matching()
             if self.strategy is not None:
                 return answer(question.text, hits, self._made(matching.encoder, hits), self.rules, matching)
-        model = Through(self.model, self.engine, question.owner, question.sampling)
+        model = Through(self.model, self.engine, question)
         return answer(question.text, hits, Unified(model, self.rules), self.rules, matching)
 
     def _made(self, encoder: Any, hits: Sequence[Hit]) -> Strategy:

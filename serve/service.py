@@ -19,7 +19,7 @@ from .access import Hosts, Keys
 from .engine import Engine, Limits
 from .indexed import Indexed, Question
 from .metrics import Metrics
-from .rows.events import LAST, Ended, Event, Mailbox, Shown
+from .rows.events import LAST, Event, Mailbox, Shown
 from .rows.ticket import Asked
 from .rows.waiting import bytes_of_a_token
 from .settings import ServeConfig
@@ -85,11 +85,13 @@ class Service:
                 raise Fault(400, "an index is asked in words; leave the pictures out", "messages")
             asking.mailbox = Mailbox(asking.notify)
             question = Question(wanted.question, owner, wanted.sampling, lambda found: setattr(meta, "sources", found))
+            asking.cancel, asking.drawn = question.cancel, lambda: question.drawn
             self.indexed.ask(question, asking.mailbox)
             return asking
         asked = Asked(wanted.prompt, wanted.sampling, wanted.stop, owner, log_probs=wanted.log_probs)
         ticket = self.engine.submit(asked, notify=asking.notify)
         asking.mailbox, asking.cancel = ticket.mailbox, lambda: self.engine.cancel(ticket)
+        asking.drawn = lambda: ticket.drawn
         asking.meta.prompt_tokens = len(ticket.request.prompt)
         return asking
 
@@ -118,10 +120,11 @@ class Asking:
     loop: asyncio.AbstractEventLoop
     mailbox: Mailbox = field(default_factory=Mailbox)
     cancel: Callable[[], None] = lambda: None
+    drawn: Callable[[], int] = lambda: 0
+    """Tokens so far, whether anybody reads them or not."""
     ended: bool = False
-    tokens: int = 0
     pictures: int = 0
-    """Used so far."""
+    """Read so far."""
 
     def __post_init__(self) -> None:
         self._there = asyncio.Event()
@@ -143,8 +146,6 @@ class Asking:
             for event in events:
                 self.pictures += isinstance(event, Shown)
                 self.ended = self.ended or isinstance(event, LAST)
-                if isinstance(event, Ended):
-                    self.tokens = self.meta.drawn(event)[0]
             if events:
                 yield events
 

@@ -90,6 +90,7 @@ class Writing:
             except Exception:  # a fault of this row; the others go on
                 logger.exception("request %d: its answer could not be read or painted", self.ticket.number)
                 self.done = True
+                self.metrics.count("request_failure", reason="engine")
                 self.ticket.mailbox.put(Failed("engine", "the answer could not be painted"))
 
     def _write(self, row: Row) -> None:

@@ -52,6 +52,8 @@ class Ticket:
     mailbox: Mailbox
     times: Times = field(default_factory=lambda: Times(time.monotonic()))
     cancelled: bool = False
+    drawn: int = 0
+    """Tokens so far, those of a picture once it is whole."""
 
     @property
     def owner(self) -> str:

@@ -120,7 +120,9 @@ class ChatForm:
         elif isinstance(event, Ended):
             if extra := meta.sources_as_text() if not self.images else "":
                 yield self._chunk(meta, {"content": extra})
-            yield self._chunk(meta, {}, _finish(event)) | {"limner": meta.extras(event)}
+            last = self._chunk(meta, {}, _finish(event)) | {"limner": meta.extras(event)}
+            last["choices"][0]["logprobs"] = meta.chat_log_probs(event)  # they are known when it has ended
+            yield last
             if self.usage:
                 yield {**self._head(meta), "choices": [], "usage": usage(meta, event)}
             yield "[DONE]"

@@ -24,7 +24,7 @@ class Running:
 
     def ask(self, path, body=None, headers=None, method=None):
         """(status, headers, body): JSON where it is some."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         data = body if isinstance(body, bytes | str | None) else json.dumps(body)
         kind = {} if body is None else {"Content-Type": "application/json"}
         connection.request(method or ("GET" if body is None else "POST"), path, data, {**kind, **(headers or {})})

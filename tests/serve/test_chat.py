@@ -32,6 +32,14 @@ def test_a_whole_answer_is_that_of_write(server, policy):
         assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"].startswith("private")
 
 
+def test_log_probs_come_whole_or_with_the_last_chunk(server):
+    whole = server.chat(logprobs=True)[2]["choices"][0]["logprobs"]["content"]
+    chunks = events_of(server.chat(logprobs=True, stream=True)[2])
+    assert whole and chunks[-2]["choices"][0]["logprobs"]["content"] == whole
+    assert all(chunk["choices"][0]["logprobs"] is None for chunk in chunks[:-2])
+    assert server.chat()[2]["choices"][0]["logprobs"] is None
+
+
 def texts(answer):
     parts = [""]
     for segment in answer.document.segments:

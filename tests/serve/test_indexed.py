@@ -1,5 +1,9 @@
 """Questions to an index through the server: pictures, texts and sources of its documents, in both forms."""
 
+import json
+import socket
+import time
+
 import openai
 import pytest
 from PIL import Image
@@ -14,6 +18,7 @@ from limner.serve.settings import ServeConfig
 
 from .conftest import events_of, running
 from .test_chat import LINK
+from .test_security import HEAD
 
 RED = Image.new("RGB", (80, 60), "red")
 QUESTION = [{"role": "user", "content": "How is strudel pastry made?"}]
@@ -68,7 +73,20 @@ def test_the_served_model_answers_from_the_index_and_others_go_on(policy, index)
         assert reply == {**server.chat(QUESTION, model="tiny-index")[2], "id": reply["id"], "created": reply["created"],
                          "choices": reply["choices"]}  # fmt: skip
         assert server.chat(max_tokens=3)[0] == 200
-        assert server.engine.idle
+        server.engine.pause()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            data = json.dumps({"model": "tiny-index", "input": QUESTION[0]["content"]}).encode()
+            connection.sendall(f"{HEAD}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            until(lambda: not server.engine.idle)
+        until(lambda: server.engine.idle)  # who has gone away waits for nothing
+        server.engine.resume()
+
+
+def until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_an_index_is_asked_in_words_and_must_be_one(server, policy, tmp_path):

@@ -55,7 +55,7 @@ def good(server, seed, stream):
 def leaves(server, seed, chance):
     """Asks and goes away, sooner or later."""
     data = json.dumps(body_of(seed, stream=chance.random() < 0.5, max_output_tokens=200)).encode()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=300) as connection:
         connection.sendall(f"{HEAD}Content-Length: {len(data)}\r\n\r\n".encode() + data[: chance.choice([20, None])])
         time.sleep(chance.random() / 20)
 
@@ -63,7 +63,7 @@ def leaves(server, seed, chance):
 def reads_slowly(server, seed, chance):
     """Reads a byte now and then, and gives up."""
     data = json.dumps(body_of(seed, stream=True)).encode()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=300) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         connection.sendall(f"{HEAD}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         for _ in range(chance.randrange(5)):
@@ -191,7 +191,7 @@ def test_spoilt_requests_never_break_the_server(policy, caplog, request):
         states: dict[int, int] = {}
         for number in range(cases):
             path, data = spoilt(random.Random(number))
-            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
             connection.request("POST", path, data, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             said = answer.read()

@@ -344,6 +344,22 @@ def test_a_key_s_use_is_limited_and_others_go_on(policy):
         assert server.chat(headers={"Authorization": "Bearer a"})[2]["error"]["code"] == "pictures"
 
 
+def test_who_goes_away_has_used_what_was_drawn(policy):
+    with running(policy, ["a"], key_tokens=20) as server:
+        data = json.dumps({"model": "tiny", "input": PROMPT, "max_output_tokens": 450, "stream": True}).encode()
+        for _ in range(8):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+                head = f"{HEAD}Authorization: Bearer a\r\nContent-Length: {len(data)}\r\n\r\n"
+                connection.sendall(head.encode() + data)
+                if b" 429 " in (said := connection.recv(20)):
+                    return
+                end = time.monotonic() + 0.3
+                while time.monotonic() < end:
+                    said += connection.recv(2**16)
+            time.sleep(0.1)
+        raise AssertionError("it went on for ever")
+
+
 def test_what_asks_for_too_much_is_cut_or_refused(policy):
     with running(policy, max_tokens=7, max_images=0) as server:
         _, _, reply = server.chat(max_tokens=10**6, max_images=100, seed=1)
