@@ -19,9 +19,9 @@ ARMS = {
     "control": {"kind": "control", "of": "full"},
     "guided": {"kind": "measure", "of": "full", "guidance": 1.5},
     "warmup": {"kind": "warmup", "label": "warm-up"},
-    "no_kl": {"grpo": {"algorithm.beta": {"text": 0, "image": 0}}},
+    "with_kl": {"grpo": {"algorithm.beta": {"text": 0.1, "image": 0.1}}},
     "full": {},
-    "same": {"grpo": {"algorithm": {"beta": {"text": 2e-3}}}},
+    "same": {"grpo": {"algorithm": {"beta": {"text": 0}}}},
 }
 ROWS = [{"arm": name} for name in ARMS] + [{"arm": "full", "against": "warmup"}]
 METRICS = ("sampled.story_exact", "greedy.story_exact", "understanding.vqa")
@@ -68,7 +68,7 @@ def trained(monkeypatch) -> list[tuple[int, str]]:
 
 def test_seed_by_seed_each_arm_after_the_one_it_builds_on(tmp_path, trained):
     found = study.run(config(tmp_path))
-    order = ["warmup", "no_kl", "full", "control", "guided"]
+    order = ["warmup", "with_kl", "full", "control", "guided"]
     assert trained == [(seed, name) for seed in (0, 1) for name in order]
     assert not found["missing"] and found["arms"]["same"]["figures"] == found["arms"]["full"]["figures"]
     assert found == json.loads((tmp_path / "results.json").read_text())
@@ -76,8 +76,8 @@ def test_seed_by_seed_each_arm_after_the_one_it_builds_on(tmp_path, trained):
 
 
 def test_only_what_is_missing_is_run(tmp_path, trained):
-    first = study.run(config(tmp_path, seeds=1), ["no_kl"])
-    assert trained == [(0, "warmup"), (0, "no_kl")]
+    first = study.run(config(tmp_path, seeds=1), ["with_kl"])
+    assert trained == [(0, "warmup"), (0, "with_kl")]
     assert first["missing"] == {name: [0] for name in ("control", "guided", "full", "same")}
     study.run(config(tmp_path, seeds=1), ["guided"])
     assert trained[2:] == [(0, "full"), (0, "guided")]
@@ -100,29 +100,29 @@ def test_an_arm_that_was_cut_starts_again(tmp_path, trained):
 
 
 def test_an_arm_that_another_process_trains_is_left_to_it(tmp_path, trained, monkeypatch):
-    """`full` is taken, so that its control has to wait; `no_kl` does not."""
+    """`full` is taken, so that its control has to wait; `with_kl` does not."""
     setting, stub = config(tmp_path, seeds=1), study.run_arm
     with ExitStack() as other:
         full = tmp_path / "seed-0" / "arms" / "full"
         assert other.enter_context(taken(full.with_name(".full.lock")))
 
         def ends_meanwhile(config, name, root, seed):
-            if name == "no_kl":
+            if name == "with_kl":
                 write_atomically(full / "result.json", json.dumps(result(arm_settings(config, "full"))))
                 other.close()
             return stub(config, name, root, seed)
 
         monkeypatch.setattr(study, "run_arm", ends_meanwhile)
         found = study.run(setting)
-    assert trained == [(0, name) for name in ("warmup", "no_kl", "control", "guided")] and not found["missing"]
+    assert trained == [(0, name) for name in ("warmup", "with_kl", "control", "guided")] and not found["missing"]
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"iterations": 61}, "full.*iterations|no_kl.*iterations"),
+        ({"iterations": 61}, "full.*iterations|with_kl.*iterations"),
         ({"grpo": {"learning_rate": 1e-5}}, "learning_rate"),
-        ({"arms": {**ARMS, "no_kl": {"grpo": {"algorithm.beta.text": 0}}}}, "no_kl.*algorithm.beta.image"),
+        ({"arms": {**ARMS, "with_kl": {"grpo": {"algorithm.beta.text": 0.1}}}}, "with_kl.*algorithm.beta.image"),
         ({"curve_prompts": 64}, "seed-0.*curve_prompts"),
         ({"warmup": {"max_steps": 5}}, "seed-0.*warmup"),
     ],
@@ -236,7 +236,7 @@ def test_figures_over_seeds(tmp_path):
     results = {
         "warmup": {seed: {**result({}, seed, 0.0), "curve": []} for seed in range(3)},
         "full": {0: result({}, 0, 1.0), 1: result({}, 1, 1.0, late), 2: result({}, 2, 0.0)},
-        "no_kl": {1: result({}, 1, 0.5)},
+        "with_kl": {1: result({}, 1, 0.5)},
     }
     found = summarise(setting, results)
     full, warm = found["arms"]["full"], found["arms"]["warmup"]
@@ -252,7 +252,7 @@ def test_figures_over_seeds(tmp_path):
     assert full["curve"][1]["value"] == pytest.approx((0.45 + 0.2 + 0.45) / 3) and full["curve"][1]["lowest"] == 0.2
     assert warm["reach"] is None and warm["curve"] == [] and warm["seconds"]["value"] == 101
     assert found["tables"][0]["rows"][-1]["gain"]["sampled.story_exact"]["value"] == pytest.approx(2 / 3)
-    assert found["missing"] == {"control": [0, 1, 2], "guided": [0, 1, 2], "no_kl": [0, 2]}
+    assert found["missing"] == {"control": [0, 1, 2], "guided": [0, 1, 2], "with_kl": [0, 2]}
 
 
 SMALL = {

@@ -171,13 +171,13 @@ def test_a_run_says_how_often_its_sources_were_read(data, make_policy, tmp_path)
 
 def test_resuming_reads_no_more_than_a_block(data, make_policy, tmp_path, monkeypatch):
     read = []
-    original = mixture.Mixture.documents
+    original = mixture.Mixture.block
 
     def counting(self, number):
         read.append(number)
         return original(self, number)
 
-    monkeypatch.setattr(mixture.Mixture, "documents", counting)
+    monkeypatch.setattr(mixture.Mixture, "block", counting)
     monkeypatch.setattr(mixture, "BLOCK", 16)
     args = settings(tmp_path, max_steps=12, save_strategy="steps", save_steps=12)
     run(config(data), args, make_policy(0))
