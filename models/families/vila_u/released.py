@@ -114,7 +114,9 @@ def _pictures(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Vil
     side = isqrt(len(encoder["embeddings.position_embedding.weight"]))
     named = str(settings.get("pretrained_model"))
     heads = next((number for name, number in SIGLIP_HEADS.items() if name in named), None)
-    own = {"books": len(books), "codes": books.shape[1], "depth": depth}
+    own: dict[str, Any] = {"books": len(books), "codes": books.shape[1], "depth": depth}
+    own["decoder"] = _decoder(weights, side * patch)
+    beside: dict[str, Any] = {"vila_u": own}  # what the stock configuration does not know, it keeps
     config = SiglipVisionConfig(
         hidden_size=width,
         intermediate_size=len(encoder["encoder.layers.0.mlp.fc1.weight"]),
@@ -123,7 +125,7 @@ def _pictures(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Vil
         image_size=side * patch,
         patch_size=patch,
         vision_use_head=any(name.startswith("head.") for name in encoder),
-        **{"vila_u": own | {"decoder": _decoder(weights, side * patch)}},
+        **beside,
     )
     made = side * 2 ** (_count(weights, f"{DECODER}up.") - 1)
     if made != side * patch:
