@@ -120,7 +120,7 @@ class ChatForm:
         elif isinstance(event, Ended):
             if extra := meta.sources_as_text() if not self.images else "":
                 yield self._chunk(meta, {"content": extra})
-            last = self._chunk(meta, {}, _finish(event)) | {"limner": meta.extras(event)}
+            last: dict[str, Any] = self._chunk(meta, {}, _finish(event)) | {"limner": meta.extras(event)}
             last["choices"][0]["logprobs"] = meta.chat_log_probs(event)  # they are known when it has ended
             yield last
             if self.usage:

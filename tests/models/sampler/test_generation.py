@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from limner.configs.errors import InputError
 from limner.models.heads import score
+from limner.models.sampler import generation
 from limner.models.sampler.generation import Sampling, generate, stream
+from limner.models.sampler.slots import Sampler
 from limner.models.tokens.sequence import collate
 from limner.worlds.picture_stories.scenes import SCENES, caption, story_prompt
 
@@ -365,6 +368,13 @@ def test_a_stream_is_what_generate_gives(policy, prompts):
     sampling = Sampling(60, seed=5)
     (sample,) = generate(policy, prompts[:1], sampling)
     assert list(stream(policy, prompts[0], sampling)) == sample.ids_C.tolist()
+
+
+def test_a_stream_that_reads_late_says_the_last_id_of_a_text_too(policy, prompts, monkeypatch):
+    monkeypatch.setattr(generation, "Sampler", partial(Sampler, late=True))
+    sampling = Sampling(7, max_images=0, seed=2)
+    (sample,) = generate(policy, prompts[:1], sampling)
+    assert len(sample.ids_C) == 7 and list(stream(policy, prompts[0], sampling)) == sample.ids_C.tolist()
 
 
 def test_an_answer_that_begins_with_an_image(policy, prompts):
