@@ -18,7 +18,11 @@ from limner.train.trainer import GRPOConfig
     ],
 )
 def test_a_weight_is_a_number_or_a_line(flags, expected):
-    config, args = parse((RunConfig, GRPOConfig), ["--config", "grpo/default", "--use_cpu", "true", "--bf16", "false", *flags], section="grpo")
+    config, args = parse(
+        (RunConfig, GRPOConfig),
+        ["--config", "grpo/default", "--use_cpu", "true", "--bf16", "false", *flags],
+        section="grpo",
+    )
     config.algorithm.check(args)
     assert config.algorithm.negative_weight == expected
 

@@ -1,5 +1,6 @@
 """`limner plan`: its arithmetic against real tensors, its answer, and its advice."""
 
+import gc
 import json
 from contextlib import nullcontext
 from dataclasses import replace
@@ -122,6 +123,7 @@ def peak_bytes(policy: SharedVocabularyPolicy, run: Run) -> int:
         policy.model.activation_checkpointing_enable()
     batch = batch_of(policy, run)
     policy.log_probs(policy.model, batch)[0].sum().backward()  # an earlier micro-batch, so that there are gradients
+    gc.collect()  # what was left by others is not freed, and so not counted, in between
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         policy.log_probs(policy.model, batch, chunk=run.score_chunk)[0].sum().backward()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
