@@ -170,6 +170,7 @@ class Sampler:
 
     def leave(self) -> dict[int, Sample]:
         """The rows that have ended; their slots are free from now on."""
+        self.settle()  # what is on its way may be of a slot that `shrink` drops
         mirror = self.mirror
         done = np.flatnonzero((mirror.key >= 0) & (mirror.place == self.grammar.finished))
         if not len(done):
