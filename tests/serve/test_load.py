@@ -1,5 +1,6 @@
 """Many clients at a time, some of whom misbehave; and requests that chance has spoilt."""
 
+import copy
 import http.client
 import json
 import os
@@ -175,11 +176,13 @@ def _spoil(value, chance):
             continue
         kind = chance.random()
         if kind < 0.7:
-            value[key] = chance.choice(VALUES)
+            value[key] = copy.deepcopy(chance.choice(VALUES))
         elif kind < 0.85:
             del value[key]
         elif isinstance(value, dict):
-            value[chance.choice(["seed", "n", "tools", "x\x00", "candidate", "temperature"])] = chance.choice(VALUES)
+            value[chance.choice(["seed", "n", "tools", "x\x00", "candidate", "temperature"])] = copy.deepcopy(
+                chance.choice(VALUES)
+            )
         return
 
 
