@@ -29,7 +29,7 @@ from ..models.documents.rendering import PAGE_CSS
 from ..report.page import style
 from .access import Bodies, Quota, check_headers
 from .engine import Refused
-from .rows.events import Event, Failed
+from .rows.events import Event, Failed, Shown, Text
 from .service import Asking, Read, Service
 from .streams import EventStream, disconnected
 from .wire import chat, responses
@@ -112,7 +112,8 @@ class Api:
                     return JSONResponse(asking.form.whole(events, asking.meta))
                 source = asking.events()
                 first = await unless_gone(anext(source), request.receive)
-                _refuse_failed(first, asking)
+                if not any(isinstance(event, Text | Shown) for event in first):  # what is there is not taken back
+                    _refuse_failed(first, asking)
                 abort = request.scope.get("state", {}).get("abort")
                 return EventStream(asking, first, source, at_end.pop_all(), config.reader_seconds, abort)
             raise AssertionError("returned above")
