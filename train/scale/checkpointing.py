@@ -40,14 +40,16 @@ class WholeCheckpoints:
     _staging: str | None = None
     """Where checkpoints go that are being written."""
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Raises InputError where checkpoints could not be written whole: see `check_shared`. A fault in the middle of
         the run says what there is of it and how to go on."""
         check_shared(self.args, self.accelerator)
         if self.accelerator.is_main_process:
             sweep(Path(self.args.output_dir))
+            if resume_from_checkpoint:  # killed between a save and this, the run has one too many, and may save no more
+                self._remove_old()
         try:
-            return super().train(*args, **kwargs)  # type: ignore[misc]
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
         except InputError as error:
             if not (step := self.state.global_step):
                 raise
@@ -104,12 +106,16 @@ class WholeCheckpoints:
             if staging:
                 staging.close()
         if main:
-            limit = self.args.save_total_limit
-            for old in checkpoints(output_dir)[:-limit] if limit else []:
-                remove_folder(old, HIDDEN)
+            self._remove_old()
             if self.args.push_to_hub:
                 self._push_from_checkpoint(str(output_dir / f"checkpoint-{step}"))
         self.accelerator.wait_for_everyone()
+
+    def _remove_old(self) -> None:
+        """Checkpoints beyond `save_total_limit`."""
+        limit = self.args.save_total_limit
+        for old in checkpoints(Path(self.args.output_dir))[:-limit] if limit else []:
+            remove_folder(old, HIDDEN)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Waits for the folder's final place: a push goes on in a thread, and would lose files that are moved."""

@@ -13,7 +13,7 @@ from limner.configs.whole import Staging
 from limner.train.objective.algorithm import AlgorithmConfig
 from limner.train.scale import checkpointing
 from limner.train.scale.checkpointing import HIDDEN, check_shared
-from limner.train.scale.run_folder import resume_point
+from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.train.trainer import InterleavedGRPOTrainer
 
 from ..runs import Illustrated, dataset, settings, trained
@@ -30,6 +30,17 @@ def test_a_run_does_not_go_on_with_a_fresh_optimizer(make_policy, tmp_path):
     trained(make_policy(0), settings(tmp_path, save_strategy="steps", save_steps=1, save_only_model=True))
     with pytest.raises(InputError, match="checkpoint-1: no optimizer state to go on from"):
         resuming_from(tmp_path, make_policy)
+
+
+def test_a_run_killed_before_it_removed_an_old_checkpoint_does_so_when_it_goes_on(make_policy, tmp_path):
+    """Also where no step is left, and so no save that would."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trained(make_policy(0), settings(tmp_path, **saving))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    args = settings(tmp_path, **saving, save_total_limit=2)
+    trainer = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    trainer.train(resume_from_checkpoint=resume_point(tmp_path, "last"))
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
 
 
 def test_half_a_checkpoint_is_named_and_nothing_goes_on_from_it(make_policy, tmp_path):
