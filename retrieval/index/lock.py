@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ...configs.errors import InputError, writing
+
+UNNAMED = re.compile(r"^\.tmp[A-Za-z0-9]{6}$|#[0-9]+$")
+"""Of files in the making, as the crates tempfile and object_store call them on a local disk."""
 
 
 @contextmanager
@@ -24,6 +29,14 @@ def one_writer(place: str) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{place}: another process is writing to it; wait until it is done") from None
+            _sweep(Path(place))
             yield
         finally:
             os.close(descriptor)
+
+
+def _sweep(place: Path) -> None:
+    """Removes what a killed writer had not given its name yet: LanceDB's own cleaning does not know these files."""
+    for path in place.rglob("*"):
+        if UNNAMED.search(path.name) and path.is_file():
+            path.unlink(missing_ok=True)

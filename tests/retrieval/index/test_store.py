@@ -221,9 +221,11 @@ def test_a_file_that_a_killed_writer_left_is_gone_after_the_next(index):
     data = Path(index.place) / "chunks.lance" / "data"
     known = next(data.glob("*.lance"))
     left = known.with_name(known.name[:-10] + "0" * 4 + known.name[-6:])
-    shutil.copy(known, left)
+    unnamed = [data / ".tmpIevUE6", data.parent / "_versions" / "18446744073709551606.manifest#1"]
+    for path in (left, *unnamed):
+        shutil.copy(known, path)
     index.add([document("new.md", "Something new.")])
-    assert not left.exists() and names(index.search("purrs"))[0] == "pets.md"
+    assert not any(path.exists() for path in (left, *unnamed)) and names(index.search("purrs"))[0] == "pets.md"
 
 
 def test_one_writer_at_a_time(index):
