@@ -118,6 +118,7 @@ def test_headers_are_bounded(server):
         works(server)
 
 
+@pytest.mark.slow
 def test_who_says_nothing_or_too_slowly_is_hung_up_on(policy, monkeypatch):
     monkeypatch.setattr("limner.serve.server.HEADERS_S", 0.3)
     monkeypatch.setattr(access, "BODY_S", 0.3)
@@ -344,6 +345,7 @@ def test_a_key_s_use_is_limited_and_others_go_on(policy):
         assert server.chat(headers={"Authorization": "Bearer a"})[2]["error"]["code"] == "pictures"
 
 
+@pytest.mark.slow
 def test_who_goes_away_has_used_what_was_drawn(policy):
     with running(policy, ["a"], key_tokens=20) as server:
         data = json.dumps({"model": "tiny", "input": PROMPT, "max_output_tokens": 450, "stream": True}).encode()

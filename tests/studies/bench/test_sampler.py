@@ -114,6 +114,7 @@ def test_the_peak_is_the_largest_sum_of_living_tensors():
     assert peak_bytes(work) == 4 * (1000 + 2000 + 10)
 
 
+@pytest.mark.slow
 def test_figures_and_table(make_policy, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(MODELS, "small", BenchModel(lambda: make_policy(0)))
     flags = ["--models", "small", "--groups", "2", "--turns", "2", "--text_tokens", "3"]
