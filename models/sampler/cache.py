@@ -103,7 +103,11 @@ class _SlotLayer(DynamicLayer):
         for rows, states in zip(self.rows, (key_states, value_states), strict=True):
             # Of one token heads come before d, as they stand; all are of the type that the prompt's had.
             rows.index_copy_(0, at_S, states.to(self.dtype).flatten(1))
-        return self.keys.narrow(2, 0, seen), self.values.narrow(2, 0, seen)
+        keys, values = self.keys, self.values
+        if torch.compiler.is_compiling():  # a program cannot take two views of one memory that it writes
+            of_heads = self.cache.slots, self.cache.columns, *key_states.shape[1::2]
+            keys, values = (rows.view(of_heads).transpose(1, 2) for rows in self.rows)
+        return keys.narrow(2, 0, seen), values.narrow(2, 0, seen)
 
     def admit(self, slots_n: Tensor, keys: Tensor, values: Tensor, rows_n: Tensor, shape: tuple[int, int]) -> None:
         keys, values = (_as_in_products(part).transpose(1, 2) for part in (keys, values))

@@ -24,7 +24,7 @@ from .shown import Shown, in_options, is_picture
 
 INDENTED = re.compile(r"""===[!+]?\s+["']|(?:!!!|\?\?\?\+?)\s*[\w"']""")
 FENCE = re.compile(r"(`{3,}|~{3,}|:{3,})[ \t]*(?:\{([A-Za-z][\w:.-]*)([^}]*)\}[ \t]*)?(.*)")
-BARE = re.compile(r":{3,}[ \t]*(?:\{[^{}]*\}|[\w-]+)?[ \t]*:*[ \t]*")
+BARE = re.compile(r":{3,}+[ \t]*+(?:\{[^{}]*+\}|[\w-]++)?+[ \t]*+:*+[ \t]*+")
 """A line of colons that says no more than a class: no words of the text."""
 DEFINITION = re.compile(r"\[([^\]\n]{1,300})\]:[ \t]*(\S.{0,1000})$")
 OPTION = re.compile(r":([\w-]+):[ \t]*(.*)")
