@@ -10,6 +10,7 @@
     stages              {"image_tokenizer": {...}, "warmup": {"loss": [{"step", "text", "image"}], ...}}
     data.tokens.<kind>  {"text", "image"}
     seeds               [{"seed", "arms"}], where there is more than one
+    gains               as comparisons, over all seeds: [{.., "seeds", "lowest", "highest"}]
     title, command, seed, device, created, versions, settings
 
 `samples` is [{"id", "prompt", "answers": {arm: {"document", "outcome", "components", "segments"}}}], documents as JSON,
@@ -140,10 +141,15 @@ def _whole(value: float | None) -> Html:
 
 
 def _comparisons(metrics: Mapping[str, Any]) -> Html:
-    """A table for each arm and what it is compared with; the furthest arm is open."""
     found = comparisons(metrics)
     if not found:
         return note("No paired differences were computed.")
+    words = "Both arms on the same items; paired bootstrap, 95 % intervals. The upright rule stands at no difference."
+    return join([note(words), *_difference_tables(found)])
+
+
+def _difference_tables(found: Sequence[Comparison]) -> list[Html]:
+    """One for each arm and what it is compared with; the furthest arm is open."""
     ends = [end for c in found for end in c.difference[:3] if end is not None]
     span = (min(ends), max(ends))
     pairs: dict[tuple[str, str], list[Comparison]] = {}
@@ -152,7 +158,7 @@ def _comparisons(metrics: Mapping[str, Any]) -> Html:
             if comparison.arm == arm:
                 pairs.setdefault((arm, comparison.against), []).append(comparison)
     furthest = list(pairs)[-1][0]
-    folded = [
+    return [
         details(
             f"{label(arm)} against {label(against)}",
             table(
@@ -162,8 +168,6 @@ def _comparisons(metrics: Mapping[str, Any]) -> Html:
         )
         for (arm, against), rows in pairs.items()
     ]
-    words = "Both arms on the same items; paired bootstrap, 95 % intervals. The upright rule stands at no difference."
-    return join([note(words), *folded])
 
 
 def _difference(comparison: Comparison, span: tuple[float, float]) -> list[str]:
@@ -201,7 +205,11 @@ def _seeds(metrics: Mapping[str, Any]) -> Html:
     rows = [[label(name), *(cell(values[name, metric]) for metric in shown)] for name in names]
     numbers = ", ".join(str(run.get("seed", "?")) for run in runs)
     words = f"Mean over {len(runs)} seeds ({numbers}), with the lowest and the highest."
-    return join([table(["arm", *(METRICS[metric] for metric in shown)], rows, marked=len(rows) - 1), note(words)])
+    means = [table(["arm", *(METRICS[metric] for metric in shown)], rows, marked=len(rows) - 1), note(words)]
+    if found := comparisons(metrics, "gains"):
+        words = "Both arms on the same items of each seed; the bootstrap draws seeds, then items within them."
+        means += [note(words), *_difference_tables(found)]
+    return join(means)
 
 
 # ---- curves ----

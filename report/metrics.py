@@ -161,11 +161,11 @@ def _reached(metrics: Mapping[str, Any]) -> Verdict:
     return Verdict(f"{label(arm)} reaches {REACH:.2f}, sampled", met, "; ".join(words))
 
 
-def comparisons(metrics: Mapping[str, Any]) -> list[Comparison]:
-    """Those that can be read."""
+def comparisons(metrics: Mapping[str, Any], name: str = "comparisons") -> list[Comparison]:
+    """Those that can be read; `gains` are of all seeds."""
     return [
         Comparison(str(record.get("arm")), str(record.get("against")), str(record.get("metric")), difference)
-        for record in records(metrics, "comparisons")
+        for record in records(metrics, name)
         if (difference := Estimate.read(record))
     ]
 

@@ -39,7 +39,7 @@ from ..worlds.picture_stories.prompts import read_outlines
 from ..worlds.picture_stories.scenes import Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .config import check_settings, effective, flat, setting_of
-from .measure import comparisons, figures, measure, samples
+from .measure import Items, comparisons, figures, gains, measure, samples
 from .seed import first_reach, keep_settings, limit_threads, say
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
@@ -107,7 +107,12 @@ def run(config: DemoConfig) -> dict[str, Any]:
         seed = config.seed + number
         root = out if number == 0 else out / f"seed-{seed}"
         runs.append(run_seed(config, root, seed, arms))
-    metrics = {**runs[0][0], "seeds": [{"seed": config.seed + i, "arms": r["arms"]} for i, (r, _) in enumerate(runs)]}
+    seeds = [{"seed": config.seed + i, "arms": one["arms"]} for i, (one, *_) in enumerate(runs)]
+    metrics = {**runs[0][0], "seeds": seeds, "gains": []}
+    if "grpo_process" in arms and len(runs) > 1:
+        metrics["gains"] = gains([items for *_, items in runs], "grpo_process")
+        for gain in metrics["gains"]:
+            say("{arm} over {against}, {metric}: {value:+.3f} [{low:+.3f}, {high:+.3f}], {seeds} seeds".format(**gain))
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     write_report(out / "report.html", metrics, runs[0][1])
     say(f"wrote {out / 'report.html'}, {out / 'metrics.json'}, {out / 'model'}")
@@ -138,8 +143,10 @@ def result_settings(config: DemoConfig, seed: int) -> dict[str, Any]:
     }
 
 
-def run_seed(config: DemoConfig, root: Path, seed: int, arms: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """All arms of one seed; (metrics, samples)."""
+def run_seed(
+    config: DemoConfig, root: Path, seed: int, arms: list[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Items]]:
+    """All arms of one seed; (metrics, samples, scores by arm and metric)."""
     keep_settings(root / "settings.json", result_settings(config, seed))
     heldout, train, stages = prepare(root, config.world, config.new_model, seed, say)
     setting = setting_of(config, root, seed, heldout, train)
@@ -154,7 +161,8 @@ def run_seed(config: DemoConfig, root: Path, seed: int, arms: list[str]) -> tupl
     trained = root / ("warmup" if best == "warmup" else f"arms/{best}") / "model"
     save(load(trained), root / "model")
     shutil.copy(trained.parent / "config.yaml", root / "config.yaml")  # what its model card tells of the run
-    return _metrics(config, seed, results, stages), _merge_samples(results)
+    items = {name: result["items"] for name, result in results.items()}
+    return _metrics(config, seed, results, stages), _merge_samples(results), items
 
 
 def _run_one(name: str, setting: Setting, heldout: list[Outline], results: dict[str, dict[str, Any]]) -> dict[str, Any]:

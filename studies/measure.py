@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..eval.statistics import estimate, paired_difference
+from ..eval.statistics import estimate, nested_difference, paired_difference
 from ..models.policy import UnifiedPolicy
 from ..models.sampler.generation import Sampling
 from ..models.writing import write
@@ -70,6 +70,20 @@ def comparisons(items: Mapping[str, Items], against: str) -> list[dict[str, Any]
         if arm != against
         for metric, scores in own.items()
         if metric in items[against] and not metric.startswith("best_temperature")
+    ]
+
+
+def gains(seeds: Sequence[Mapping[str, Items]], arm: str) -> list[dict[str, Any]]:
+    """An arm minus each of the others, item by item; the interval draws seeds, then items within each."""
+
+    def of(name: str, metric: str) -> list[list[float]]:
+        return [items[name][metric] for items in seeds]
+
+    return [
+        {"arm": arm, "against": name, "metric": metric, **nested_difference(of(arm, metric), of(name, metric))}
+        for name in seeds[0]
+        if name != arm
+        for metric in ("sampled.story_exact", "greedy.story_exact")
     ]
 
 
