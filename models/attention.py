@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -121,6 +122,23 @@ def attention_mask(
         seen = mask if layer_type == FULL else _in_window(mask, config.sliding_window)
         masks[layer_type] = _as_taken(seen, module)
     return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def decoded(
+    decoder: PreTrainedModel,
+    positions_BT: Tensor,
+    mask: Tensor | BlockMask | None,
+    cache: Cache | None,
+    **inputs: Tensor,
+) -> Tensor:
+    """Hidden states of a stock decoder over its `input_ids` or `inputs_embeds`, [B, T, H]."""
+    return decoder(
+        **inputs,
+        position_ids=positions_BT,
+        attention_mask=attention_mask(mask, decoder),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state
 
 
 def _in_window(mask: Tensor, window: int) -> Tensor:

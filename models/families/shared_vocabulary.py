@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from ...configs.errors import InputError
 from ...configs.registry import register
-from ..attention import attention_mask
+from ..attention import decoded
 from ..pictures.contract import ImageTokenizer
 from ..pictures.vqgan import open_image_tokenizer
 from ..policy import UnifiedPolicy
@@ -146,14 +146,7 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         cache: Cache | None,
         features: Tensor | None = None,
     ) -> Tensor:
-        decoder = self.model.get_decoder()
-        return decoder(
-            input_ids=self._own(ids_BT),
-            position_ids=positions_BT,
-            attention_mask=attention_mask(mask, decoder),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        return decoded(self.model.get_decoder(), positions_BT, mask, cache, input_ids=self._own(ids_BT))
 
     def _own(self, ids_BT: Tensor) -> Tensor:
         """Joint ids as the model's own."""

@@ -32,7 +32,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 
 from ....configs.errors import InputError, reading
 from ....configs.registry import register
-from ...attention import attention_mask
+from ...attention import decoded
 from ...pictures.vision import Vision
 from ...policy import UnifiedPolicy
 from ...tokens.processing import Processor
@@ -160,14 +160,9 @@ class JanusPolicy(UnifiedPolicy):
         cache: Cache | None,
         features: Tensor | None = None,
     ) -> Tensor:
-        decoder = self.tower.language_model
-        return decoder(
-            inputs_embeds=self._embedded(ids_BT, features),
-            position_ids=positions_BT,
-            attention_mask=attention_mask(mask, decoder),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        return decoded(
+            self.tower.language_model, positions_BT, mask, cache, inputs_embeds=self._embedded(ids_BT, features)
+        )
 
     @contextmanager
     def standing_still(self, images: bool) -> Iterator[None]:

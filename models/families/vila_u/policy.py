@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from ....configs.errors import InputError
 from ....configs.registry import register
-from ...attention import attention_mask
+from ...attention import decoded
 from ...policy import UnifiedPolicy
 from ...tokens.processing import Processor
 from . import released
@@ -92,14 +92,7 @@ class VilaUPolicy(UnifiedPolicy):
         cache: Cache | None,
         features: Tensor | None = None,
     ) -> Tensor:
-        decoder = self.network.model
-        return decoder(
-            inputs_embeds=self._embedded(ids_BT),
-            position_ids=positions_BT,
-            attention_mask=attention_mask(mask, decoder),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        return decoded(self.network.model, positions_BT, mask, cache, inputs_embeds=self._embedded(ids_BT))
 
     def _embedded(self, ids_BT: Tensor) -> Tensor:
         """Every id by both ways: so both are in the graph of any batch, and no step waits for a count."""
