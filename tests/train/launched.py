@@ -18,6 +18,8 @@ from limner.train.scale.lora import LoraConfig
 from limner.train.warmup import WarmupConfig
 from limner.worlds.picture_stories.scenes import SCENES, story
 
+from .runs import brief
+
 LORA = LoraConfig(rank=4, alpha=8)
 DOCUMENTS = [story(SCENES[i : i + 2]) for i in range(0, 16, 2)]
 
@@ -38,19 +40,13 @@ class Illustrated:
 
 
 def common(directory: Path, processes: int) -> dict:
-    return {
-        "output_dir": str(directory),
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": "ACCELERATE_USE_DEEPSPEED" not in os.environ and "ACCELERATE_USE_FSDP" not in os.environ,
-        "ddp_backend": "gloo" if processes > 1 else None,
-        "bf16": False,
-    }
+    return brief(
+        directory,
+        optim="sgd",
+        learning_rate=0.1,
+        use_cpu="ACCELERATE_USE_DEEPSPEED" not in os.environ and "ACCELERATE_USE_FSDP" not in os.environ,
+        ddp_backend="gloo" if processes > 1 else None,
+    )
 
 
 def moved(root: Path, directory: str, start: str, adapted=False, **changes) -> torch.Tensor:

@@ -41,15 +41,10 @@ class Flat:
         return RewardOutput([0.5] * len(completions), [[0.5] * len(c.answer.segments) for c in completions])
 
 
-def settings(directory: Path, **changes) -> GRPOConfig:
+def brief(directory: Path, **changes) -> dict:
+    """Settings of a run of a few steps on a CPU, of either trainer."""
     values = {
         "output_dir": str(directory),
-        "max_steps": 1,
-        "num_generations": 4,
-        "per_device_train_batch_size": 8,
-        "steps_per_generation": 1,
-        "max_completion_length": 48,
-        "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "no",
@@ -59,7 +54,19 @@ def settings(directory: Path, **changes) -> GRPOConfig:
         "bf16": False,
         "activation_checkpointing": False,
     }
-    return GRPOConfig(**{**values, **changes})
+    return {**values, **changes}
+
+
+def settings(directory: Path, **changes) -> GRPOConfig:
+    values = {
+        "max_steps": 1,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "steps_per_generation": 1,
+        "max_completion_length": 48,
+        "learning_rate": 1e-2,
+    }
+    return GRPOConfig(**brief(directory, **{**values, **changes}))
 
 
 def dataset(prompts=PROMPTS) -> Dataset:

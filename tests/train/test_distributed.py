@@ -16,13 +16,13 @@ from limner.train.objective.losses import NORMALISATIONS
 from limner.train.scale.run_folder import checkpoints, resume_point
 from limner.worlds.picture_stories.scenes import SCENES
 
+from .runs import brief
 from .two_ranks import (
     BUFFERED,
     DOCUMENTS,
     FORMS,
     LAYOUTS,
     SAVING,
-    common,
     losses,
     parameters,
     refilled,
@@ -188,7 +188,7 @@ def test_the_slurm_script_trains_on_two_nodes(root):
         (root / "bin" / name).chmod(0o755)
     outlines = [json.dumps({"outline": [scene.words for scene in SCENES[i : i + 2]]}) + "\n" for i in range(0, 16, 2)]
     (root / "prompts.jsonl").write_text("".join(outlines))
-    values = common(Path("run"), **BUFFERED, **SAVING, max_completion_length=48, num_generations=8, learning_rate=1e-2)
+    values = brief(Path("run"), **BUFFERED, **SAVING, max_completion_length=48, num_generations=8, learning_rate=1e-2)
     values |= {"model": "start", "prompts": "prompts.jsonl", "preflight": False}
     bonus = {"text": 0.1, "image": 0.1}  # what moves a model whose stories all score 0
     (root / "run.yaml").write_text(json.dumps(values | {"algorithm": {"entropy_bonus": bonus}}))

@@ -21,6 +21,8 @@ from limner.train.scale.lora import LoraConfig
 from limner.train.warmup import WarmupConfig, WarmupTrainer, heldout_loss, run
 from limner.worlds.picture_stories.scenes import CLEAN, SCENES, story, warmup_documents
 
+from .runs import brief
+
 KINDS = ("interleaved", "understanding", "text_to_image")
 
 
@@ -36,19 +38,8 @@ def data(tmp_path_factory) -> str:
 
 
 def settings(directory: Path, **changes) -> TrainingArguments:
-    values = {
-        "output_dir": str(directory),
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return TrainingArguments(**{**values, **changes})
+    values = {"max_steps": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2}
+    return TrainingArguments(**brief(directory, **{**values, **changes}))
 
 
 def config(folder: str, **changes) -> WarmupConfig:

@@ -35,31 +35,15 @@ from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story_promp
 
 from ..data_files import encoded, put, put_lines, put_tar
 from .launched import Illustrated
+from .runs import brief
 
 DOCUMENTS = 24
 FORMS = {"jsonl": 3, "chat": 5, "imagefolder": 6, "webdataset": 7, "markdown": 9}
 """Source -> documents of it in a mixture by size."""
 
 
-def common(directory: Path, **changes) -> dict:
-    values = {
-        "output_dir": str(directory),
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "bf16": False,
-        "activation_checkpointing": False,
-    }
-    return {**values, **changes}
-
-
 def warm(root: Path, directory: Path, data="data", normalisation="token", **changes) -> WarmupTrainer:
-    args = TrainingArguments(
-        **common(directory, **{"per_device_train_batch_size": 2, "learning_rate": 1e-2, **changes})
-    )
+    args = TrainingArguments(**brief(directory, **{"per_device_train_batch_size": 2, "learning_rate": 1e-2, **changes}))
     policy = load(root / "start")
     length = len(policy.processor.encode(document(0, policy.processor)))
     config = WarmupConfig(data=str(root / data), pack_length=length, heldout_batches=0, normalisation=normalisation)
@@ -70,7 +54,7 @@ def grpo(
     root: Path, directory: Path, normalisation="modality-balanced", resume=None, **changes
 ) -> InterleavedGRPOTrainer:
     values = {"max_completion_length": 48, "num_generations": 8, "learning_rate": 1e-2, **changes}
-    args = GRPOConfig(**common(directory, **values))
+    args = GRPOConfig(**brief(directory, **values))
     algorithm = AlgorithmConfig(
         normalisation=normalisation,
         process_weight=0.5,
@@ -108,7 +92,7 @@ class Uneven(Illustrated):
 def unlike_ranks(root: Path, rank: int) -> tuple[list[tuple[str, bool]], float]:
     """What the checks say of a live and a dead group; the gap that is logged where only the second process has one."""
     values = {"max_steps": 1, "max_completion_length": 48, "num_generations": 4, "per_device_train_batch_size": 2}
-    args = GRPOConfig(**common(root / "run", **values, gradient_accumulation_steps=2, steps_per_generation=2))
+    args = GRPOConfig(**brief(root / "run", **values, gradient_accumulation_steps=2, steps_per_generation=2))
     prompts = Dataset.from_dict({"prompt": [pack_prompt(story_prompt(SCENES[i : i + 2])) for i in range(0, 16, 2)]})
     trainer = InterleavedGRPOTrainer(load(root / "start"), Uneven(), AlgorithmConfig(), args, prompts)
     checks, rows_of = [], trainer.rows_of
@@ -140,7 +124,7 @@ class Solved(Illustrated):
 def refilled(root: Path, batch: int) -> tuple[torch.Tensor, list[str]]:
     """A step on groups of four, dead ones replaced: the weights, and the outlines of this process's rollouts."""
     values = {"max_steps": 1, "max_completion_length": 48, "num_generations": 4, "per_device_train_batch_size": batch}
-    args = GRPOConfig(**common(root / "run", **values, optim="sgd", learning_rate=0.5))
+    args = GRPOConfig(**brief(root / "run", **values, optim="sgd", learning_rate=0.5))
     prompts = Dataset.from_dict({"prompt": [pack_prompt(story_prompt(SCENES[i : i + 2])) for i in range(0, 32, 2)]})
     seen: list = []
     algorithm = AlgorithmConfig(refill_rounds=3)
@@ -233,7 +217,7 @@ def read_and_tell(file: Path, train: Callable[[], object]) -> None:
 def five_sources(root: Path) -> WarmupTrainer:
     """Rows of an epoch and more, by two worker processes each; nothing is encoded before."""
     changes = {"max_steps": 12, "per_device_train_batch_size": 1, "dataloader_num_workers": 2}
-    args = TrainingArguments(**common(root / "run-five", **changes))
+    args = TrainingArguments(**brief(root / "run-five", **changes))
     sources = [SourceConfig(str(root / "forms" / name), count) for name, count in FORMS.items()]
     return warmup.run(WarmupConfig(sources=sources, pack_length=256, heldout_batches=0), args, load(root / "start"))
 
