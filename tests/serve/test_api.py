@@ -13,14 +13,17 @@ import pytest
 
 from limner.models.checkpoints.hub import save_model
 from limner.models.documents.candidates import offer
+from limner.models.sampler.request import Request
 from limner.models.writing import Model
+from limner.serve.rows.events import Failed, Mailbox, Text
+from limner.serve.rows.ticket import Ticket
 from limner.serve.store import PictureStore
 from limner.serve.wire import chat, responses
 from limner.serve.wire.pictures import Pictures
 from limner.serve.wire.prompt import Given
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
-from .conftest import PROMPT, running
+from .conftest import PROMPT, events_of, running
 from .test_security import picture, png, uri
 
 
@@ -118,6 +121,21 @@ def test_a_deadline_before_the_first_byte_is_504(policy):
     with running(policy, seconds=0.05) as server:
         server.engine.pause()
         assert server.chat()[0] == server.chat(stream=True)[0] == 504
+
+
+def test_a_fault_that_comes_with_the_first_words_does_not_take_them_back(server, monkeypatch):
+    def submit(asked, notify):
+        ticket = Ticket(0, asked, Request([0], asked.sampling, 0), 1e12, Mailbox(notify))
+        for event in (Text("Fold it. "), Failed("engine", "the engine has stopped")):
+            ticket.mailbox.put(event)
+        return ticket
+
+    monkeypatch.setattr(server.engine, "submit", submit)
+    status, _, stream = server.chat(stream=True)
+    said = [event for event in events_of(stream) if isinstance(event, dict)]
+    assert status == 200 and "".join(e["choices"][0]["delta"].get("content", "") for e in said[:-1]) == "Fold it. "
+    assert said[-1]["error"]["code"] == "engine"
+    assert server.chat()[0] == 500, "a whole answer has no place for both"
 
 
 def test_the_page_is_there(server):
