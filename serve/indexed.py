@@ -93,7 +93,8 @@ class Indexed:
             raise InputError(f"{config.index}: the index is empty; fill it with limner index SRC --out {config.index}")
         self.name, self.model, self.engine, self.rules = config.strategy, model, engine, PlacementRules()
         means = Means(self.rules, _no_chat, document=self.index.chunks_of, model=config.inserter)
-        self.strategy = None if self.name == "unified" else find("strategy", self.name, "strategy").thing(means)
+        self.inserter = find("strategy", "inserter").thing(means) if config.inserter else None
+        """Loaded once; a rule is made for what was found."""
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="index")
         self._room = BoundedSemaphore(config.waiting)
         self._one = Lock()
@@ -128,17 +129,16 @@ class Indexed:
         with self._one:
             hits = self.index.search(question.text, limit=HITS)
             matching = self.index.matching()
-            if self.strategy is not None:
-                return answer(question.text, hits, self._made(matching.encoder, hits), self.rules, matching)
+            if self.name != "unified":
+                strategy = self.inserter or self._rule(matching.encoder, hits)
+                return answer(question.text, hits, strategy, self.rules, matching)
         model = Through(self.model, self.engine, question)
         return answer(question.text, hits, Unified(model, self.rules), self.rules, matching)
 
-    def _made(self, encoder: Any, hits: Sequence[Hit]) -> Strategy:
-        """The rule goes by the encoder of the index, where that reads what was found."""
-        if self.strategy is not None and self.name != "rule":
-            return self.strategy
+    def _rule(self, encoder: Any, hits: Sequence[Hit]) -> Strategy:
+        """It goes by the encoder of the index, where that reads what was found."""
         means = Means(self.rules, _no_chat, encoding(encoder, hits), self.index.chunks_of)
-        return find("strategy", self.name, "strategy").thing(means)
+        return find("strategy", "rule").thing(means)
 
     def _events(self, question: Question, answered: Answered) -> list[Event]:
         events: list[Event] = []

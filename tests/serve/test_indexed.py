@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from limner.configs.errors import InputError
+from limner.data.insertion.placements import Placement
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
 from limner.models.writing import Model
 from limner.retrieval.index.encoders import Encoders
@@ -80,6 +81,25 @@ def test_the_served_model_answers_from_the_index_and_others_go_on(policy, index)
             until(lambda: not server.engine.idle)
         until(lambda: server.engine.idle)  # who has gone away waits for nothing
         server.engine.resume()
+
+
+def test_an_inserter_puts_pictures_into_the_extract(policy, index, monkeypatch):
+    asked = []
+
+    class Last:
+        def place(self, task):
+            asked.append(task)
+            return [Placement(len(task.sentences), 1)]
+
+    monkeypatch.setattr(
+        "limner.retrieval.strategies.inserter.load_inserter", lambda model, **_: asked.append(model) or Last()
+    )
+    with running(policy, index=index, strategy="inserter", inserter="runs/inserter") as server:
+        content = server.chat(QUESTION, model="tiny-index")[2]["choices"][0]["message"]["content"]
+        again = server.chat(QUESTION, model="tiny-index")[2]["choices"][0]["message"]["content"]
+    before, link, after = LINK.split(content)
+    assert "Bake it." in before and "Sources" in after and LINK.split(again)[0] == before
+    assert asked[0] == "runs/inserter" and len(asked) == 3, "it is loaded once"
 
 
 def until(condition):
