@@ -88,12 +88,12 @@ export class Answer {
     item.loading = picture(url).then((blob) => {
       item.blob = blob;
       item.image.alt = caption || `Picture ${item.number}, ${said(item)}`;
-      shown(item.image, blob, () => following(() => {
-        item.caption.append(make("span", `origin ${origin}`, said(item)), caption && ` ${caption}`);
-        item.frame.hidden = true;
-        item.image.hidden = false;
-      }));
-    }).catch((error) => missing(item, `not loaded. ${error.message}`));
+      return shown(item.image, blob);
+    }).then(() => following(() => {
+      item.caption.append(make("span", `origin ${origin}`, said(item)), caption && ` ${caption}`);
+      item.frame.hidden = true;
+      item.image.hidden = false;
+    })).catch((error) => missing(item, `not loaded. ${error.message}`));
   }
 
   #end(response) {

@@ -78,17 +78,17 @@ export class Pictures {
   }
 }
 
-/* An `<img>` of a blob, at the size at which it is seen well. */
-export function shown(image, blob, changed = () => {}) {
-  const url = URL.createObjectURL(blob);
-  image.addEventListener("load", () => {
-    const small = Math.max(image.naturalWidth, image.naturalHeight) <= SMALL;
-    image.width = image.naturalWidth * (small ? 4 : 1);
-    image.classList.toggle("pixelated", small);
-    changed();
-  }, { once: true });
-  image.src = url;
-  return image;
+/* Puts a blob into an `<img>`, at the size at which it is seen well. Resolves when it is there. */
+export async function shown(image, blob) {
+  image.src = URL.createObjectURL(blob);
+  try {
+    await image.decode();
+  } catch {
+    throw new Error("It is no picture.");
+  }
+  const small = Math.max(image.naturalWidth, image.naturalHeight) <= SMALL;
+  image.width = image.naturalWidth * (small ? 4 : 1);
+  image.classList.toggle("pixelated", small);
 }
 
 export function dataUri(blob) {

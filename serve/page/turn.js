@@ -28,7 +28,7 @@ export class Turn {
   end(trouble = "", stopped = false) {
     const { answer, foot } = this;
     answer.cut();
-    answer.element.setAttribute("aria-busy", "false");
+    answer.whole().then(() => answer.element.setAttribute("aria-busy", "false"));
     const note = stopped ? "Stopped." : answer.note;
     following(() => {
       if (trouble) foot.append(alarm(trouble));
@@ -78,7 +78,8 @@ function given(pictures) {
     const image = make("img");
     image.alt = caption || `Picture ${place + 1} of the prompt`;
     const label = [candidate ? `${candidate}.` : "shown", caption].filter(Boolean).join(" ");
-    return make("figure", "", shown(image, blob), make("figcaption", "", label));
+    shown(image, blob).catch(() => {}); // its words stand in its place
+    return make("figure", "", image, make("figcaption", "", label));
   });
   return [make("div", "given", ...figures)];
 }

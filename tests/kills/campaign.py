@@ -1,6 +1,7 @@
 """Kills writers with signal 9, at a moment or at a step of theirs, and looks at what is read then and left at last.
 
 Everything runs in children forked from one process that has imported and tried it all, so that a kill costs little.
+That process is a new one: a child of one that has used LanceDB may wait for ever for a lock that a thread held.
 A step is a call that changes the disk: a file opened to be written, a name given or taken, a lock, a wait for the disk.
 """
 
@@ -10,6 +11,7 @@ import itertools
 import os
 import pickle
 import random
+import select
 import shutil
 import signal
 import sys
@@ -28,6 +30,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 STEPS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "os.link", "fcntl.flock")
 """Of Python's audit events; files opened to be written and waits for the disk are steps, too."""
 WAYS = ("exchange", "two renames")
+PATIENCE = 120
+"""Seconds; a child takes a second or two."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +159,10 @@ class ChildFailed(Exception):
     pass
 
 
-def done(action: Callable[[], Any]) -> Any:
-    """What a child gives back. Raises ChildFailed with the end of its traceback."""
+def done(action: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """What a child gives back. Raises ChildFailed with the end of its traceback, or after seconds of silence."""
     child, results = _fork(action)
-    with os.fdopen(results, "rb") as pipe:
-        told = pipe.read()
-    status = os.waitpid(child, 0)[1]
+    told, status = _told(child, results, patience)
     if not told:
         raise ChildFailed(f"a child ended with status {status}")
     fine, value = pickle.loads(told)
@@ -172,12 +174,10 @@ def done(action: Callable[[], Any]) -> Any:
 def killed(action: Callable[[], Any], at: float) -> bool:
     """Whether the child died of it: a number of seconds after its start, or, for a step, by its own hand."""
     child, results = _fork(action)
-    with os.fdopen(results, "rb") as pipe:
-        if not isinstance(at, int):
-            time.sleep(at)
-            os.kill(child, signal.SIGKILL)
-        told = pipe.read()
-    status = os.waitpid(child, 0)[1]
+    if not isinstance(at, int):
+        time.sleep(at)
+        os.kill(child, signal.SIGKILL)
+    told, status = _told(child, results, PATIENCE)
     if told and not (answer := pickle.loads(told))[0]:
         raise ChildFailed(answer[1])
     return os.WIFSIGNALED(status)
@@ -201,6 +201,19 @@ def _fork(action: Callable[[], Any]) -> tuple[int, int]:
             pickle.dump(told, pipe)
     finally:
         os._exit(0)
+
+
+def _told(child: int, results: int, patience: float) -> tuple[bytes, int]:
+    """What a child says at its end, and its status. Raises ChildFailed, the child killed, where that never comes."""
+    silent = not select.select([results], [], [], patience)[0]
+    if silent:
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(results, "rb") as pipe:
+        told = pipe.read()
+    status = os.waitpid(child, 0)[1]
+    if silent:
+        raise ChildFailed(f"a child said nothing for {patience} s")
+    return told, status
 
 
 def _run(writer: Writer, folder: Path, way: str, stop: int | None = None) -> int:

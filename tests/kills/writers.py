@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -69,17 +68,15 @@ def light_writers() -> list[Writer]:
     ]
 
 
-def writers(root: Path, make_policy: Callable[..., Any]) -> list[Writer]:
-    """All; root: a folder for what they read."""
+def writers(root: Path) -> list[Writer]:
+    """All; root: a folder for what they read, with three models in it, `0`, `1` and `2`."""
     answers = write_mmie(root / "answers")
-    save(make_policy(0), root / "model")
-    save(make_policy(1), root / "other")
-    run = partial(_run, make_policy)
+    run = partial(_run, root / "0")
     return [
         *light_writers(),
         Writer("export", partial(_export, answers, 0), _export_seen, partial(_export, answers, 2)),
-        Writer("checkpoint", partial(_checkpoint, make_policy, 1), _weights, partial(_checkpoint, make_policy, 2)),
-        Writer("release", partial(_release, root / "model"), _weights, partial(_release, root / "other"), share=1),
+        Writer("checkpoint", partial(_checkpoint, root / "1"), _weights, partial(_checkpoint, root / "2")),
+        Writer("release", partial(_release, root / "0"), _weights, partial(_release, root / "1"), share=1),
         Writer("index", partial(_index, NEW), _index_seen, None, _some_documents, in_parent=False, files=_index_files),
         Writer(
             "index, updated",
@@ -163,8 +160,8 @@ def _export_seen(folder: Path) -> list[Any] | None:
     return [len(records), *(_digest((folder / "export" / name).read_bytes()) for name in names)]
 
 
-def _checkpoint(make_policy: Callable[..., Any], seed: int, folder: Path) -> None:
-    save(make_policy(seed), folder / "model")
+def _checkpoint(model: Path, folder: Path) -> None:
+    save(load(model), folder / "model")
 
 
 def _release(model: Path, folder: Path) -> None:
@@ -227,13 +224,13 @@ def _index_files(folder: Path) -> list[str]:
 # ---- a run ----
 
 
-def _run(make_policy: Callable[..., Any], steps: int, folder: Path) -> None:
+def _run(model: Path, steps: int, folder: Path) -> None:
     """As `limner grpo --resume_from_checkpoint last`, or without that where there is no checkpoint."""
     run = folder / "run"
     saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
     args = settings(run, max_steps=steps, per_device_train_batch_size=4, max_completion_length=24, **saving)
     resume = resume_point(run, "last" if checkpoints(run) else None)
-    trainer = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    trainer = InterleavedGRPOTrainer(load(model), Illustrated(), AlgorithmConfig(), args, dataset())
     trainer.train(resume_from_checkpoint=resume)
     if steps == 3:
         trainer.save_policy(run / "model")
