@@ -74,10 +74,10 @@ def stream(policy: UnifiedPolicy, prompt: TokenSequence, sampling: Sampling) -> 
         while sampler.running:
             sampler.draw()
             if not sampler.late:
-                yield from sampler.read(0)
+                yield from sampler.read().get(0, [])
             sampler.feed()
             if sampler.late:
-                yield from sampler.read(0)
+                yield from sampler.read().get(0, [])
 
 
 @contextmanager

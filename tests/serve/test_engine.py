@@ -72,7 +72,17 @@ def told(document):
 
 @pytest.mark.parametrize("steps", ["plain", "fixed"])
 def test_random_arrivals_settings_and_cancels_leave_every_answer_what_write_gives(policy, steps):
-    chance = random.Random(len(steps))
+    check_random_arrivals(policy, steps, seed=len(steps))
+
+
+@pytest.mark.slow
+def test_random_arrivals_of_every_family(name):  # 220 requests in all
+    check_random_arrivals(FAMILIES[name](), seed=1)
+
+
+def check_random_arrivals(policy, steps="plain", seed=0):
+    """20 requests of random settings at random moments, of which a fifth is cancelled."""
+    chance = random.Random(seed)
     asked = [(chance.choice(PROMPTS), chance.choice(SETTINGS), chance.random() < 0.2) for _ in range(20)]
     with Engine(policy, Limits(slots=6, steps=steps)) as engine:
         replies = []
