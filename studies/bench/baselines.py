@@ -48,8 +48,8 @@ class Baseline(ABC):
         """The stock decoder alone: last hidden states [B, T, H]."""
 
     @abstractmethod
-    def logits(self, hidden: Tensor, image: bool) -> Tensor:
-        """The scores of one modality, [..., choices]."""
+    def logits(self, hidden: Tensor, image: bool, ids: Tensor) -> Tensor:
+        """The scores of one modality, [..., choices], from which these ids are chosen."""
 
 
 class OneHeadBaseline(Baseline):
@@ -84,7 +84,7 @@ class OneHeadBaseline(Baseline):
             use_cache=True,
         ).last_hidden_state
 
-    def logits(self, hidden: Tensor, image: bool) -> Tensor:
+    def logits(self, hidden: Tensor, image: bool, ids: Tensor) -> Tensor:
         return hidden @ self.heads[image].T
 
 
@@ -144,7 +144,7 @@ class TwoHeadBaseline(Baseline):
             embedded[code_BT] = self.model.prepare_embeddings_for_image_generation(ids_BT[code_BT] - size)
         return embedded
 
-    def logits(self, hidden: Tensor, image: bool) -> Tensor:
+    def logits(self, hidden: Tensor, image: bool, ids: Tensor) -> Tensor:
         if image:
             return self.model.model.generation_head(hidden)
         return hidden @ self.model.lm_head.weight[: self.vocabulary.text_size].T
@@ -259,7 +259,7 @@ def run_ceiling(baseline: Baseline, prompt_T: Tensor, table: Sequence[Column]) -
     for step, column in enumerate(table):
         for chosen, image in ((column.text, False), (column.image, True)):
             if len(chosen):
-                baseline.logits(hidden[chosen], image)
+                baseline.logits(hidden[chosen], image, column.ids_R[chosen])
         if step + 1 == len(table):
             break
         rows = len(table[step + 1].ids_R)
