@@ -66,8 +66,8 @@ class Subject(Protocol):
 
 class PictureStories:
     warmup, grpo = "warmup/tiny", "grpo/tiny"
-    mixture = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
-    replayed = {"understanding": 5.0, "text_to_image": 3.0}
+    mixture: Mapping[str, float] = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
+    replayed: Mapping[str, float] = {"understanding": 5.0, "text_to_image": 3.0}
 
     def __init__(self, world: WorldConfig, new_model: NewModelConfig):
         self.world, self.new_model = world, new_model
@@ -99,8 +99,8 @@ class PictureStories:
 
 class IconTales:
     warmup, grpo = "warmup/smollm2", "grpo/smollm2"
-    mixture = {"interleaved": 8.0, "text_to_image": 5.0, "kept": 3.0}
-    replayed = {"text_to_image": 5.0, "kept": 3.0}
+    mixture: Mapping[str, float] = {"interleaved": 8.0, "text_to_image": 5.0, "kept": 3.0}
+    replayed: Mapping[str, float] = {"text_to_image": 5.0, "kept": 3.0}
 
     def __init__(self, tales: TalesConfig):
         self.tales = tales
