@@ -39,8 +39,9 @@ from ..worlds.picture_stories.prompts import read_outlines
 from ..worlds.picture_stories.scenes import Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .config import check_settings, effective, flat, setting_of
-from .measure import Items, comparisons, figures, gains, measure, samples
+from .measure import comparisons, figures, gains, measure, samples
 from .seed import first_reach, keep_settings, limit_threads, say
+from .subjects import Items, PictureStories, Subject
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
 SAMPLES = 8
@@ -70,6 +71,10 @@ class DemoConfig:
     """Settings of `warmup/tiny` to change: `--warmup.max_steps 500`."""
     grpo: dict[str, Any] = field(default_factory=dict)
     """Settings of `grpo/tiny` to change in all arms: `--grpo.learning_rate 1e-4`."""
+
+    @property
+    def subject(self) -> Subject:
+        return PictureStories(self.world, self.new_model)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -176,7 +181,8 @@ def _run_one(name: str, setting: Setting, heldout: list[Outline], results: dict[
         warm = results["warmup"]
         policy, curve = run_arm(name, setting, budget, warm["seconds"] / warm["steps"])
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
-    items, best = measure(policy, heldout, sweep=name in ("warmup", "control"), seed=setting.seed)
+    sweep = name in ("warmup", "control")
+    items, best = measure(setting.subject, policy, setting.root, heldout, sweep, setting.seed)
     reward = build_reward(RewardSettings(read_yaml(find_config("grpo/tiny"))["rewards"]))
     return {
         "items": items,
