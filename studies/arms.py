@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,10 @@ class Curve:
         return [{key: value for key, value in line.items() if isinstance(value, int | float)} for line in lines]
 
 
+Looked = Callable[[UnifiedPolicy, list[dict[str, float]]], None]
+"""With the policy as it is, and the held-out curve so far."""
+
+
 class Watch(TrainerCallback):
     """Scores fixed held-out prompts every so often, off the clock, and stops when the seconds are spent."""
 
@@ -62,9 +66,11 @@ class Watch(TrainerCallback):
         budget: float,
         seed: int,
         guidance: float = 1.0,
+        looked: Looked = lambda policy, points: None,
     ):
         self.policy, self.outlines, self.every, self.unit = policy, list(outlines), every, unit
         self.budget, self.seed, self.guidance = budget, seed, guidance
+        self.looked = looked
         self.points: list[dict[str, float]] = []
         self.started = self.paused = 0.0
 
@@ -90,6 +96,7 @@ class Watch(TrainerCallback):
         scores = score_guided(self.policy, self.outlines, 1.0, self.seed, self.guidance).story_exact
         value = sum(scores) / len(scores)
         self.points.append({"step": step, "seconds": round(before, 2), "sampled_story_exact": value})
+        self.looked(self.policy, self.points)
         self.paused += time.perf_counter() - start
 
 
@@ -105,6 +112,8 @@ class Setting:
     warmup_flags: list[str]
     grpo_flags: list[str]
     """Flags on top of `warmup/tiny` and `grpo/tiny`, for trying things."""
+    looked: Looked = lambda policy, points: None
+    """Is called off the clock at every point of the held-out curve."""
 
 
 def sources(root: Path, weights: dict[str, float]) -> list[SourceConfig]:
@@ -121,7 +130,8 @@ def run_warmup(setting: Setting) -> tuple[UnifiedPolicy, Curve]:
     shutil.rmtree(out, ignore_errors=True)
     policy = load(setting.root / "new_model")
     config, args = warmup_settings(setting.root, out, setting.seed, setting.warmup_flags)
-    watch = Watch(policy, setting.curve_outlines, every=300, unit=1, budget=math.inf, seed=setting.seed)
+    looked = setting.looked
+    watch = Watch(policy, setting.curve_outlines, every=300, unit=1, budget=math.inf, seed=setting.seed, looked=looked)
     trainer = warmup.run(config, args, policy, [watch])
     return policy, Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
@@ -145,7 +155,8 @@ def continue_warmup(policy: UnifiedPolicy, setting: Setting, out: Path, budget: 
     steps = max(1, int(budget / warmup_step))
     flags = ["--max_steps", str(steps), "--learning_rate", "1e-3", "--seed", str(setting.seed + 1)]
     config, args = warmup_settings(setting.root, out, setting.seed, [*setting.warmup_flags, *flags])
-    watch = Watch(policy, setting.curve_outlines, every=max(1, steps // 8), unit=1, budget=budget, seed=setting.seed)
+    every, looked = max(1, steps // 8), setting.looked
+    watch = Watch(policy, setting.curve_outlines, every, unit=1, budget=budget, seed=setting.seed, looked=looked)
     trainer = warmup.run(config, args, policy, [watch])
     return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
@@ -165,7 +176,7 @@ def reinforce(
     config, args = grpo_settings(setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
     unit = (args.steps_per_generation or 1) * args.num_iterations // args.gradient_accumulation_steps
     args.max_steps = unit * setting.iterations
-    watch = Watch(policy, setting.curve_outlines, 5, unit, budget, setting.seed, guidance)
+    watch = Watch(policy, setting.curve_outlines, 5, unit, budget, setting.seed, guidance, setting.looked)
     prompts = [story_prompt(outline, f"train-{i}") for i, outline in enumerate(setting.train_outlines)]
     trainer = grpo.run(config, args, policy, prompts, [watch])
     return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
