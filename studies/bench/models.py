@@ -32,8 +32,7 @@ from ...models.tokens.template import Template
 from ...models.tokens.text_tokenizer import train_text_tokenizer
 from ...train.from_scratch.new_model import NewModelConfig, general_english, new_policy
 from ...worlds.picture_stories.scenes import outlines, story
-from .baselines import Baseline, OneHeadBaseline, TwoHeadBaseline
-from .depth_baseline import DepthBaseline
+from .baselines import Baseline, DepthBaseline, OneHeadBaseline, TwoHeadBaseline
 
 SIZES = NewModelConfig()
 
