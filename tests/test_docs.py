@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,16 @@ from limner.configs import registry
 from limner.configs.commands import COMMANDS
 from limner.configs.errors import ArgumentParser, InputError
 
+from .data_files import put
 from .pages import PAGES, ROOT, WITH_BLOCKS, Block, anchors_of, blocks_of, commands_of, promise_of, targets_of
 
 TRAINING = ("warmup", "grpo", "preflight", "rate-prompts", "plan")
-CONFIGURED = ("grpo", "warmup", "serve", "eval", "serve-rewards", "qualify-judge", "study")
-"""Commands whose settings a page may show as YAML."""
+CONFIGURED = {
+    **dict.fromkeys(("grpo", "warmup", "serve", "eval", "serve-rewards"), ("--config",)),
+    "qualify-judge": ("--documents", "DIR", "--config"),
+    "study": (),
+}
+"""Commands whose settings a page may show as YAML, and what stands before the file."""
 OTHERS = {"git", "cd", "hf", "unzip", "tar", "for", "do", "done", "vllm", "source", "export", "sbatch", ".ci/run"}
 """Programs that are not ours: what they are told is not looked at."""
 
@@ -166,9 +172,9 @@ def of_yaml(block: Block, read) -> Iterator[str]:
     """One of the commands takes it as its configuration."""
     Path("shown.yaml").write_text(block.text)
     refused = []
-    for name in CONFIGURED:
+    for name, before in CONFIGURED.items():
         try:
-            return read([name, *(["--config"] if name != "study" else []), "shown.yaml"])
+            return read([name, *before, "shown.yaml"])
         except InputError as error:
             refused.append(f"{name}: {error}")
     yield "; ".join(refused)
@@ -198,14 +204,11 @@ def test_a_page_points_at_what_is_there(page):
 def test_every_block_says_what_holds(page, reads, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_files", {})
     monkeypatch.syspath_prepend(tmp_path)
-    Path("my_package").mkdir()
-    Path("my_rewards.py").write_text(
-        (ROOT / "tests/rewards/my_rewards.py").read_text()
-    )  # what pages call a file of one's own
-    for block in blocks_of(page):
-        if block.file:
-            Path(block.file).write_text(block.text)
-            Path("my_package/rewards.py").write_text(block.text)  # the same as an installed module
+    shutil.copy(ROOT / "tests/rewards/my_rewards.py", tmp_path)  # what pages call a file of one's own
+    for block in (block for block in blocks_of(page) if block.file):
+        Path(block.file).write_text(block.text)
+        if block.language == "python":
+            put(tmp_path / "my_package/rewards.py", block.text)  # the same as an installed module
     found = {block.place: faults for block in blocks_of(page) if (faults := list(faults_of(block, reads)))}
     assert not found, "\n".join(f"{place}: {fault}" for place, faults in found.items() for fault in faults)
 

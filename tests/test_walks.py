@@ -110,7 +110,7 @@ def test_the_request_of_the_pages_is_answered():
 def test_the_readme_runs(folder):
     walk(README)
     assert all((folder / name).is_file() for name in ("answer.html", "answer.md", "rollouts.html", "boat.html"))
-    assert (folder / "shards/pages/index.json").is_file() and (folder / "runs/mine/model").is_dir()
+    assert (folder / "shards/pages/index.json").is_file() and (folder / "runs/blue/model").is_dir()
 
 
 @pytest.mark.slow
