@@ -24,6 +24,7 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 4  # as GitHub names them
 highlight_language = "bash"  # of blocks without a language: they are commands
 default_role = "code"
+smartquotes = False  # they would make one dash of the two of an option
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -5,7 +5,9 @@ import argparse
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from unittest.mock import patch
 
@@ -71,9 +73,10 @@ def command_page(command: str) -> str:
 
 
 def pages_about(command: str, most: int = 4) -> list[Path]:
-    """The written pages in which the command stands, those that name it most first."""
+    """The written pages in which the command stands: its own first, then those that name it most."""
     said = {page: page.read_text(encoding="utf-8").count(f"limner {command} ") for page in sorted(DOCS.glob("*.md"))}
-    return sorted((page for page, times in said.items() if times), key=lambda page: -said[page])[:most]
+    found = sorted((page for page, times in said.items() if times), key=lambda page: -said[page])
+    return sorted(found, key=lambda page: page.stem != command)[:most]
 
 
 def usage_of(parser: argparse.ArgumentParser, command: str) -> str:
@@ -110,8 +113,9 @@ def escaped(text: str) -> str:
 
 def about(name: str) -> str:
     """The first words of a packaged configuration's own comment."""
-    first = find_config(name).read_text(encoding="utf-8").splitlines()[0]
-    return plain(first.lstrip("# ")) if first.startswith("#") else "-"
+    lines = find_config(name).read_text(encoding="utf-8").splitlines()
+    words = takewhile(lambda line: line.startswith("# ") and not re.match(r"# [A-Z][a-z]+: ", line), lines)
+    return plain(" ".join(line.removeprefix("# ") for line in words)).removesuffix(".") or "-"
 
 
 def commands_page() -> str:
@@ -121,7 +125,7 @@ def commands_page() -> str:
 
 def names_page(kind: str) -> str:
     """`limner list KIND`, as a page."""
-    lines = [f"# Names of {NOUNS[kind]}", "", f"As `limner list {kind}` shows them, each with its options.", ""]
+    lines = [f"# limner list {kind}", "", f"What may stand where {NOUNS[kind]} is named, with its options.", ""]
     for entry in entries(kind).values():
         row = row_of(entry)
         lines += [f"## {row['name']}", "", plain(row["does"]), ""]
