@@ -213,6 +213,48 @@ def test_every_block_says_what_holds(page, reads, tmp_path, monkeypatch):
     assert not found, "\n".join(f"{place}: {fault}" for place, faults in found.items() for fault in faults)
 
 
+FAULTS = {
+    "    limner paint --out x": "'paint' is no command",
+    "    limner serve --model DIR --prot 1": "prot: unknown key; did you mean port",
+    "    limner serve --model DIR --port many": "expected int, got 'many'",
+    "    limner grpo --config grpo/none": "neither a file nor a packaged configuration",
+    "    limner data from jsonl SRC --out DIR --wrokers 2": "--wrokers",
+    "    make demos": "no such target",
+    "    pip install 'limner[all]'": "no extra all",
+    "    torchrun -m limner.train.grpo --rewrads x": "rewrads: unknown key",
+    "    python -m limner.train.nothing": "no module limner.train.nothing",
+    "    pytest tests/test_nothing.py -k x": "no such file",
+    "    curl -d '[1]' URL": "not an object",
+    "    wget URL": "nor a program that pages may use",
+    "    limner index a && limner indx b": "'indx' is no command",
+    "```python\nfrom limner import lode\n```": "limner has no lode",
+    "```python\nprint(\n```": "SyntaxError",
+    "```yaml\nrewards: {format: 1}\nmodell: x\n```": "modell: unknown key",
+    "```json\n{\n```": "JSONDecodeError",
+    "```toml\na\n```": "TOMLDecodeError",
+    "```ruby\na\n```": "which nothing checks",
+}
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_a_block_at_fault_is_found(text, reads, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\nWords.\n\n{text}\n")
+    (block,) = blocks_of(page)
+    assert FAULTS[text] in " ".join(faults_of(block, reads))
+    page.write_text(f"# Page\n\n<!-- not checked: for a test -->\n\n{text}\n")
+    assert not [*faults_of(blocks_of(page)[0], reads)]
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Page\n\n[a](nowhere.md) [b](#page) [c](#pages) [d](page.md#page) <img src='no.png'> `tests/test_none.py`\n\n"
+        "```bash\n# Page 2\n```\n\n[e](#page-2) [f](https://example.org)\n"
+    )
+    assert list(broken_links(page)) == ["nowhere.md", "#pages", "no.png", "#page-2", "tests/test_none.py"]
+
+
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
 def test_a_page_says_whether_its_blocks_are_run(page):
     """A page of commands and code is run by a test that names it, or says why it is not."""
