@@ -120,6 +120,9 @@ def test_ten_minutes_run_and_the_pictures_turn_blue(folder):
     state = json.loads((folder / "runs/blue/checkpoint-20/trainer_state.json").read_text())
     rewards = [line["rewards/blue"] for line in state["log_history"] if "rewards/blue" in line]
     assert len(rewards) == 20 and rewards[0] < 0.5 and min(rewards[-5:]) > 0.8
+    after = load("runs/blue/model").write(f"Illustrate: {'; '.join(ASKED)}.", temperature=0)
+    colours = [scene.colour if scene else None for scene in read_pictures(after.images)]
+    assert colours and {*colours} == {"blue"}
 
 
 @pytest.mark.slow
