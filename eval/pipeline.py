@@ -160,12 +160,13 @@ def illustrated(
     seeds = [wishes.seed + (row_of(item.id) if item.row is None else item.row) for item, _ in to_paint]
     painted = iter(paint_all(painter, [marks for _, marks in to_paint], seeds, wishes.max_images))
     for item, reading in zip(items, readings, strict=True):
-        pictures = next(painted) if isinstance(reading.marks, Marks) else reading.marks
-        if isinstance(pictures, Failure) or isinstance(reading.marks, Failure):
-            failure = pictures if isinstance(pictures, Failure) else reading.marks
-            yield {"id": item.id, "failure": failure.kind, "reason": failure.reason}
+        marks = reading.marks
+        pictures = next(painted) if isinstance(marks, Marks) else marks
+        if isinstance(pictures, Failure):
+            yield {"id": item.id, "failure": pictures.kind, "reason": pictures.reason}
             continue
-        document = InterleavedDocument(segments_of(reading.marks, pictures), item.id)
+        assert isinstance(marks, Marks)
+        document = InterleavedDocument(segments_of(marks, pictures), item.id)
         notes = reading.faults + pictures.faults
         yield record_of(item, document, reading.ended, folder) | {"notes": dict(notes)}
 

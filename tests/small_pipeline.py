@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 LONGEST = 40
@@ -31,6 +34,8 @@ def save_pipeline(folder: Path) -> str:
         eos_token_id=len(vocabulary) - 1,
     )
     blocks = {"block_out_channels": (8,), "norm_num_groups": 4, "layers_per_block": 1}
+    parts: Any = {"scheduler": DDIMScheduler(clip_sample=False, steps_offset=1), "safety_checker": None}
+    parts["feature_extractor"] = None
     StableDiffusionPipeline(
         vae=AutoencoderKL(latent_channels=4, **blocks),
         text_encoder=CLIPTextModel(text_config),
@@ -44,9 +49,7 @@ def save_pipeline(folder: Path) -> str:
             attention_head_dim=4,
             **blocks,
         ),
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,  # type: ignore[arg-type]
+        **parts,
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return str(folder)

@@ -26,7 +26,7 @@ def text_to_image(name: str, dtype: Any, **source: Any) -> Any:
     source: `revision`, `variant`. Raises InputError where it cannot be read, where weights are missing, and where what
     it makes is not pictures from words.
     """
-    from diffusers import DiffusionPipeline  # takes seconds, and most of limner has no need of it
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # takes seconds, and few have need of it
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -78,7 +78,7 @@ def generated(document: InterleavedDocument, marks: Marks, offered: int) -> Inte
     words = [piece.words for piece in marks.pieces if isinstance(piece, Described)]
     segments = [
         replace(segment, origin="generated", candidate=None, alt=words[segment.candidate - offered - 1])
-        if isinstance(segment, ImageSegment) and (segment.candidate or 0) > offered
+        if isinstance(segment, ImageSegment) and segment.candidate is not None and segment.candidate > offered
         else segment
         for segment in document.segments
     ]
