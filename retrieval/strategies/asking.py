@@ -30,6 +30,7 @@ from ..placing import PlacementRules
 
 PLACES = ("question", "context", "pictures", "wishes")
 LLM, VLM = "answer_llm", "answer_vlm"
+NOTHING = "nothing"
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Asking:
 
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
         """Raises InputError where the model does not answer, or where no words tell of any candidate."""
-        asked = self.prepare(question, hits)
+        asked = self.checked(self.prepare(question, hits))
         (reply,) = self.model.complete([asked.request])
         return self.read(asked, reply)
 
@@ -109,6 +110,15 @@ class Asking:
         }
         document = fill(template.prompt, places, nothing="")
         return Asked(Request(document, template.system, template.identity), candidates, tuple(hits), faults, told)
+
+    def checked(self, asked: Asked) -> Asked:
+        """Raises InputError where there are pictures, and the model knows nothing of any."""
+        if asked.told and not asked.told.keys() - {NOTHING}:
+            raise InputError(
+                f"{some(len(asked.candidates), 'picture')} found, without a caption and without text around: no words tell "
+                "of them; take --strategy vlm, whose model sees them, or write captions"
+            )
+        return asked
 
     def read(self, asked: Asked, reply: Answer) -> Answered:
         """Markers by the rule of `data.insertion.read_markers`."""
@@ -144,16 +154,9 @@ def said(reply: Reply) -> tuple[str, Counter[str]]:
 
 
 def told_of(candidates: Sequence[Candidate]) -> Counter[str]:
-    """How words tell of each candidate: its caption, or the text around its marker. Raises InputError where none do."""
-    told: Counter[str] = Counter()
-    for candidate in candidates:
-        told["caption" if candidate.caption.strip() else "place in the text" if candidate.context else "nothing"] += 1
-    if candidates and told["nothing"] == len(candidates):
-        raise InputError(
-            f"{some(len(candidates), 'picture')} found, without a caption and without text around: no words tell of "
-            "them; take --strategy vlm, whose model sees them, or write captions"
-        )
-    return told
+    """By what words tell of each candidate: its caption, or the text around its marker."""
+    by = ["caption" if one.caption.strip() else "place in the text" if one.context else NOTHING for one in candidates]
+    return Counter(by)
 
 
 def context_of(

@@ -32,6 +32,10 @@ class Pipeline(Asking):
     seed: int = field(default=0, kw_only=True)
     """Of the pictures."""
 
+    def checked(self, asked: Asked) -> Asked:
+        """Where no words tell of the pictures found, it has its own."""
+        return asked
+
     def read(self, asked: Asked, reply: Answer) -> Answered:
         """As `Asking.read`; a described picture stands behind the sentence in which its mark is."""
         text, faults = written(reply)
