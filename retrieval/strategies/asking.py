@@ -115,8 +115,8 @@ class Asking:
         """Raises InputError where there are pictures, and the model knows nothing of any."""
         if asked.told and not asked.told.keys() - {NOTHING}:
             raise InputError(
-                f"{some(len(asked.candidates), 'picture')} found, without a caption and without text around: no words tell "
-                "of them; take --strategy vlm, whose model sees them, or write captions"
+                f"{some(len(asked.candidates), 'picture')} found, without a caption and without text around: no words "
+                "tell of them; take --strategy vlm, whose model sees them, or write captions"
             )
         return asked
 
