@@ -24,6 +24,16 @@ PARTS = {
     "text-to-image": "text_to_image.exact",
 }
 """Columns of the second table: what stories are made of, and the abilities to keep."""
+RELEASED = {
+    "known things": "sampled.story_exact_known",
+    "new pairs": "sampled.story_exact_new_pair",
+    "things never told of": "sampled.story_exact_never_told",
+    "answers right": "kept.right",
+    "agreement": "kept.agreement",
+    "chat form": "kept.chat",
+    "English, nats a token": "kept.nats",
+}
+"""Further columns, where an arm has them: kinds of held-out requests, and what a released model could before."""
 PANEL = (460, 250)
 """Pixels of a panel of the figure."""
 LEGEND_LINE = 17
@@ -169,15 +179,19 @@ def _main_table(study: Mapping[str, Any], table: Mapping[str, Any]) -> tuple[lis
 
 def _parts_table(study: Mapping[str, Any], table: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     arms = [study["arms"][name] for name in dict.fromkeys(row["arm"] for row in table["rows"])]
+    found = {metric for arm in arms for metric in arm["figures"]}
+    further = {name: metric for name, metric in RELEASED.items() if metric in found}
+    own = {name: metric for name, metric in PARTS.items() if metric in found or not further}
+    columns = own | further
     rows = [
         [
             _name(study, arm),
-            *(_estimate(arm["figures"].get(metric)) for metric in PARTS.values()),
+            *(_estimate(arm["figures"].get(metric)) for metric in columns.values()),
             _range(arm["seconds"]),
         ]
         for arm in arms
     ]
-    return ["arm", *PARTS, "seconds"], rows
+    return ["arm", *columns, "seconds"], rows
 
 
 def _name(study: Mapping[str, Any], arm: Mapping[str, Any]) -> Cell:

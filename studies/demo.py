@@ -42,8 +42,9 @@ from ..worlds.picture_stories.prompts import read_outlines
 from ..worlds.picture_stories.scenes import MAX_SCENES, MIN_SCENES, Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .config import check_settings, effective, flat, setting_of
-from .measure import Items, comparisons, figures, gains, measure, samples
+from .measure import comparisons, figures, gains, measure, samples
 from .seed import first_reach, keep_settings, limit_threads, say
+from .subjects import Items, PictureStories, Subject
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
 SAMPLES = 8
@@ -77,6 +78,10 @@ class DemoConfig:
     """Settings of `warmup/tiny` to change: `--warmup.max_steps 500`."""
     grpo: dict[str, Any] = field(default_factory=dict)
     """Settings of `grpo/tiny` to change in all arms: `--grpo.learning_rate 1e-4`."""
+
+    @property
+    def subject(self) -> Subject:
+        return PictureStories(self.world, self.new_model)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -217,7 +222,8 @@ def _run_one(
         warm = results["warmup"]
         policy, curve = run_arm(name, setting, budget, warm["seconds"] / warm["steps"])
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
-    items, best = measure(policy, heldout, sweep=name in ("warmup", "control"), seed=setting.seed)
+    sweep = name in ("warmup", "control")
+    items, best = measure(setting.subject, policy, setting.root, heldout, sweep, setting.seed)
     return {
         "items": items,
         "best_temperature": best,
