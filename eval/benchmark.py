@@ -99,6 +99,8 @@ class Table:
     published: tuple[tuple[str, tuple[float, ...]], ...] = ()
     source: str = ""
     """Of the published rows."""
+    main: str = ""
+    """The column that is the benchmark's figure: in the first table, the one that a reader is told first."""
 
 
 class Benchmark(Protocol):

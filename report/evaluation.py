@@ -92,10 +92,10 @@ def _lead(results: Mapping[str, Any]) -> str:
     known = [(column, cell) for column, cell in zip(part["columns"], cells, strict=True) if cell]
     if not known:
         return "No item has a score."
-    column, cell = known[-1]
+    column, cell = next((one for one in known if one[0] == part.get("main")), known[0])
     counts = results["accounting"]
     value, low, high = (_number(cell[key]) for key in ("value", "low", "high"))
-    said = f"{name.capitalize()}: {column} {value}, 95 % interval {low} to {high}. "
+    said = f"{name.capitalize()}: {column.replace('_', ' ')} {value}, 95 % interval {low} to {high}. "
     said += f"{counts['scored']:,} of {counts['scores_wanted']:,} scores were given"
     if counts["parse_rate"] is not None:
         said += f"; {counts['parse_rate']:.1%} of the judge's replies held one"
