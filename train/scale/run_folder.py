@@ -139,8 +139,8 @@ def check_model(resume: str | None, model: str) -> None:
         return
     raise InputError(
         f"model: {model}, and the run in {earlier.parent} began with {began or 'a new model'}; "
-        f"{f'go on with --model {began}' if began else 'leave --model out'}, or start anew in another --output_dir"
-        f" ({earlier} says it, if the same model has moved)"
+        f"{f'go on with --model {began}' if began else 'leave --model out'}, or start anew in another --output_dir; "
+        f"where it is the same model in another place, correct `model` in {earlier}"
     )
 
 

@@ -131,7 +131,7 @@ def refused(says, source, out, **options):
 
 def test_what_is_missing_is_named(tmp_path, released, pictures):
     source, out = tmp_path / "source", tmp_path / "out"
-    refused("source: no config.json", source, out)
+    refused("source: no such folder", source, out)
     published_llama(source)
     refused("a language model alone; name its image tokenizer", source, out)
     refused("nowhere: no image tokenizer", source, out, image_tokenizer=tmp_path / "nowhere")
