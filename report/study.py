@@ -24,6 +24,16 @@ PARTS = {
     "text-to-image": "text_to_image.exact",
 }
 """Columns of the second table: what stories are made of, and the abilities to keep."""
+RELEASED = {
+    "known things": "sampled.story_exact_known",
+    "new pairs": "sampled.story_exact_new_pair",
+    "things never told of": "sampled.story_exact_never_told",
+    "answers right": "kept.right",
+    "agreement": "kept.agreement",
+    "chat form": "kept.chat",
+    "English, nats a token": "kept.nats",
+}
+"""Further columns, where an arm has them: kinds of held-out requests, and what a released model could before."""
 PANEL = (460, 250)
 """Pixels of a panel of the figure."""
 LEGEND_LINE = 17
@@ -124,8 +134,7 @@ def _panel(title: str, lines: Sequence[Line], reach: float) -> str:
     start = chart.index(">", chart.index("<svg")) + 1
     inside = chart[start : chart.index("</svg>")]  # the page's chart without its frame, which a page would size
     names = "".join(
-        f'<path class="line c{line.colour % COLOURS}" d="M10 {y - 4}H38"/>'
-        f'<text x="46" y="{y}" class="name">{page.escape(line.name)}</text>'
+        f'{page.key(line, 10, 38, y - 4)}<text x="46" y="{y}" class="name">{page.escape(line.name)}</text>'
         for y, line in ((PANEL[1] + 40 + LEGEND_LINE * number, line) for number, line in enumerate(lines))
     )
     heading = f'<text x="10" y="18" class="title">{page.escape(title)}</text>'
@@ -170,15 +179,19 @@ def _main_table(study: Mapping[str, Any], table: Mapping[str, Any]) -> tuple[lis
 
 def _parts_table(study: Mapping[str, Any], table: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     arms = [study["arms"][name] for name in dict.fromkeys(row["arm"] for row in table["rows"])]
+    found = {metric for arm in arms for metric in arm["figures"]}
+    further = {name: metric for name, metric in RELEASED.items() if metric in found}
+    own = {name: metric for name, metric in PARTS.items() if metric in found or not further}
+    columns = own | further
     rows = [
         [
             _name(study, arm),
-            *(_estimate(arm["figures"].get(metric)) for metric in PARTS.values()),
+            *(_estimate(arm["figures"].get(metric)) for metric in columns.values()),
             _range(arm["seconds"]),
         ]
         for arm in arms
     ]
-    return ["arm", *PARTS, "seconds"], rows
+    return ["arm", *columns, "seconds"], rows
 
 
 def _name(study: Mapping[str, Any], arm: Mapping[str, Any]) -> Cell:

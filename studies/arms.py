@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from ..models.checkpoints.folder import load
 from ..models.policy import UnifiedPolicy
 from ..train import grpo, warmup
 from ..train.trainer import GRPOConfig
-from ..worlds.picture_stories.scenes import Outline, story_prompt
-from .measure import score_guided
+from .subjects import Subject
 
 ARMS = ("warmup", "control", "rejection", "grpo_outcome", "grpo_process")
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -50,21 +49,29 @@ class Curve:
         return [{key: value for key, value in line.items() if isinstance(value, int | float)} for line in lines]
 
 
+Looked = Callable[[UnifiedPolicy, list[dict[str, float]]], None]
+"""With the policy as it is, and the held-out curve so far."""
+
+
 class Watch(TrainerCallback):
     """Scores fixed held-out prompts every so often, off the clock, and stops when the seconds are spent."""
 
     def __init__(
         self,
+        subject: Subject,
         policy: UnifiedPolicy,
-        outlines: Sequence[Outline],
+        items: Sequence[Any],
         every: int,
         unit: int,
         budget: float,
         seed: int,
         guidance: float = 1.0,
+        looked: Looked = lambda policy, points: None,
     ):
-        self.policy, self.outlines, self.every, self.unit = policy, list(outlines), every, unit
+        self.subject, self.policy, self.items = subject, policy, list(items)
+        self.every, self.unit = every, unit
         self.budget, self.seed, self.guidance = budget, seed, guidance
+        self.looked = looked
         self.points: list[dict[str, float]] = []
         self.started = self.paused = 0.0
 
@@ -87,9 +94,10 @@ class Watch(TrainerCallback):
 
     def _score(self, step: int) -> None:
         before, start = self.seconds, time.perf_counter()
-        scores = score_guided(self.policy, self.outlines, 1.0, self.seed, self.guidance).story_exact
+        scores = self.subject.score(self.policy, self.items, 1.0, self.seed, self.guidance)["story_exact"]
         value = sum(scores) / len(scores)
         self.points.append({"step": step, "seconds": round(before, 2), "sampled_story_exact": value})
+        self.looked(self.policy, self.points)
         self.paused += time.perf_counter() - start
 
 
@@ -97,31 +105,32 @@ class Watch(TrainerCallback):
 class Setting:
     """What all arms of one seed share."""
 
+    subject: Subject
     root: Path
     seed: int
-    curve_outlines: list[Outline]
-    train_outlines: list[Outline]
+    curve_items: list[Any]
+    train_items: list[Any]
     iterations: int
     warmup_flags: list[str]
     grpo_flags: list[str]
-    """Flags on top of `warmup/tiny` and `grpo/tiny`, for trying things."""
+    """Flags on top of the packaged settings of the subject."""
+    looked: Looked = lambda policy, points: None
+    """Is called off the clock at every point of the held-out curve."""
 
 
-def sources(root: Path, weights: dict[str, float]) -> list[SourceConfig]:
-    return [SourceConfig(str(root / "data" / kind), weight) for kind, weight in weights.items()]
+def sources(root: Path, weights: Mapping[str, float]) -> list[SourceConfig]:
+    return [SourceConfig(str(root / "data" / kind), weight) for kind, weight in weights.items() if weight]
 
 
-MIXTURE = {"interleaved": 8.0, "understanding": 5.0, "text_to_image": 3.0}
-CLEAN = {"understanding": 5.0, "text_to_image": 3.0}
-
-
-def run_warmup(setting: Setting) -> tuple[UnifiedPolicy, Curve]:
-    """Warms the new model up, into a fresh folder."""
-    out = setting.root / "warmup"
+def run_warmup(
+    setting: Setting, out: Path | None = None, weights: Mapping[str, float] | None = None
+) -> tuple[UnifiedPolicy, Curve]:
+    """Warms the new model up, into a fresh folder; `weights` of the mixture differ from the subject's."""
+    out = out or setting.root / "warmup"
     shutil.rmtree(out, ignore_errors=True)
     policy = load(setting.root / "new_model")
-    config, args = warmup_settings(setting.root, out, setting.seed, setting.warmup_flags)
-    watch = Watch(policy, setting.curve_outlines, every=300, unit=1, budget=math.inf, seed=setting.seed)
+    config, args = warmup_settings(setting.subject, setting.root, out, setting.seed, setting.warmup_flags, weights)
+    watch = _watch(setting, policy, every=300, budget=math.inf)
     trainer = warmup.run(config, args, policy, [watch])
     return policy, Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
@@ -143,9 +152,10 @@ def run_arm(name: str, setting: Setting, budget: float, warmup_step: float) -> t
 def continue_warmup(policy: UnifiedPolicy, setting: Setting, out: Path, budget: float, warmup_step: float) -> Curve:
     """Continued warm-up at half the peak learning rate, decayed over the steps of `warmup_step` seconds in `budget`."""
     steps = max(1, int(budget / warmup_step))
-    flags = ["--max_steps", str(steps), "--learning_rate", "1e-3", "--seed", str(setting.seed + 1)]
-    config, args = warmup_settings(setting.root, out, setting.seed, [*setting.warmup_flags, *flags])
-    watch = Watch(policy, setting.curve_outlines, every=max(1, steps // 8), unit=1, budget=budget, seed=setting.seed)
+    flags = ["--max_steps", str(steps), "--seed", str(setting.seed + 1)]
+    config, args = warmup_settings(setting.subject, setting.root, out, setting.seed, [*setting.warmup_flags, *flags])
+    args.learning_rate /= 2
+    watch = _watch(setting, policy, every=max(1, steps // 8), budget=budget)
     trainer = warmup.run(config, args, policy, [watch])
     return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
@@ -162,28 +172,61 @@ def reinforce(
 
     guidance: classifier-free guidance with which the held-out curve is scored.
     """
-    config, args = grpo_settings(setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
+    subject = setting.subject
+    config, args = grpo_settings(subject, setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
     unit = (args.steps_per_generation or 1) * args.num_iterations // args.gradient_accumulation_steps
     args.max_steps = unit * setting.iterations
-    watch = Watch(policy, setting.curve_outlines, 5, unit, budget, setting.seed, guidance)
-    prompts = [story_prompt(outline, f"train-{i}") for i, outline in enumerate(setting.train_outlines)]
+    watch = Watch(subject, policy, setting.curve_items, 5, unit, budget, setting.seed, guidance, setting.looked)
+    prompts = [subject.prompt(item, f"train-{i}") for i, item in enumerate(setting.train_items)]
     trainer = grpo.run(config, args, policy, prompts, [watch])
     return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
 
 
+def _watch(setting: Setting, policy: UnifiedPolicy, every: int, budget: float) -> Watch:
+    """Of a warm-up, whose unit is a step."""
+    return Watch(setting.subject, policy, setting.curve_items, every, 1, budget, setting.seed, looked=setting.looked)
+
+
 def warmup_settings(
-    root: Path, out: Path, seed: int, flags: Sequence[str]
+    subject: Subject,
+    root: Path,
+    out: Path,
+    seed: int,
+    flags: Sequence[str],
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[warmup.WarmupConfig, TrainingArguments]:
-    argv = ["--config", "warmup/tiny", "--output_dir", str(out), "--seed", str(seed), "--disable_tqdm", "false", *flags]
+    """weights: of the mixture, where they differ from the subject's; 0 leaves a folder out."""
+    argv = [
+        "--config",
+        subject.warmup,
+        "--output_dir",
+        str(out),
+        "--seed",
+        str(seed),
+        "--disable_tqdm",
+        "false",
+        *flags,
+    ]
     config, args = parse((warmup.WarmupConfig, TrainingArguments), argv)
-    config.sources = sources(root, MIXTURE)
+    config.sources = sources(root, {**subject.mixture, **(weights or {})})
     return config, args
 
 
-def grpo_settings(root: Path, out: Path, seed: int, flags: Sequence[str]) -> tuple[grpo.RunConfig, GRPOConfig]:
-    argv = ["--config", "grpo/tiny", "--output_dir", str(out), "--seed", str(seed), *flags]
+def grpo_settings(
+    subject: Subject, root: Path, out: Path, seed: int, flags: Sequence[str]
+) -> tuple[grpo.RunConfig, GRPOConfig]:
+    argv = ["--config", subject.grpo, "--output_dir", str(out), "--seed", str(seed), *flags]
     config, args = parse((grpo.RunConfig, GRPOConfig), argv)
     config.model = str(root / "warmup" / "model")
     if config.algorithm.replay:
-        config.algorithm.replay.sources = sources(root, CLEAN)
+        config.algorithm.replay.sources = sources(root, subject.replayed)
+    for name, options in subject.rewards(root).items():
+        config.rewards[name] = _with_options(config.rewards.get(name, 0), options)
     return config, args
+
+
+def _with_options(reward: Any, options: Mapping[str, Any]) -> Any:
+    """A reward of a configuration, `weight` or `{weight: .., option: ..}`, with more options; one without weight stays
+    out."""
+    given = reward if isinstance(reward, Mapping) else {"weight": reward}
+    return {**given, **options} if given.get("weight") else 0

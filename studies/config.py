@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..configs import find_config, read_yaml
-from ..configs.bounds import Guidance, OneOrMore, Seed
+from ..configs.bounds import Above0, Guidance, OneOrMore, Seed
 from ..configs.errors import InputError
 from ..configs.schema import Flag
 from ..configs.yaml_file import scalar
 from ..train.from_scratch.new_model import NewModelConfig
+from ..worlds.icon_tales.prepare import TalesConfig
 from ..worlds.picture_stories.prepare import WorldConfig
-from ..worlds.picture_stories.scenes import Outline
 from .arms import Setting, grpo_settings, warmup_settings
+from .subjects import Subject, subject_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 BASES = {"control": ("grpo",), "measure": ("warmup", "control", "grpo")}
 """Kinds that build on another arm, `of`, and the kinds it may have."""
 WITHOUT_EFFECT = ("output_dir", "report_to", "logging_steps", "save_strategy")
 """Training arguments that no result depends on."""
-SET_HERE = {"warmup/tiny": ("seed", "sources"), "grpo/tiny": ("seed", "max_steps", "algorithm.replay.sources")}
-"""Settings that a study, or the demo, sets itself."""
+SET_HERE = {"warmup": ("seed", "sources"), "grpo": ("seed", "max_steps", "algorithm.replay.sources")}
+"""Settings that a study, or the demo, sets itself, by the folder of the packaged ones."""
 
 
 class Shared(Protocol):
@@ -37,11 +38,15 @@ class Shared(Protocol):
     warmup: dict[str, Any]
     grpo: dict[str, Any]
 
+    @property
+    def subject(self) -> Subject: ...
+
 
 @dataclass
 class ArmConfig:
-    kind: Literal["grpo", "warmup", "control", "measure"] = "grpo"
-    """`warmup`: where all others start; `control`: as long as `of`, of more warm-up; `measure`: the model of `of`."""
+    kind: Literal["grpo", "warmup", "control", "measure", "mixture"] = "grpo"
+    """`warmup`: where all others start; `control`: as long as `of`, of more warm-up; `measure`: the model of `of`;
+    `mixture`: a warm-up of its own, of another mixture."""
     label: str = ""
     """What tables call it; the arm's name if empty."""
     grpo: dict[str, Any] = field(default_factory=dict)
@@ -52,6 +57,10 @@ class ArmConfig:
     of: str | None = None
     guidance: Guidance = 1.0
     """Classifier-free guidance with which held-out stories are written; 1 is none."""
+    temperature: Above0 = 1.0
+    """Of what is called sampled; for the kind `measure`."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Weights of the warm-up's data that differ, for the kind `mixture`; 0 leaves a folder out."""
 
     def __post_init__(self) -> None:
         self.grpo = flat(self.grpo)
@@ -96,13 +105,19 @@ class StudyConfig:
     """Held-out prompts scored while training."""
     world: WorldConfig = field(default_factory=WorldConfig)
     new_model: NewModelConfig = field(default_factory=NewModelConfig)
+    tales: TalesConfig | None = None
+    """Icon tales on a released model, instead of picture stories on a new one (`world`, `new_model`)."""
     warmup: dict[str, Any] = field(default_factory=dict)
-    """Settings of `warmup/tiny` to change: `--warmup.max_steps 500`."""
+    """Settings of `warmup/tiny` (`warmup/smollm2` for tales) to change: `--warmup.max_steps 500`."""
     grpo: dict[str, Any] = field(default_factory=dict)
-    """Settings of `grpo/tiny` to change in all arms: `--grpo.learning_rate 1e-4`."""
+    """Settings of `grpo/tiny` (`grpo/smollm2` for tales) to change in all arms: `--grpo.learning_rate 1e-4`."""
 
     def __post_init__(self) -> None:
         self.warmup, self.grpo = flat(self.warmup), flat(self.grpo)
+
+    @property
+    def subject(self) -> Subject:
+        return subject_of(self.tales, self.world, self.new_model)
 
     @property
     def all_seeds(self) -> list[int]:
@@ -133,14 +148,19 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
 
 def check(config: StudyConfig) -> None:
     """Raises InputError for whatever would otherwise stop the study hours later, or leave a hole in its tables."""
+    if config.tales and (config.world != WorldConfig() or config.new_model != NewModelConfig()):
+        raise InputError("tales: a study of icon tales has no world of shapes and no new model; leave those out")
     if [arm.kind for arm in config.arms.values()].count("warmup") != 1:
         raise InputError("arms: exactly one of the kind warmup, where the others start")
     for name, arm in config.arms.items():
         if not NAME.fullmatch(name):
             raise InputError(f"arms.{name}: a name has letters, digits, _ and - only; it becomes a folder")
-        for key in ("grpo", "iterations"):
-            if getattr(arm, key) and arm.kind != "grpo":
+        read_by = {"grpo": "grpo", "iterations": "grpo", "mixture": "mixture", "temperature": "measure"}
+        for key, kind in read_by.items():
+            if getattr(arm, key) != getattr(ArmConfig(), key) and arm.kind != kind:
                 raise InputError(f"arms.{name}.{key}: an arm of the kind {arm.kind} does not read it")
+        if unknown := [folder for folder in arm.mixture if folder not in config.subject.mixture]:
+            raise InputError(f"arms.{name}.mixture: {unknown[0]!r} is none of {', '.join(config.subject.mixture)}")
         allowed = BASES.get(arm.kind, ())
         if not allowed and arm.of is not None:
             raise InputError(f"arms.{name}.of: an arm of the kind {arm.kind} does not read it")
@@ -159,29 +179,30 @@ def check(config: StudyConfig) -> None:
 
 def check_settings(config: Shared, arms: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Reads all settings as training will; `arms` are what arms change of `config.grpo`, by where they say so."""
-    asked = {"warmup": ("warmup/tiny", config.warmup), "grpo": ("grpo/tiny", config.grpo)}
-    asked |= {place: ("grpo/tiny", {**config.grpo, **changes}) for place, changes in (arms or {}).items()}
-    nowhere = Path("nowhere")
-    for place, (packaged, changes) in asked.items():
-        if taken := [name for name in SET_HERE[packaged] if name in changes]:
+    asked = {"warmup": ("warmup", config.warmup), "grpo": ("grpo", config.grpo)}
+    asked |= {place: ("grpo", {**config.grpo, **changes}) for place, changes in (arms or {}).items()}
+    subject, nowhere = config.subject, Path("nowhere")
+    for place, (stage, changes) in asked.items():
+        if taken := [name for name in SET_HERE[stage] if name in changes]:
             raise InputError(f"{place}.{taken[0]}: this command sets it itself; leave it out")
         try:
-            if packaged == "warmup/tiny":
-                warmup_settings(nowhere, nowhere, config.seed, flags(changes))
+            if stage == "warmup":
+                warmup_settings(subject, nowhere, nowhere, config.seed, flags(changes))
             else:
-                run, args = grpo_settings(nowhere, nowhere, config.seed, flags(changes))
+                run, args = grpo_settings(subject, nowhere, nowhere, config.seed, flags(changes))
                 run.algorithm.check(args)
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
 
 
-def setting_of(config: Shared, root: Path, seed: int, heldout: Sequence[Outline], train: Sequence[Outline]) -> Setting:
+def setting_of(config: Shared, root: Path, seed: int, heldout: Sequence[Any], train: Sequence[Any]) -> Setting:
     """What the arms of a seed are trained with."""
     return Setting(
+        subject=config.subject,
         root=root,
         seed=seed,
-        curve_outlines=list(heldout[: config.curve_prompts]),
-        train_outlines=list(train),
+        curve_items=list(heldout[: config.curve_prompts]),
+        train_items=list(train),
         iterations=config.iterations,
         warmup_flags=flags(config.warmup),
         grpo_flags=flags(config.grpo),
@@ -192,9 +213,8 @@ def shared_settings(config: StudyConfig, seed: int) -> dict[str, Any]:
     """What the results of all arms of a seed depend on."""
     return {
         "seed": seed,
-        "world": asdict(config.world),
-        "new_model": asdict(config.new_model),
-        "warmup": effective("warmup/tiny", config.warmup),
+        **config.subject.settings(),
+        "warmup": effective(config.subject.warmup, config.warmup),
         "curve_prompts": config.curve_prompts,
     }
 
@@ -205,7 +225,11 @@ def arm_settings(config: StudyConfig, name: str) -> dict[str, Any]:
     settings: dict[str, Any] = {"kind": arm.kind, "guidance": arm.guidance}
     if arm.kind == "grpo":
         settings["iterations"] = arm.iterations or config.iterations
-        settings |= effective("grpo/tiny", {**config.grpo, **arm.grpo})
+        settings |= effective(config.subject.grpo, {**config.grpo, **arm.grpo})
+    if arm.kind == "mixture":
+        settings["mixture"] = arm.mixture
+    if arm.temperature != 1:
+        settings["temperature"] = arm.temperature
     if arm.of is not None:
         settings["of"] = arm_settings(config, arm.of)
     return json.loads(json.dumps(settings))
@@ -244,4 +268,5 @@ def _depth(config: StudyConfig, name: str) -> tuple[int, int]:
 def effective(packaged: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a packaged file with changes, by dotted name: an edit of the file is a change as well."""
     settings = {**flat(read_yaml(find_config(packaged))), **changes}
-    return {key: value for key, value in settings.items() if key not in (*WITHOUT_EFFECT, *SET_HERE[packaged])}
+    left_out = (*WITHOUT_EFFECT, *SET_HERE[packaged.partition("/")[0]])
+    return {key: value for key, value in settings.items() if key not in left_out}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..eval.statistics import estimate, nested_difference, paired_difference
@@ -11,46 +12,42 @@ from ..models.sampler.generation import Sampling
 from ..models.writing import write
 from ..rewards.base import Completion
 from ..rewards.hybrid import HybridReward
-from ..worlds.picture_stories.figures import MAX_IMAGES, STORY_TOKENS, StoryScores, score_abilities, verify_stories
-from ..worlds.picture_stories.scenes import SCENES, Outline, story_prompt
+from ..worlds.picture_stories.figures import MAX_IMAGES, STORY_TOKENS
+from ..worlds.picture_stories.scenes import Outline, story_prompt
+from .subjects import Items, Subject
 
 SWEEP = (0.2, 0.4, 0.6, 0.8)
 """Temperatures between greedy and sampled: would colder sampling alone do?"""
-ABILITIES = {"vqa": "understanding.vqa", "caption": "understanding.caption", "text_to_image": "text_to_image.exact"}
-Items = dict[str, list[float]]
+WAYS = {"sampled": 1.0, "greedy": 0.0}
+"""Temperature."""
 
 
-def measure(policy: UnifiedPolicy, heldout: Sequence[Outline], sweep: bool, seed: int) -> tuple[Items, float | None]:
+def measure(
+    subject: Subject, policy: UnifiedPolicy, root: Path, heldout: Sequence[Any], sweep: bool, seed: int
+) -> tuple[Items, float | None]:
     """Scores of every item by dotted metric name, and the best temperature where a sweep was asked for."""
-    items, best = measure_stories(policy, heldout, seed), None
+    items, best = measure_stories(subject, policy, heldout, seed), None
     if sweep:
-        by_temperature = {t: score_guided(policy, heldout, t, seed).story_exact for t in SWEEP}
+        by_temperature = {t: subject.score(policy, heldout, t, seed)["story_exact"] for t in SWEEP}
         best = max(by_temperature, key=lambda t: sum(by_temperature[t]))
         items["best_temperature.story_exact"] = by_temperature[best]
-    return items | measure_abilities(policy, seed), best
+    return items | subject.abilities(policy, root, seed), best
 
 
-def measure_stories(policy: UnifiedPolicy, heldout: Sequence[Outline], seed: int, guidance: float = 1.0) -> Items:
-    """Sampled and greedy stories, item by item."""
+def measure_stories(
+    subject: Subject,
+    policy: UnifiedPolicy,
+    heldout: Sequence[Any],
+    seed: int,
+    guidance: float = 1.0,
+    ways: Mapping[str, float] = WAYS,
+) -> Items:
+    """Sampled and greedy stories, item by item; `ways` has the temperature of each."""
     return {
         f"{way}.{name}": rows
-        for way, temperature in (("sampled", 1.0), ("greedy", 0.0))
-        for name, rows in score_guided(policy, heldout, temperature, seed, guidance).rows().items()
+        for way, temperature in ways.items()
+        for name, rows in subject.score(policy, heldout, temperature, seed, guidance).items()
     }
-
-
-def measure_abilities(policy: UnifiedPolicy, seed: int) -> Items:
-    return {ABILITIES[name]: rows for name, rows in score_abilities(policy, SCENES, seed).items()}
-
-
-def score_guided(
-    policy: UnifiedPolicy, outlines: Sequence[Outline], temperature: float, seed: int, guidance: float = 1.0
-) -> StoryScores:
-    """Writes and verifies one story an outline, with classifier-free guidance; 1 is none, temperature 0 is greedy."""
-    sampling = Sampling(
-        max_new_tokens=STORY_TOKENS, temperature=temperature, max_images=MAX_IMAGES, guidance=guidance, seed=seed
-    )
-    return verify_stories(write(policy, [story_prompt(outline) for outline in outlines], sampling), outlines)
 
 
 def figures(items: Items) -> dict[str, Any]:
@@ -114,6 +111,7 @@ def samples(
             {
                 "id": completion.prompt.id,
                 "prompt": completion.prompt.to_json(),
+                "pictures": len(outlines[i]),
                 "answer": {
                     "document": completion.answer.to_json(),
                     "outcome": output.outcome[i],

@@ -1,7 +1,7 @@
-"""A study: arms x seeds -> one table and one figure, on the embedded world.
+"""A study: arms x seeds -> one table and one figure, of an embedded world or of a released model.
 
     for seed, for arm (a partial study is a complete one of fewer seeds):
-        prepare once, warm up once          worlds.picture_stories, studies.arms
+        prepare once, warm up once          studies.subjects, studies.arms
         train from the warm-up              studies.arms
         score held-out prompts              studies.measure
     over seeds: means, intervals, gains     studies.summary
@@ -35,10 +35,9 @@ from ..configs.errors import ArgumentParser, InputError, keeping, run_or_exit
 from ..configs.whole import write_atomically
 from ..models.checkpoints.folder import load
 from ..report.study import figure_svg, study_html, table_markdown
-from ..worlds.picture_stories.prepare import prepare
 from .arms import Curve, Setting, continue_warmup, reinforce, run_warmup
 from .config import StudyConfig, arm_settings, check, flags, homes, running_order, setting_of, shared_settings
-from .measure import measure_abilities, measure_stories
+from .measure import measure_stories
 from .seed import check_same_settings, keep_settings, limit_threads, say, taken
 from .summary import Results, summarise
 
@@ -170,11 +169,13 @@ def read_results(config: StudyConfig) -> dict[str, dict[int, dict[str, Any]]]:
 def run_arm(config: StudyConfig, name: str, root: Path, seed: int) -> dict[str, Any]:
     """Trains and measures one arm; the arms it builds on have left their results."""
     arm = config.arms[name]
-    heldout, train, _ = prepare(root, config.world, config.new_model, seed, say)
+    subject = config.subject
+    heldout, train, _ = subject.prepare(root, seed, say)
     settings = arm_settings(config, name)
     if arm.kind == "measure":
         base = homes(config)[arm.of or ""]
-        items = measure_stories(load(_model(config, root, base)), heldout, seed, arm.guidance)
+        ways = {"sampled": arm.temperature} | ({"greedy": 0.0} if arm.guidance != config.arms[base].guidance else {})
+        items = measure_stories(subject, load(_model(config, root, base)), heldout, seed, arm.guidance, ways)
         abilities = {key: rows for key, rows in _result(root, base)["items"].items() if key not in items}
         # Abilities are asked without guidance: they are those of the arm whose model this is.
         return {"settings": settings, "items": items | abilities, "seconds": None, "steps": None, "curve": []}
@@ -182,10 +183,10 @@ def run_arm(config: StudyConfig, name: str, root: Path, seed: int) -> dict[str, 
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
     return {
         "settings": settings,
-        "items": measure_stories(policy, heldout, seed, arm.guidance) | measure_abilities(policy, seed),
+        "items": measure_stories(subject, policy, heldout, seed, arm.guidance) | subject.abilities(policy, root, seed),
         "seconds": round(curve.seconds, 1),
         "steps": curve.steps,
-        "curve": [] if arm.kind == "warmup" else curve.points,
+        "curve": [] if arm.kind in ("warmup", "mixture") else curve.points,
         "training": curve.figures(),
     }
 
@@ -195,6 +196,8 @@ def _train(config: StudyConfig, name: str, setting: Setting) -> tuple[Any, Curve
     arm, root = config.arms[name], setting.root
     if arm.kind == "warmup":
         return run_warmup(setting)
+    if arm.kind == "mixture":
+        return run_warmup(setting, root / "arms" / name, arm.mixture)
     policy, out = load(_model(config, root, config.warmup_arm)), root / "arms" / name
     if arm.kind == "control":
         budget, warm = _result(root, homes(config)[arm.of or ""])["seconds"], _result(root, config.warmup_arm)

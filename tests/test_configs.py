@@ -164,5 +164,5 @@ def test_rewards_of_a_shipped_study_can_be_made(name, tmp_path, no_weights):
 
     (config,) = parse(SCHEMAS["study"](), ["--config", name])
     for arm in (arm for arm in config.arms.values() if arm.kind == "grpo"):
-        run, _ = grpo_settings(tmp_path, tmp_path, 0, flags({**config.grpo, **arm.grpo}))
+        run, _ = grpo_settings(config.subject, tmp_path, tmp_path, 0, flags({**config.grpo, **arm.grpo}))
         assert "format" in parts_of(run) and len(parts_of(run)) == sum(map(bool, run.rewards.values()))

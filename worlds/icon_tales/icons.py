@@ -1,0 +1,147 @@
+"""What icon tales show: an icon of a noun, in one of three places, at one of three spots; and what a picture shows.
+
+The icons that come with limner are Noto Emoji (icons/LICENSE). Others: a folder of NOUN.png, or a font of coloured
+bitmaps such as Debian's `fonts-noto-color-emoji` has (/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ...configs.errors import InputError, reading
+
+GLYPHS = {
+    **{"fox": 0x1F98A, "owl": 0x1F989, "cat": 0x1F408, "dog": 0x1F415, "horse": 0x1F40E, "cow": 0x1F404},
+    **{"duck": 0x1F986, "frog": 0x1F438, "bee": 0x1F41D, "snail": 0x1F40C, "turtle": 0x1F422, "rabbit": 0x1F407},
+    **{"house": 0x1F3E0, "tree": 0x1F333, "boat": 0x26F5, "car": 0x1F697, "drum": 0x1F941, "cake": 0x1F382},
+    **{"apple": 0x1F34E, "tulip": 0x1F337, "key": 0x1F511, "bell": 0x1F514, "balloon": 0x1F388, "crown": 0x1F451},
+}
+"""The nouns, and the characters of their icons."""
+NOUNS = tuple(GLYPHS)
+PLACES = {
+    "snow": ((206, 222, 238), (250, 250, 252)),
+    "grass": ((160, 212, 246), (112, 186, 84)),
+    "night": ((22, 26, 62), (54, 60, 88)),
+}
+"""Colours of the sky and of the ground."""
+SPOTS = (0, 1, 2)
+"""Left, middle, right. Nothing says which: it is the picture's own."""
+ICON = 32
+"""Pixels of a side."""
+SIDE = 64
+FONT_SIZE = 109
+"""The one size that Noto's bitmaps have."""
+ALIKE = 0.85
+"""Cosine of edges below which a picture shows none of the icons; a picture with one of an icon's four tiles from
+another one is below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is in a picture, or said to be."""
+
+    noun: str
+    place: str
+
+
+SHOWN = tuple(Shown(*pair) for pair in itertools.product(NOUNS, PLACES))
+
+
+class Icons:
+    """Draws pictures, and reads them: each by the icons given."""
+
+    def __init__(self, icons: Mapping[str, Image.Image]):
+        """icons: RGBA by noun, of every noun."""
+        self._icons = {noun: icons[noun].convert("RGBA").resize((ICON, ICON)) for noun in NOUNS}
+        self._drawn: dict[tuple[Shown, int], Image.Image] = {}
+
+    def draw(self, shown: Shown, spot: int) -> Image.Image:
+        """Callers share it, so they must not draw on it."""
+        if (shown, spot) not in self._drawn:
+            sky, ground = PLACES[shown.place]
+            picture = Image.new("RGB", (SIDE, SIDE), sky)
+            ImageDraw.Draw(picture).rectangle((0, SIDE // 2, SIDE, SIDE), fill=ground)
+            icon = self._icons[shown.noun]
+            picture.paste(icon, (spot * (SIDE - ICON) // 2, (SIDE - ICON) // 2), icon)
+            self._drawn[shown, spot] = picture
+        return self._drawn[shown, spot]
+
+    def all(self) -> Iterator[tuple[Shown, Image.Image]]:
+        return ((shown, self.draw(shown, spot)) for shown in SHOWN for spot in SPOTS)
+
+    def read(self, pictures: Sequence[Image.Image]) -> list[Shown | None]:
+        """What each shows: the place by the colours of its first and last row, the icon by its edges."""
+        if not pictures:
+            return []
+        names, known = self._known
+        found: list[Shown | None] = []
+        for picture in pictures:
+            pixels = _pixels(picture)
+            likeness = known @ _edges(pixels)
+            best = int(likeness.argmax())
+            shown = names[best] if likeness[best] >= ALIKE else None
+            found.append(shown if shown and shown.place == _place(pixels) else None)
+        return found
+
+    @functools.cached_property
+    def _known(self) -> tuple[list[Shown], np.ndarray]:
+        """Every picture's contents, and its edges, [n, E]."""
+        names, pictures = zip(*self.all(), strict=True)
+        return list(names), np.stack([_edges(_pixels(picture)) for picture in pictures])
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """[32, 32, 3] in 0..1, half the pixels of a side."""
+    return np.asarray(picture.convert("RGB").resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX), np.float32) / 255
+
+
+def _edges(pixels: np.ndarray) -> np.ndarray:
+    """Differences of neighbours, of length 1. No image tokenizer is trained on these."""
+    flat = np.concatenate([np.diff(pixels, axis=0).ravel(), np.diff(pixels, axis=1).ravel()])
+    return flat / max(float(np.linalg.norm(flat)), 1e-6)
+
+
+def _place(pixels: np.ndarray) -> str:
+    colours = np.concatenate([np.median(pixels[0], 0), np.median(pixels[-1], 0)]) * 255
+    return min(PLACES, key=lambda place: float(np.abs(colours - np.ravel(PLACES[place])).sum()))
+
+
+@functools.cache
+def open_icons(where: str = "") -> Icons:
+    """The icons of a folder, or of a font; without one, those that come with limner. Raises InputError."""
+    if where.lower().endswith((".ttf", ".otf")):
+        return Icons(from_font(Path(where)))
+    folder = Path(where) if where else Path(str(importlib.resources.files(__package__ or ""))) / "icons"
+    icons = {}
+    for noun in NOUNS:
+        file = folder / f"{noun}.png"
+        if not file.is_file():
+            raise InputError(f"{file}: missing; icon tales need a picture for each of {', '.join(NOUNS)}")
+        with reading(file):
+            icons[noun] = Image.open(file).convert("RGBA")
+    return Icons(icons)
+
+
+def from_font(file: Path) -> dict[str, Image.Image]:
+    """Icons of a font of coloured bitmaps, by noun, at its own size."""
+    with reading(file):
+        font = ImageFont.truetype(str(file), FONT_SIZE)
+        return {noun: _glyph(font, chr(code)) for noun, code in GLYPHS.items()}
+
+
+def _glyph(font: ImageFont.FreeTypeFont, character: str) -> Image.Image:
+    """Cut to what is there, in the middle of a square."""
+    canvas = Image.new("RGBA", (2 * FONT_SIZE, 2 * FONT_SIZE))
+    ImageDraw.Draw(canvas).text((20, 20), character, font=font, embedded_color=True)
+    cut = canvas.crop(canvas.getbbox() or (0, 0, 1, 1))
+    square = Image.new("RGBA", (max(cut.size), max(cut.size)))
+    square.paste(cut, ((square.width - cut.width) // 2, (square.height - cut.height) // 2))
+    return square
