@@ -24,7 +24,7 @@ from ..configs.errors import InputError, plain_file, reading
 from ..configs.options import make
 from ..configs.registry import find
 from ..configs.schema import check_ranges
-from ..configs.terminal import say
+from ..configs.terminal import say, say_next
 from ..models.chat.choice import ChatConfig, chat_model
 from ..models.chat.painters.choice import PainterConfig, check_painter, make_painter
 from ..models.documents.rendering import check_suffix
@@ -118,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     answered = answer(question, hits, strategy, config, matching, config.min_match)
     save(answered, Path(config.out))
     say(f"{config.out}: {described(answered)}")
+    if config.out.endswith(".html"):
+        say_next(page=config.out)
+    else:
+        say_next("limner", "serve", "--model", "MODEL", "--index", directory)
 
 
 def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[[str], Sequence[Chunk]]) -> Strategy:
