@@ -1,6 +1,6 @@
 """What icon tales show: an icon of a noun, in one of three places, at one of three spots; and what a picture shows.
 
-The icons that come with limner are Noto Emoji (icons/LICENSE). Others: a folder of NOUN.png, or a font of coloured
+The icons that come with limner are Noto Emoji (noto/LICENSE). Others: a folder of NOUN.png, or a font of coloured
 bitmaps such as Debian's `fonts-noto-color-emoji` has (/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf).
 """
 
@@ -119,7 +119,7 @@ def open_icons(where: str = "") -> Icons:
     """The icons of a folder, or of a font; without one, those that come with limner. Raises InputError."""
     if where.lower().endswith((".ttf", ".otf")):
         return Icons(from_font(Path(where)))
-    folder = Path(where) if where else Path(str(importlib.resources.files(__package__ or ""))) / "icons"
+    folder = Path(where) if where else Path(str(importlib.resources.files(__package__ or ""))) / "noto"
     icons = {}
     for noun in NOUNS:
         file = folder / f"{noun}.png"
