@@ -43,7 +43,7 @@ CARD = (252, 240, 212)
 """Colour of the card that an icon is printed on, so that it looks the same in every place."""
 ALIKE = 0.85
 """Cosine of edges below which a card shows none of the icons; one with a quarter of another icon is below it."""
-NEAR = 0.06
+NEAR = 0.03
 """Mean difference from a place's colours, on a 0..1 scale, above which a picture shows none."""
 
 
