@@ -41,8 +41,9 @@ FONT_SIZE = 109
 """The one size that Noto's bitmaps have."""
 CARD = (252, 240, 212)
 """Colour of the card that an icon is printed on, so that it looks the same in every place."""
-ALIKE = 0.85
-"""Cosine of edges below which a card shows none of the icons; one with a quarter of another icon is below it."""
+ALIKE = 0.8
+"""Cosine of edges below which a card shows none of the icons. Different icons have at most 0.34; one with a quarter of
+another is below it five times of six, and the rest are quarters with little on them."""
 NEAR = 0.03
 """Mean difference from a place's colours, on a 0..1 scale, above which a picture shows none."""
 
