@@ -13,21 +13,25 @@
     gains               as comparisons, over all seeds: [{.., "seeds", "lowest", "highest"}]
     title, command, seed, device, created, versions, settings
 
-`samples` is [{"id", "prompt", "answers": {arm: {"document", "outcome", "components", "segments"}}}], documents as JSON,
-and segments as [{"index", "type", "reward", "parts"}], where the index is that of the segment in the answer's document.
+    unfinished          what is being done, while the run goes on; the page then loads itself anew
+
+`samples` is [{"id", "prompt", "pictures", "answers": {arm: {"document", "outcome", "components", "segments"}}}],
+documents as JSON, `pictures` how many an answer should have, and segments as [{"index", "type", "reward", "parts"}],
+with the index of the segment in the answer's document.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..configs.whole import write_atomically
-from ..models.documents.document import InterleavedDocument
-from ..models.documents.rendering import document_html
 from . import page
+from .answers import column, document, strip
 from .metrics import (
     ARMS,
     ENOUGH,
@@ -52,11 +56,12 @@ from .metrics import (
     step_unit,
     verdicts,
 )
-from .page import Html, Line, chip, details, element, facts, join, line_chart, note, number, section, table, whisker
+from .page import Html, Line, details, element, facts, join, line_chart, note, number, section, table, whisker
 
-OPEN_SAMPLES = 4
-"""So many prompts are shown at once; the others are folded away."""
-LEADING_GROUPS = ("rewards", "kl", "entropy", "clip_fraction", "ratio", "replay_gap")
+SHOWN_FIRST = 3
+"""So many prompts stand at the top of the page."""
+REFRESH_S = 10
+LEADING_GROUPS = ("reward", "rewards", "kl", "entropy", "clip_fraction", "ratio", "replay_gap")
 MODALITY_COLOURS = {"text": 1, "image": 4}
 SPARE_COLOURS = (4, 1, 3, 2, 5, 7, 6, 0)
 DASH = Html("&ndash;")
@@ -69,12 +74,13 @@ def write_report(path: Path, metrics: Mapping[str, Any], samples: Sequence[Mappi
 
 def report_html(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> str:
     title = str(metrics.get("title") or "Picture stories, before and after GRPO")
+    unfinished = metrics.get("unfinished")
     sections = {
         "arms": ("The arms", _arms_table(metrics)),
         "differences": ("Differences, prompt by prompt", _comparisons(metrics)),
         "seeds": ("Spread over seeds", _seeds(metrics)),
         "curves": ("Learning", _curves(metrics)),
-        "samples": ("The same prompts, before and after", _samples(samples)),
+        "samples": ("Every prompt and every arm, with its rewards", _samples(samples)),
         "training": ("Training, by component and modality", _training(metrics)),
         "stages": ("Before GRPO", _stages(metrics)),
         "settings": ("Settings and versions", _settings(metrics)),
@@ -87,10 +93,44 @@ def report_html(metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]
         element("p", "limner run report", style="kicker"),
         element("h1", title),
         element("p", headline(metrics), style="lead"),
+        _still_running(str(unfinished)) if unfinished else "",
+        _before_and_after(samples),
         _verdict_list(verdicts(metrics)),
         element("nav", links),
         *(section(name, heading, body) for name, (heading, body) in sections.items() if body),
+        refresh_s=REFRESH_S if unfinished else 0,
     )
+
+
+def _still_running(doing: str) -> Html:
+    when = time.strftime("%H:%M:%S")
+    words = f"As of {when}; this page loads itself anew. A run that was stopped goes on with the same command."
+    return element("p", element("b", doing), " ", element("small", words), style="running")
+
+
+# ---- pictures first ----
+
+
+def _before_and_after(samples: Sequence[Mapping[str, Any]]) -> Html:
+    """The prompts whose reward changed most, each as a strip of pictures before and one after."""
+    names = ordered({name for sample in samples for name in mapping(sample, "answers")})
+    if not names:
+        return Html("")
+    before, after = names[0], names[-1]
+
+    def gain(sample: Mapping[str, Any]) -> float:
+        first, last = (number(dig(sample, "answers", name, "outcome")) for name in (before, after))
+        return -math.inf if first is None or last is None else last - first
+
+    ends = [(name, label(name), colour(name)) for name in dict.fromkeys((before, after))]
+    shown = sorted(samples, key=gain, reverse=True)[:SHOWN_FIRST]
+    words = f"Unseen prompts, {label(before)}" + (f" above {label(after)}" if after != before else "")
+    if len(samples) > len(shown) and after != before:
+        words += f"; of {len(samples)} the {len(shown)} that gained most. All of them are below"
+    strips = [
+        element("article", document(sample.get("prompt")), *(strip(sample, *arm) for arm in ends)) for sample in shown
+    ]
+    return element("div", note(words + "."), *strips, style="first")
 
 
 def _verdict_list(found: Iterable[Verdict]) -> Html:
@@ -230,7 +270,7 @@ def _curves(metrics: Mapping[str, Any]) -> Html:
     for name in names:
         by_unit.setdefault(step_unit(name), []).append(lines["step"][name])
     charts = [
-        line_chart(drawn, title=f"By {x}", x_label=x, rules=[REACH])
+        line_chart(drawn, title=f"By {x}", x_label=x, y_range=(0.0, 1.0), rules=[REACH])
         for x, drawn in {**by_unit, "seconds of the arm's own training": [*lines["seconds"].values()]}.items()
     ]
     words = "Held-out stories exactly right, sampled"
@@ -264,15 +304,22 @@ def _training_charts(metrics: Mapping[str, Any], name: str) -> Html:
     groups: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for step in steps for key in step if key != "step"):
         if any(number(step.get(key)) is not None for step in steps):
-            groups.setdefault(key.split("/")[0], []).append(key)
+            groups.setdefault(_group(key), []).append(key)
     leading = [_group_chart(group, groups[group], steps) for group in LEADING_GROUPS if group in groups]
     others = [_group_chart(group, keys, steps) for group, keys in groups.items() if group not in LEADING_GROUPS]
     folded = details(f"{len(others)} more", element("div", *others, style="charts small")) if others else ""
     return join([element("div", *leading, style="charts small") if leading else "", folded])
 
 
+def _group(key: str) -> str:
+    """Which chart a figure belongs to. Means, spreads and shares of a reward are of three kinds, not of one."""
+    first, *rest = key.split("/")
+    return f"{first}: {rest[-1]}" if first == "rewards" and len(rest) > 1 else first
+
+
 def _group_chart(group: str, keys: list[str], steps: list[Mapping[str, Any]]) -> Html:
-    names = [key.partition("/")[2] or key for key in keys]
+    kind = group.partition(": ")[2]
+    names = [key.partition("/")[2].removesuffix(f"/{kind}") or key for key in keys]
     fixed = {name: MODALITY_COLOURS[name] for name in names if name in MODALITY_COLOURS}
     spare = itertools.cycle([number for number in SPARE_COLOURS if number not in fixed.values()])
     lines = [
@@ -280,10 +327,10 @@ def _group_chart(group: str, keys: list[str], steps: list[Mapping[str, Any]]) ->
         for name, key in zip(names, keys, strict=True)
     ]
     values = [y for line in lines for _, y in line.points]
-    shares = group == "rewards" and min(values) >= 0 and max(values) <= 1
+    shares = group in ("reward", "rewards") and min(values) >= 0 and max(values) <= 1
     wide = not shares and min(values) > 0 and max(values) > 50 * min(values)
     title = group.replace("_", " ") + (" (logarithmic)" if wide else "")
-    limits = (0.0, 1.0) if shares else None
+    limits = (min(0.9, math.floor(10 * min(values)) / 10), 1.0) if shares else None  # rewards end close to 1
     return line_chart(lines, title=title, x_label="optimizer step", log_y=wide, y_range=limits, size=(360, 210))
 
 
@@ -332,51 +379,15 @@ def _tokens(metrics: Mapping[str, Any]) -> Html:
 def _samples(samples: Sequence[Mapping[str, Any]]) -> Html:
     if not samples:
         return note("No samples were kept.")
-    shown = [_sample(sample) for sample in samples]
-    more = shown[OPEN_SAMPLES:]
     words = "Beside each text and picture: the reward of that segment, then what it is made of. A dash: does not apply."
-    return join([note(words), *shown[:OPEN_SAMPLES], details(f"{len(more)} more prompts", *more) if more else ""])
+    return join([note(words), details(f"{len(samples)} prompts", *map(_sample, samples))])
 
 
 def _sample(sample: Mapping[str, Any]) -> Html:
     answers = mapping(sample, "answers")
-    columns = [_answer(name, answers[name]) for name in ordered(answers)]
+    columns = [column(sample, name, label(name), colour(name)) for name in ordered(answers)]
     body = element("div", *columns, style="answers") if columns else note("No answers.")
-    return element("article", _document(sample.get("prompt")), body, style="sample")
-
-
-def _answer(name: str, answer: Any) -> Html:
-    segments = records(answer, "segments")
-    notes = {s["index"]: _segment_chips(s) for s in segments if isinstance(s.get("index"), int)}
-    outcome = number(dig(answer, "outcome"))
-    parts = {key: number(value) for key, value in mapping(answer, "components").items()}
-    return element(
-        "div",
-        element("h4", label(name)),
-        _chips({"outcome": outcome, **parts}),
-        _document(dig(answer, "document"), notes),
-        style=f"answer c{colour(name)}",
-    )
-
-
-def _segment_chips(segment: Mapping[str, Any]) -> Html:
-    parts = {key: number(value) for key, value in mapping(segment, "parts").items()}
-    return _chips({"reward": number(segment.get("reward")), **parts})
-
-
-def _chips(values: Mapping[str, float | None]) -> Html:
-    return element("div", *(chip(key.replace("_", " "), value) for key, value in values.items()), style="chips")
-
-
-def _document(value: Any, notes: Mapping[int, str] | None = None) -> Html:
-    """A document from its JSON; of one that holds prompt and answer, the answer alone."""
-    try:
-        document = InterleavedDocument.from_json(value)
-    except ValueError as error:
-        return note(f"This document cannot be shown: {error}")
-    skipped = len(document.prompt.segments) if document.completion.segments else 0
-    shown = document.completion if skipped else document
-    return Html(document_html(shown, notes={index - skipped: text for index, text in (notes or {}).items()}))
+    return element("article", document(sample.get("prompt")), body, style="sample")
 
 
 # ---- settings ----

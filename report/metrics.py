@@ -32,6 +32,7 @@ ARMS = {
 
 REACH = 0.50
 SAMPLED_BAR, GREEDY_BAR = 0.60, 0.80
+RIVAL_METRICS = ("greedy.story_exact", "best_temperature.story_exact")
 ABILITY_LOSS = -0.02
 """An ability counts as lost if its whole interval of difference to warm-up lies below this."""
 ENOUGH = 500
@@ -81,6 +82,8 @@ def headline(metrics: Mapping[str, Any]) -> Html:
     """Two sentences with the figures of the furthest arm that was evaluated."""
     story = {name: found for name in arm_names(metrics) if (found := figure(metrics, name, "sampled.story_exact"))}
     if not story:
+        if metrics.get("unfinished"):
+            return Html("The first arm is being trained; what is known of it so far is below.")
         return Html("No arm of this run was evaluated.")
     arm = list(story)[-1]
     first = [f"{label(arm)} writes ", _share(story[arm]), " of unseen picture stories exactly right when sampled"]
@@ -124,28 +127,38 @@ def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
 
 
 def _above_rivals(metrics: Mapping[str, Any], reached: Iterable[Estimate | None]) -> Verdict:
-    rivals = {
-        f"{label(rival)} {METRICS[metric][0]}": found
-        for rival in ("warmup", "control")
-        for metric in ("greedy.story_exact", "best_temperature.story_exact")
-        if (found := figure(metrics, rival, metric))
-    }
-    words = [f"{name} {estimate}" for name, estimate in rivals.items()]
-    words += [f"{label(name)} was not run" for name in ("warmup", "control") if name not in arm_names(metrics)]
+    """Missed as soon as one rival is as good; met only where all of them were measured."""
+    bars = [(rival, metric) for rival in ("warmup", "control") for metric in RIVAL_METRICS]
+    rivals = {(rival, metric): found for rival, metric in bars if (found := figure(metrics, rival, metric))}
+    words = [f"{label(rival)} {METRICS[metric][0]} {estimate}" for (rival, metric), estimate in rivals.items()]
+    words += [
+        f"{label(name)} was not run (`limner demo --arms all` runs it)"
+        for name in ("warmup", "control")
+        if name not in arm_names(metrics)
+    ]
     ours = [estimate.value for estimate in reached if estimate]
     met = None
     if len(ours) == 2 and rivals:
-        met = min(ours) > max(estimate.value for estimate in rivals.values())
+        above = min(ours) > max(estimate.value for estimate in rivals.values())
+        met = above if not above or len(rivals) == len(bars) else None
     return Verdict("Both above warm-up and control, greedy and at their best temperature", met, "; ".join(words))
 
 
 def _preserved(metrics: Mapping[str, Any]) -> Verdict:
     claim = f"Understanding and text-to-image kept: no interval of difference wholly below {ABILITY_LOSS:.2f}"
     checked = [c for c in comparisons(metrics) if c.metric in ABILITIES and c.against == "warmup"]
-    if not checked:
-        return Verdict(claim, None, "")
     lost = [f"{label(c.arm)}, {metric_label(c.metric)} {signed(c.difference)}" for c in checked if is_lost(c)]
-    return Verdict(claim, not lost, "; ".join(lost) or f"none of the {len(checked)} differences to warm-up")
+    if lost:
+        return Verdict(claim, False, "; ".join(lost))
+    arms = ordered({c.arm for c in checked})
+    if missing := [
+        f"{label(arm)}, {metric_label(metric)} has no interval"
+        for arm in arms
+        for metric in ABILITIES
+        if not any((c.arm, c.metric) == (arm, metric) and c.difference.high is not None for c in checked)
+    ]:
+        return Verdict(claim, None, "; ".join(missing))
+    return Verdict(claim, True if arms else None, f"none of the {len(checked)} differences to warm-up" if arms else "")
 
 
 def _reached(metrics: Mapping[str, Any]) -> Verdict:

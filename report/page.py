@@ -17,6 +17,8 @@ from ..models.documents.rendering import html_page
 
 COLOURS = 8
 """Line colours in style.css, .c0 to .c7; each but two has a dash pattern of its own, so that colour is not all."""
+ALONE = 4
+"""Radius of the dot of a line that has one point."""
 MAX_POINTS = 150
 """A line of more points is drawn as means, with a band from the lowest to the highest."""
 
@@ -33,9 +35,17 @@ def join(parts: Iterable[str], between: str = "") -> Html:
     return Html(between.join(escape(part) for part in parts))
 
 
-def page(title: str, *body: str) -> str:
-    """A whole page in the style of this folder."""
-    return html_page(title, f"<main>{join(body)}</main>", style())
+def page(title: str, *body: str, refresh_s: int = 0) -> str:
+    """A whole page in the style of this folder.
+
+    refresh_s: a browser loads it anew after so many seconds; 0, never.
+    """
+    frame = html_page(title, f"<main>{join(body)}</main>", style())
+    return (
+        frame.replace("<title>", f'<meta http-equiv="refresh" content="{refresh_s}">\n<title>', 1)
+        if refresh_s
+        else frame
+    )
 
 
 def style() -> str:
@@ -176,13 +186,26 @@ def line_chart(
     for value in rules:
         marks.append(f'<path class="rule" d="M{left:.1f} {y(value):.1f}H{width - 16}"/>')
     marks += [_marks(line, x, y) for line in lines]
-    ends = (f"{line.name} from {compact(line.points[0][1])} to {compact(line.points[-1][1])}" for line in lines)
+    ends = (
+        f"{line.name} from {compact(line.points[0][1])} to {compact(line.points[-1][1])}"
+        if len(line.points) > 1
+        else f"{line.name} at {compact(line.points[0][1])}"
+        for line in lines
+    )
     spoken = escape(f"{title}, by {x_label}: {'; '.join(ends)}")
     return Html(
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{spoken}">{"".join(marks)}</svg>'
         f"{_legend(lines)}</figure>"
     )
+
+
+def key(line: Line, left: int, right: int, y: int) -> str:
+    """What a line looks like, beside its name: a stroke, or where it has one point a dot."""
+    style = f"c{line.colour % COLOURS}"
+    if len(line.points) == 1:
+        return f'<circle class="dot {style}" cx="{(left + right) / 2}" cy="{y}" r="{ALONE}"/>'
+    return f'<path class="line {style}" d="M{left} {y}H{right}"/>'
 
 
 def whisker(value: float, low: float, high: float, span: tuple[float, float], colour: int = 0) -> Html:
@@ -260,17 +283,18 @@ def _marks(line: Line, x: _Axis, y: _Axis) -> str:
         lower = [f"{x(at):.1f} {y(low):.1f}" for at, low, _ in reversed(line.band)]
         marks += f'<path class="band {style}" d="M{"L".join(upper + lower)}Z"/>'
     places = [(f"{x(at):.1f}", f"{y(value):.1f}") for at, value in line.points]
-    marks += f'<path class="line {style}" d="M{"L".join(" ".join(place) for place in places)}"/>'
+    if len(places) > 1:
+        marks += f'<path class="line {style}" d="M{"L".join(" ".join(place) for place in places)}"/>'
     if len(places) <= 30:
-        marks += "".join(f'<circle class="dot {style}" cx="{cx}" cy="{cy}" r="2.4"/>' for cx, cy in places)
+        radius = 2.4 if len(places) > 1 else ALONE
+        marks += "".join(f'<circle class="dot {style}" cx="{cx}" cy="{cy}" r="{radius}"/>' for cx, cy in places)
     return marks
 
 
 def _legend(lines: Sequence[Line]) -> str:
     """Every line's name with the value it ends at."""
     items = "".join(
-        '<li><svg viewBox="0 0 26 10" aria-hidden="true">'
-        f'<path class="line c{line.colour % COLOURS}" d="M1 5H25"/></svg>'
+        f'<li><svg viewBox="0 0 26 10" aria-hidden="true">{key(line, 1, 25, 5)}</svg>'
         f"{escape(line.name)} <b>{compact(line.points[-1][1])}</b></li>"
         for line in lines
     )
@@ -278,6 +302,8 @@ def _legend(lines: Sequence[Line]) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, Html):
+        return value  # `str` of it would be text again, and its `&` escaped twice
     if (known := number(value)) is not None:
         return f"{known:.6g}" if isinstance(value, float) else str(value)
     if isinstance(value, list | tuple):

@@ -134,8 +134,7 @@ def _panel(title: str, lines: Sequence[Line], reach: float) -> str:
     start = chart.index(">", chart.index("<svg")) + 1
     inside = chart[start : chart.index("</svg>")]  # the page's chart without its frame, which a page would size
     names = "".join(
-        f'<path class="line c{line.colour % COLOURS}" d="M10 {y - 4}H38"/>'
-        f'<text x="46" y="{y}" class="name">{page.escape(line.name)}</text>'
+        f'{page.key(line, 10, 38, y - 4)}<text x="46" y="{y}" class="name">{page.escape(line.name)}</text>'
         for y, line in ((PANEL[1] + 40 + LEGEND_LINE * number, line) for number, line in enumerate(lines))
     )
     heading = f'<text x="10" y="18" class="title">{page.escape(title)}</text>'

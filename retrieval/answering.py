@@ -69,6 +69,8 @@ class Answered:
     sources: tuple[Source, ...]
     removed: Counter[str] = field(default_factory=Counter)
     """Pictures that the placement rules took out, by reason."""
+    told: Counter[str] = field(default_factory=Counter)
+    """Candidates that a model read of in words, by what told it of them; empty where it saw them, or read of none."""
 
 
 class Strategy(Protocol):
@@ -140,6 +142,7 @@ def answer(
         "sources": [asdict(source) for source in sources],
         "faults": dict(faults),
         "removed": dict(removed),
+        **({"told": dict(written.told)} if written.told else {}),
     }
     document = replace(document, meta=meta)
     return replace(written, document=document, faults=faults, sources=sources, removed=removed)
@@ -303,6 +306,8 @@ def described(answered: Answered) -> str:
     origins = Counter(picture.origin for picture in answered.document.images)
     parts = [f"{some(len(answered.document.images), 'picture')} ({_counts(origins)})" if origins else "no pictures"]
     parts[0] += f", {some(len(answered.candidates), 'candidate')}, {some(len(answered.sources), 'source')}"
+    if answered.told:
+        parts.append(f"candidates told by words alone: {_counts(answered.told)}")
     if answered.faults:
         parts.append(f"faults: {_counts(answered.faults)}")
     if answered.removed:

@@ -44,6 +44,8 @@ PREFILL = 512
 """Tokens of prompts that are prefilled in a turn, for rows that run wait for them. A longer prompt takes several."""
 PAUSE_S = 0.1
 """Between looks at those that wait while the engine pauses."""
+ROUND_S = 0.02
+"""Rows come, go and are read no more often: that takes the time of the processor from a model of short steps."""
 EIGHTHS = 8
 """A picture's progress is said so often."""
 FEW_LEFT = 0.5
@@ -89,6 +91,7 @@ class Engine:
         self._running: dict[int, Ticket] = {}
         self._writings: dict[int, Writing] = {}
         self._shares: dict[int, int] = {}
+        self._handed = 0.0
         self._numbers = count()
         self._spent: deque[float] = deque([1.0], maxlen=64)
         self._turn = Condition()
@@ -264,13 +267,21 @@ class Engine:
                     if not len(self._waiting):
                         self._turn.wait(1.0)
                 continue
+            self._step(sampler)
+            self._leave(sampler, {})
+
+    def _step(self, sampler: Sampler) -> None:
+        """One step; of a small model several, until it is time to look at the rows."""
+        due = False
+        while not due:
             sampler.draw()
-            if not sampler.late:  # then the ids are known already, and need not wait for the model
+            due = not sampler.running or time.monotonic() - self._handed >= ROUND_S
+            if due and not sampler.late:  # then the ids are known already, and need not wait for the model
                 self._hand_out(sampler)
             sampler.feed()
-            if sampler.late:
-                self._hand_out(sampler)
-            self._leave(sampler, {})
+            due = due or not sampler.running
+        if sampler.late:
+            self._hand_out(sampler)
 
     def _admit(self, sampler: Sampler) -> None:
         """The next ones, while there is room for their worst case, and not too much to prefill."""
@@ -331,10 +342,10 @@ class Engine:
 
     def _hand_out(self, sampler: Sampler) -> None:
         """New ids to those who read them, and how far pictures are."""
+        self._handed, read, shares = time.monotonic(), sampler.read(), sampler.shares_painted()
         for number, writing in self._writings.items():
-            ids = sampler.read(number)
+            ids, eighth = read.get(number, []), int(EIGHTHS * shares.get(number, 0.0))
             writing.ticket.drawn += len(ids)
-            eighth = int(EIGHTHS * sampler.share_painted(number))
             if ids or eighth > self._shares.get(number, 0):
                 writing.tell(Row(ids, eighth / EIGHTHS))
             self._shares[number] = eighth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class Curve:
         return [{key: value for key, value in line.items() if isinstance(value, int | float)} for line in lines]
 
 
+Looked = Callable[[UnifiedPolicy, list[dict[str, float]]], None]
+"""With the policy as it is, and the held-out curve so far."""
+
+
 class Watch(TrainerCallback):
     """Scores fixed held-out prompts every so often, off the clock, and stops when the seconds are spent."""
 
@@ -62,10 +66,12 @@ class Watch(TrainerCallback):
         budget: float,
         seed: int,
         guidance: float = 1.0,
+        looked: Looked = lambda policy, points: None,
     ):
         self.subject, self.policy, self.items = subject, policy, list(items)
         self.every, self.unit = every, unit
         self.budget, self.seed, self.guidance = budget, seed, guidance
+        self.looked = looked
         self.points: list[dict[str, float]] = []
         self.started = self.paused = 0.0
 
@@ -91,6 +97,7 @@ class Watch(TrainerCallback):
         scores = self.subject.score(self.policy, self.items, 1.0, self.seed, self.guidance)["story_exact"]
         value = sum(scores) / len(scores)
         self.points.append({"step": step, "seconds": round(before, 2), "sampled_story_exact": value})
+        self.looked(self.policy, self.points)
         self.paused += time.perf_counter() - start
 
 
@@ -107,6 +114,8 @@ class Setting:
     warmup_flags: list[str]
     grpo_flags: list[str]
     """Flags on top of the packaged settings of the subject."""
+    looked: Looked = lambda policy, points: None
+    """Is called off the clock at every point of the held-out curve."""
 
 
 def sources(root: Path, weights: Mapping[str, float]) -> list[SourceConfig]:
@@ -167,7 +176,7 @@ def reinforce(
     config, args = grpo_settings(subject, setting.root, out, setting.seed, [*setting.grpo_flags, *flags])
     unit = (args.steps_per_generation or 1) * args.num_iterations // args.gradient_accumulation_steps
     args.max_steps = unit * setting.iterations
-    watch = Watch(subject, policy, setting.curve_items, 5, unit, budget, setting.seed, guidance)
+    watch = Watch(subject, policy, setting.curve_items, 5, unit, budget, setting.seed, guidance, setting.looked)
     prompts = [subject.prompt(item, f"train-{i}") for i, item in enumerate(setting.train_items)]
     trainer = grpo.run(config, args, policy, prompts, [watch])
     return Curve(watch.points, watch.total, trainer.state.global_step, trainer.state.log_history)
@@ -175,7 +184,7 @@ def reinforce(
 
 def _watch(setting: Setting, policy: UnifiedPolicy, every: int, budget: float) -> Watch:
     """Of a warm-up, whose unit is a step."""
-    return Watch(setting.subject, policy, setting.curve_items, every, 1, budget, setting.seed)
+    return Watch(setting.subject, policy, setting.curve_items, every, 1, budget, setting.seed, looked=setting.looked)
 
 
 def warmup_settings(

@@ -16,7 +16,8 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +27,19 @@ import torch
 
 from ..configs import find_config, parse, read_yaml, terminal
 from ..configs.bounds import OneOrMore, Seed
+from ..configs.built import built
 from ..configs.errors import InputError, keeping, run_or_exit
 from ..configs.whole import write_atomically
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
+from ..models.policy import UnifiedPolicy
 from ..report.demo import write_report
 from ..rewards.build import RewardSettings, build_reward
 from ..train.from_scratch.new_model import NewModelConfig
 from ..worlds.picture_stories.figures import score_stories
 from ..worlds.picture_stories.prepare import WorldConfig, prepare
 from ..worlds.picture_stories.prompts import read_outlines
-from ..worlds.picture_stories.scenes import Outline
+from ..worlds.picture_stories.scenes import MAX_SCENES, MIN_SCENES, Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
 from .config import check_settings, effective, flat, setting_of
 from .measure import comparisons, figures, gains, measure, samples
@@ -45,6 +48,10 @@ from .subjects import Items, PictureStories, Subject
 
 DEFAULT_ARMS = ("warmup", "grpo_process")
 SAMPLES = 8
+REPORT = "report.html"
+UNMEASURED: dict[str, Any] = {"items": {}, "best_temperature": None, "training": []}
+"""Of the result of an arm that is still being trained."""
+Show = Callable[[str, dict[str, dict[str, Any]]], None]
 
 
 @dataclass
@@ -91,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:
     """Figures of any checkpoint on given outlines: `{"sampled": {"story_exact": {...}, ...}, "greedy": {...}}`."""
     outlines = read_outlines(prompts)  # first: a fault in the file should not wait for the model
+    if warning := untrained_lengths(outlines):
+        terminal.say(f"limner: warning: {prompts}: {warning}", to_stderr=True)
     policy = load(model)
     return {
         name: {
@@ -98,6 +107,18 @@ def score_checkpoint(model: str, prompts: Path, seed: int) -> dict[str, Any]:
         }
         for name, temperature in (("sampled", 1.0), ("greedy", 0.0))
     }
+
+
+def untrained_lengths(outlines: Sequence[Outline]) -> str:
+    """What to know of outlines that are shorter or longer than any in this world's training data; empty without."""
+    odd = Counter(len(outline) for outline in outlines if not MIN_SCENES <= len(outline) <= MAX_SCENES)
+    if not odd:
+        return ""
+    lengths = ", ".join(f"{count} of {length}" for length, count in sorted(odd.items()))
+    return (
+        f"{sum(odd.values())} of {len(outlines)} outlines have a number of scenes that was never trained ({lengths}); "
+        f"the demo's models know {MIN_SCENES} to {MAX_SCENES}, so these figures say little of them"
+    )
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
@@ -108,6 +129,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     check_settings(config)
     out = Path(config.out)
     runs = []
+    say(f"{out / REPORT} is there from the first figures on and keeps itself up to date: open it in a browser")
     for number in range(config.seeds):
         seed = config.seed + number
         root = out if number == 0 else out / f"seed-{seed}"
@@ -119,8 +141,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
         for gain in metrics["gains"]:
             say("{arm} over {against}, {metric}: {value:+.3f} [{low:+.3f}, {high:+.3f}], {seeds} seeds".format(**gain))
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    write_report(out / "report.html", metrics, runs[0][1])
-    say(f"wrote {out / 'report.html'}, {out / 'metrics.json'}, {out / 'model'}")
+    write_report(out / REPORT, metrics, runs[0][1])
+    say(f"wrote {out / REPORT}, {out / 'metrics.json'}, {out / 'model'}")
     return metrics
 
 
@@ -156,12 +178,21 @@ def run_seed(
     heldout, train, stages = prepare(root, config.world, config.new_model, seed, say)
     setting = setting_of(config, root, seed, heldout, train)
     results: dict[str, dict[str, Any]] = {}
+
+    def show(doing: str, running: dict[str, dict[str, Any]]) -> None:
+        """The report so far; `running` is an arm that is being trained, with what is known of it."""
+        known = results | running
+        doing = f"Seed {seed}: {doing}" if config.seeds > 1 else doing
+        metrics = _metrics(config, seed, known, stages) | {"unfinished": doing}
+        write_report(Path(config.out) / REPORT, metrics, _merge_samples(known))
+
     for name in arms:
         file = root / "arms" / name / "result.json"
         if not file.exists():
-            write_atomically(file, json.dumps(_run_one(name, setting, heldout, results)) + "\n")
+            write_atomically(file, json.dumps(_run_one(name, setting, heldout, results, show)) + "\n")
         results[name] = json.loads(file.read_text())
         say(f"{name}: {_line(results[name])}")
+        show(f"{name} is done", {})
     best = "grpo_process" if "grpo_process" in results else "warmup"
     trained = root / ("warmup" if best == "warmup" else f"arms/{best}") / "model"
     save(load(trained), root / "model")
@@ -170,8 +201,18 @@ def run_seed(
     return _metrics(config, seed, results, stages), _merge_samples(results), items
 
 
-def _run_one(name: str, setting: Setting, heldout: list[Outline], results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Trains and measures one arm, which comes after those in `results`."""
+def _run_one(
+    name: str, setting: Setting, heldout: list[Outline], results: dict[str, dict[str, Any]], show: Show
+) -> dict[str, Any]:
+    """Trains and measures one arm, which comes after those in `results`, and shows it at every point of its curve."""
+    reward = build_reward(RewardSettings(read_yaml(find_config("grpo/tiny"))["rewards"]))
+
+    def looked(policy: UnifiedPolicy, points: list[dict[str, float]]) -> None:
+        so_far = UNMEASURED | {"curve": points, "seconds": points[-1]["seconds"]}
+        so_far["samples"] = samples(policy, heldout[:SAMPLES], reward, setting.seed)
+        show(f"{name} is being trained: step {points[-1]['step']:,.0f}", {name: so_far})
+
+    setting = replace(setting, looked=looked)
     budget = math.inf if name in ("warmup", "grpo_process") else results["grpo_process"]["seconds"]
     say(f"{name}: training" + ("" if math.isinf(budget) else f" for {budget:.0f} s"))
     if name == "warmup":
@@ -183,7 +224,6 @@ def _run_one(name: str, setting: Setting, heldout: list[Outline], results: dict[
     say(f"{name}: measuring on {len(heldout)} held-out prompts")
     sweep = name in ("warmup", "control")
     items, best = measure(setting.subject, policy, setting.root, heldout, sweep, setting.seed)
-    reward = build_reward(RewardSettings(read_yaml(find_config("grpo/tiny"))["rewards"]))
     return {
         "items": items,
         "best_temperature": best,
@@ -216,11 +256,16 @@ def _metrics(
         "seed": seed,
         "arms": arms,
         "comparisons": comparisons({name: result["items"] for name, result in results.items()}, "warmup"),
-        "first_reach": {name: first_reach(result["curve"]) for name, result in results.items() if name != "warmup"},
+        "first_reach": {
+            name: reached
+            for name, result in results.items()
+            if name != "warmup" and ((reached := first_reach(result["curve"])) or result["items"])  # or: to come
+        },
         "stages": {"image_tokenizer": stages["image_tokenizer"], "warmup": {"loss": loss}},
         "data": {"tokens": stages["tokens"], "heldout_outlines_in_training_data": stages["heldout_in_training"]},
         "settings": asdict(config),
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "diffusers", "accelerate")}
+        "versions": {"limner": built()}
+        | {name: version(name) for name in ("torch", "transformers", "trl", "diffusers", "accelerate")}
         | {"python": sys.version.split()[0], "torch_threads": str(torch.get_num_threads())},
     }
 
@@ -230,7 +275,8 @@ def _merge_samples(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for rows in zip(*(result["samples"] for result in results.values()), strict=True):
         answers = {name: row["answer"] for name, row in zip(results, rows, strict=True)}
-        shown.append({"id": rows[0]["id"], "prompt": rows[0]["prompt"], "answers": answers})
+        prompt = {key: rows[0].get(key) for key in ("id", "prompt", "pictures")}
+        shown.append({**prompt, "answers": answers})
     return shown
 
 

@@ -50,8 +50,8 @@ from ..worlds.insertion_stories.scenes import Plan, insertion_prompt
 from ..worlds.picture_stories.figures import score_abilities
 from ..worlds.picture_stories.scenes import SCENES
 from .config import WITHOUT_EFFECT, flags, flat
-from .measure import ABILITIES
 from .seed import keep_settings, limit_threads, say
+from .subjects import ABILITIES
 
 ARMS = {
     "warmup": "warm-up",

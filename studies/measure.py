@@ -111,6 +111,7 @@ def samples(
             {
                 "id": completion.prompt.id,
                 "prompt": completion.prompt.to_json(),
+                "pictures": len(outlines[i]),
                 "answer": {
                     "document": completion.answer.to_json(),
                     "outcome": output.outcome[i],

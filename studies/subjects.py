@@ -28,6 +28,8 @@ from ..worlds.picture_stories.scenes import SCENES, Outline, story_prompt
 
 Items = dict[str, list[float]]
 """Scores of every item by metric."""
+ABILITIES = {"vqa": "understanding.vqa", "caption": "understanding.caption", "text_to_image": "text_to_image.exact"}
+"""Of the world's own, by the names that its scores have."""
 
 
 class Subject(Protocol):
@@ -87,8 +89,7 @@ class PictureStories:
         return verify_stories(write(policy, [story_prompt(outline) for outline in items], sampling), items).rows()
 
     def abilities(self, policy: UnifiedPolicy, root: Path, seed: int) -> Items:
-        names = {"vqa": "understanding.vqa", "caption": "understanding.caption", "text_to_image": "text_to_image.exact"}
-        return {names[name]: rows for name, rows in score_abilities(policy, SCENES, seed).items()}
+        return {ABILITIES[name]: rows for name, rows in score_abilities(policy, SCENES, seed).items()}
 
     def settings(self) -> dict[str, Any]:
         return {"world": asdict(self.world), "new_model": asdict(self.new_model)}

@@ -16,7 +16,7 @@ class ChatConfig:
     endpoint: EndpointConfig | None = None
     """The model behind an OpenAI-compatible server,"""
     local: LocalVLMConfig | None = None
-    """or in this process."""
+    """or in this process; one that reads text alone serves where no picture is shown."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class SharedEndpoint(EndpointConfig):
     """A model that several ask, under one name: a server's, unless `local` says that it runs here."""
 
     local: LocalVLMConfig | None = None
-    """A vision-language model in this process instead."""
+    """A model in this process instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

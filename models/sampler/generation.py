@@ -74,10 +74,10 @@ def stream(policy: UnifiedPolicy, prompt: TokenSequence, sampling: Sampling) -> 
         while sampler.running:
             sampler.draw()
             if not sampler.late:
-                yield from sampler.read(0)
+                yield from sampler.read().get(0, [])
             sampler.feed()
             if sampler.late:
-                yield from sampler.read(0)
+                yield from sampler.read().get(0, [])
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def evaluating(policy: UnifiedPolicy, samplings: Sequence[Sampling], steps: Step
     try:
         images = any(sampling.max_images != 0 for sampling in samplings)
         decoder = compiled(policy) if steps == "compiled" else nullcontext()
-        with decoder, policy.standing_still(images=images), policy.float32_heads.kept():
+        with decoder, policy.standing_still(images=images), policy.float32_heads.kept(policy.model):
             yield
     finally:
         policy.model.train(was_training)

@@ -338,22 +338,30 @@ class Sampler:
         if self._looks_at_its_own and painted.any():
             self._see_again(np.flatnonzero(painted))
 
-    def read(self, key: int) -> list[int]:
-        """The ids of a row that nobody has read yet; those of a picture only once it is whole, or the row has ended."""
+    def read(self) -> dict[int, list[int]]:
+        """By row, the ids that nobody has read yet; those of a picture only once it is whole, or the row has ended."""
         mirror, grammar = self.mirror, self.grammar
-        slot = int((mirror.key == key).nonzero()[0][0])
-        start, stop, place = int(mirror.read[slot]), int(mirror.drawn[slot]), int(mirror.place[slot])
-        if self._message is not None or start == stop or (1 < place < grammar.finished and place != grammar.painted):
-            return []
-        mirror.read[slot] = stop
-        if stop - start == 1 and grammar.host_due[mirror.before[slot]] == ANY_TEXT:
-            return [int(mirror.told[slot])]
-        return self.state.ids[slot, start:stop].tolist()
+        at, start, place = (mirror.key >= 0).nonzero()[0], mirror.read, mirror.place
+        inside = (place > 1) & (place < grammar.painted)
+        stop = mirror.drawn - np.where(inside, place - 1, 0)  # the picture's first id says that it is begun
+        at = at[stop[at] > start[at]]
+        if not len(at) or self._message is not None:
+            return {}
+        start, stop, keys = start[at], stop[at], mirror.key[at].tolist()
+        mirror.read[at] = stop
+        if (stop - start == 1).all() and (grammar.host_due[mirror.before[at]] == ANY_TEXT).all():
+            return {key: [told] for key, told in zip(keys, mirror.told[at].tolist(), strict=True)}
+        first, last = int(start.min()), int(stop.max())
+        ids = self.state.ids[torch.from_numpy(at).to(self.device), first:last].tolist()
+        spans = zip((start - first).tolist(), (stop - first).tolist(), strict=True)
+        return {key: row[slice(*span)] for key, row, span in zip(keys, ids, spans, strict=True)}
 
-    def share_painted(self, key: int) -> float:
-        """How much of the picture that a row is in has been drawn, 0 to 1; 0 in a text."""
-        place = int(self.mirror.place[self.mirror.key == key][0])
-        return min(place / self.grammar.painted, 1.0) if TEXT < place < self.grammar.finished else 0.0
+    def shares_painted(self) -> dict[int, float]:
+        """By row that is in a picture, how much of it has been drawn, 0 to 1."""
+        mirror, grammar = self.mirror, self.grammar
+        at = ((mirror.key >= 0) & grammar.inside(mirror.place)).nonzero()[0]
+        shares = np.minimum(mirror.place[at] / grammar.painted, 1.0)
+        return dict(zip(mirror.key[at].tolist(), shares.tolist(), strict=True))
 
     def settle(self) -> None:
         """Learns which texts go on, open a picture or end; the one wait of a step, and of none inside pictures."""

@@ -62,6 +62,18 @@ class Reader:
             self._text.ids.append(cast(int, token))
             yield from self._say()
 
+    def take_all(self, tokens: Sequence[int | None]) -> Iterator[str | ImageSegment | Any]:
+        """The same of several ids, up to the one that completes a stop string. Without those a text is read once."""
+        control = self.processor.vocabulary.controls
+        for number, token in enumerate(tokens, 1):
+            if self.stopped:
+                return
+            if self.stop or self._picture or number == len(tokens) or token in (control.boi, control.eos, None):
+                yield from self.take(token)
+            else:
+                self.ids.append(cast(int, token))
+                self._text.ids.append(cast(int, token))
+
     def _say(self, last: bool = False) -> Iterator[str | ImageSegment]:
         if not self._text.ids:
             return

@@ -71,6 +71,7 @@ class Asked:
     candidates: tuple[Candidate, ...]
     hits: tuple[Hit, ...]
     faults: Counter[str]
+    told: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ class Asking:
     """The package's where there is none."""
 
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
-        """Raises InputError where the model does not answer."""
+        """Raises InputError where the model does not answer, or where no words tell of any candidate."""
         asked = self.prepare(question, hits)
         (reply,) = self.model.complete([asked.request])
         return self.read(asked, reply)
@@ -97,6 +98,7 @@ class Asking:
         candidates, numbers, faults = candidates_of(hits, decode=self.pixels)
         if self.rules.images == "generated":
             candidates, numbers = (), {}
+        told = Counter() if self.pixels else told_of(candidates)
         template = self.template or load_template(VLM if self.pixels else LLM)
         chunks = in_reading_order([hit.chunk for hit in hits])
         places = {
@@ -106,7 +108,7 @@ class Asking:
             "wishes": [TextSegment(wishes_of(self.rules))],
         }
         document = fill(template.prompt, places, nothing="")
-        return Asked(Request(document, template.system, template.identity), candidates, tuple(hits), faults)
+        return Asked(Request(document, template.system, template.identity), candidates, tuple(hits), faults, told)
 
     def read(self, asked: Asked, reply: Answer) -> Answered:
         """Markers by the rule of `data.insertion.read_markers`; reasoning up to `</think>` is not part of it."""
@@ -121,7 +123,20 @@ class Asking:
         faults["refused"] += reply.finish in ("refusal", "content_filter")
         document = compose(sentences(marked.text), marked.placements, asked.candidates)
         sources = sources_of(asked.hits, [hit.chunk.id for hit in asked.hits], document, asked.candidates)
-        return Answered(document, asked.candidates, +faults, sources)
+        return Answered(document, asked.candidates, +faults, sources, told=asked.told)
+
+
+def told_of(candidates: Sequence[Candidate]) -> Counter[str]:
+    """How words tell of each candidate: its caption, or the text around its marker. Raises InputError where none do."""
+    told: Counter[str] = Counter()
+    for candidate in candidates:
+        told["caption" if candidate.caption.strip() else "place in the text" if candidate.context else "nothing"] += 1
+    if candidates and told["nothing"] == len(candidates):
+        raise InputError(
+            f"{some(len(candidates), 'picture')} found, without a caption and without text around: no words tell of "
+            "them; take --strategy vlm, whose model sees them, or write captions"
+        )
+    return told
 
 
 def context_of(
@@ -170,18 +185,26 @@ def _captions(candidates: Sequence[Candidate]) -> str:
 
 @register("strategy", "llm")
 class Captions(Asking):
-    """A language model writes from the sources; of the pictures it reads the captions."""
+    """A language model writes from the sources; of the pictures it reads the captions and where they stood."""
 
     needs = ("endpoint", "local")
-    sees = False
 
     def __init__(self, means: Means):
-        template = load_template(means.template) if means.template else None
-        super().__init__(means.chat(), means.rules, self.sees, template)
+        super().__init__(means.chat(), means.rules, template=template_of(means))
 
 
 @register("strategy", "vlm")
-class Seeing(Captions):
+class Seeing(Asking):
     """A vision-language model writes from the sources and their pictures."""
 
-    sees = True
+    needs = ("endpoint", "local")
+
+    def __init__(self, means: Means):
+        model = means.chat()
+        if not getattr(model, "sees", True):  # of a server one cannot know
+            raise InputError("local: the model reads no pictures; --strategy llm tells it of them by their captions")
+        super().__init__(model, means.rules, True, template_of(means))
+
+
+def template_of(means: Means) -> AnswerTemplate | None:
+    return load_template(means.template) if means.template else None

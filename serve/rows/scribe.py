@@ -100,11 +100,8 @@ class Writing:
         if self._reader is None:
             processor = self.scribe.policy.processor
             self._reader = Reader(processor, offered(processor, asked.prompt), asked.stop)
-        for token in [*row.ids, *([None] if row.why else [])]:
-            if self._reader.stopped:
-                break
-            for part in self._reader.take(token):
-                self._say(part)
+        for part in self._reader.take_all([*row.ids, *([None] if row.why else [])]):
+            self._say(part)
         self.done = self.done or self._reader.stopped
         if row.share and not self.done:
             ticket.mailbox.put(Progress(row.share))

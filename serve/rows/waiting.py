@@ -40,7 +40,8 @@ class Waiting:
         self._queues: dict[str, deque[Ticket]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        """Asked from threads that do not hold the engine's lock, too."""
+        return sum(map(len, list(self._queues.values())))
 
     def __iter__(self) -> Iterator[Ticket]:
         return (ticket for queue in list(self._queues.values()) for ticket in list(queue))

@@ -24,6 +24,7 @@ from ...models.families.chameleon import ChameleonPolicy
 from ...models.families.emu3 import Emu3Policy
 from ...models.families.janus.policy import JanusPolicy
 from ...models.families.shared_vocabulary import SharedVocabularyPolicy
+from ...models.families.vila_u.policy import VilaUPolicy
 from ...models.pictures.contract import VQImageTokenizer
 from ...models.policy import UnifiedPolicy
 from ...models.tokens.processing import Processor
@@ -31,7 +32,7 @@ from ...models.tokens.template import Template
 from ...models.tokens.text_tokenizer import train_text_tokenizer
 from ...train.from_scratch.new_model import NewModelConfig, general_english, new_policy
 from ...worlds.picture_stories.scenes import outlines, story
-from .baselines import Baseline, OneHeadBaseline, TwoHeadBaseline
+from .baselines import Baseline, DepthBaseline, OneHeadBaseline, TwoHeadBaseline
 
 SIZES = NewModelConfig()
 
@@ -83,6 +84,12 @@ def tiny_emu3() -> UnifiedPolicy:
     return Emu3Policy(Emu3ForConditionalGeneration(config), processor)
 
 
+def tiny_vila_u() -> UnifiedPolicy:
+    """Two residual codes a position; stock `generate` cannot draw them."""
+    processor = Processor(_text_tokenizer(), _image_tokenizer(VilaUPolicy.new_depth))
+    return new_policy(processor, replace(SIZES, family=VilaUPolicy.family))
+
+
 def llama_50m() -> UnifiedPolicy:
     """8 layers of width 512; half of 51 million parameters embed and score 16,384 text ids and 8,192 codes."""
     torch.manual_seed(SIZES.seed)
@@ -99,6 +106,7 @@ MODELS = {
     "tiny_chameleon": BenchModel(tiny_chameleon),
     "tiny_emu3": BenchModel(tiny_emu3),
     "tiny_janus": BenchModel(tiny_janus, TwoHeadBaseline),
+    "tiny_vila_u": BenchModel(tiny_vila_u, DepthBaseline),
     "llama_50m": BenchModel(llama_50m, turns=2),
 }
 
@@ -108,12 +116,12 @@ def _text_tokenizer(placeholder: str = "") -> Any:
     return train_text_tokenizer(texts, SIZES.text_vocabulary, placeholder)
 
 
-def _image_tokenizer() -> VQImageTokenizer:
+def _image_tokenizer(depth: int = 1) -> VQImageTokenizer:
     """Untrained: the sampler never calls it."""
     sizes = SIZES.image_tokenizer
     torch.manual_seed(sizes.seed)
     return VQImageTokenizer.create(
-        sizes.image_size, sizes.patch, sizes.channels, sizes.codes, sizes.code_size, sizes.tiled
+        sizes.image_size, sizes.patch, sizes.channels, sizes.codes, sizes.code_size, sizes.tiled, depth
     )
 
 

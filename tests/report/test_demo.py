@@ -108,6 +108,7 @@ def metrics() -> dict:
             ("sampled.story_exact", story),
             ("greedy.image_exact", story),
             ("understanding.vqa", 0.0),
+            ("understanding.caption", 0.0),
             ("text_to_image.exact", 0.01),
         )
     ]
@@ -190,7 +191,8 @@ def test_the_whole_report_is_well_formed_and_refers_to_nothing_outside(tmp_path:
         assert words in seen.replace("\xa0", " "), words
     for words in (
         "learning rate",
-        "2 more prompts",
+        "6 prompts",
+        "of 6 the 3 that gained most",
         "812,345",
         "0.998",
         "num_generations",
@@ -215,7 +217,7 @@ def test_rewards_stand_with_their_segments():
     assert "A small red circle" in text and "reward <b>1.00</b>" in text
     assert "reward <b>0.12</b>" in image and 'chip none">own sentence <b>&ndash;</b>' in image
     assert html.index("Warm-up</h4>") < html.index("Process GRPO</h4>"), "arms stand in their order"
-    assert html.count("Illustrate: small red circle") == 1, "the prompt is not repeated with each answer"
+    assert html.count("Illustrate: small red circle") == 2, "first and in full, and not with each answer"
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_hostile_strings_stay_text():
     told = samples(1, said=HOSTILE)
     told[0]["answers"][HOSTILE] = {"components": {HOSTILE: 1.0}, "segments": [{"index": 0, "parts": {HOSTILE: 1.0}}]}
     reader = Reader(report_html(record, told))
-    assert "script" not in reader.tags and reader.tags.count("img") == 2
+    assert "script" not in reader.tags and reader.tags.count("img") == 3  # warm-up is one of the two that come first
     assert reader.seen.count(HOSTILE) > 10
 
 
@@ -280,6 +282,65 @@ def test_verdicts_are_honest():
     assert [verdict.met for verdict in verdicts({})] == [None] * 5
 
 
+def test_no_goal_is_met_that_was_not_measured():
+    above, kept = 2, 3
+    record = metrics()
+    del record["arms"]["control"]
+    assert verdicts(record)[above].met is None, "a rival was not run"
+    record["arms"]["warmup"]["greedy"]["story_exact"] = estimate(0.9)
+    assert verdicts(record)[above].met is False, "one as good is enough to miss it"
+    record = metrics()
+    del record["arms"]["control"]["best_temperature"]
+    assert verdicts(record)[above].met is None
+    record["comparisons"] = [c for c in record["comparisons"] if c["metric"] != "understanding.caption"]
+    assert verdicts(record)[kept].met is None and "captions" in verdicts(record)[kept].figures
+
+
+def test_pictures_come_first_and_those_that_gained_most_before_others():
+    told = samples(5)
+    for number, sample in enumerate(told):
+        sample["prompt"]["segments"][0]["text"] = f"Prompt {number}."
+        sample["answers"] = {
+            name: {**answer, "outcome": (0.1 * number if name == "grpo_process" else 0.05)}
+            for name, answer in sample["answers"].items()
+        }
+    html = report_html(metrics(), told)
+    first = html[: html.index("<nav")]
+    assert [place for place in re.findall(r"Prompt (\d)\.", first)] == ["4", "3", "2"]
+    assert first.index("data:image/png") < first.index('class="verdicts"')
+    assert first.index("Warm-up ") < first.index("Process GRPO <span")
+
+
+def test_a_picture_left_out_has_its_place():
+    (told,) = samples(1)
+    whole = told["answers"].pop("warmup")
+    without = json.loads(json.dumps(whole))
+    del without["document"]["segments"][2]
+    told["answers"] |= {"warmup": without}
+    assert "No picture" not in report_html({}, [told]), "how many there should be is not known"
+    html = report_html({}, [{**told, "pictures": 1}])
+    assert html.count("No picture") == 2
+    assert html.index("A small red circle") < html.index("No picture") < html.index("Process GRPO <span")
+    assert report_html({}, [{**told, "pictures": 4}]).count("No picture") == 2 * (4 + 3)
+
+
+def test_a_run_that_goes_on_loads_itself_anew_and_says_what_it_does():
+    html = report_html({"unfinished": "warmup: step 300 <b>"}, samples(1))
+    assert '<meta http-equiv="refresh" content="10">' in html and "step 300 &lt;b&gt;" in html
+    assert "The first arm is being trained" in html and "<script" not in html
+    assert "refresh" not in report_html(metrics(), samples(1))
+
+
+def test_rewards_have_axes_that_can_be_read():
+    rows = [{"step": s, "reward": 0.9, "rewards/a": 0.95, "rewards/a/std": 0.02, "rewards/b": 0.97} for s in range(3)]
+    html = report_html({"arms": {"grpo_process": {"training": rows}}}, [])
+    charts = dict(re.findall(r"<figcaption>(reward[^<]*)</figcaption>(.*?)</figure>", html))
+    assert set(charts) == {"reward", "rewards", "rewards: std"}
+    ticks = [float(tick) for tick in re.findall(r'text-anchor="end">([\d.]+)</text>', charts["rewards"])]
+    assert min(ticks) >= 0.9 and max(ticks) == 1 and len(ticks) > 2
+    assert "a from 0.02" in charts["rewards: std"]
+
+
 @pytest.mark.parametrize("log", [False, True])
 def test_a_chart_keeps_its_marks_inside(log: bool):
     points = [(0.0, 5.0), (1.0, 0.001), (2.0, math.nan), (3.0, -1.0), (4000.0, 700.0)]
@@ -290,6 +351,17 @@ def test_a_chart_keeps_its_marks_inside(log: bool):
     for marks in re.findall(r' d="([^"]*)"', chart):
         for x, y in re.findall(r"([-\d.]+) ([-\d.]+)", marks):
             assert 0 <= float(x) <= 400 and 0 <= float(y) <= 230
+
+
+def test_a_point_alone_is_a_point():
+    chart = line_chart([Line("a", [(2.0, 5.0)]), Line("b", [(2.0, 5.0), (3.0, 6.0)])], title="t", x_label="x")
+    assert chart.count('class="dot c0" ') == 4 and f'r="{page.ALONE}"' in chart and "a at 5" in chart
+    assert chart.count('class="line c0"') == 2, "the other line, and its name"
+
+
+def test_a_dash_among_facts_is_escaped_once():
+    assert "<dd>&ndash;</dd>" in page.facts({"replies": page.Html("&ndash;")})
+    assert "<dd>&amp;ndash; &amp;</dd>" in page.facts({"replies": "&ndash; &"})
 
 
 def test_a_long_line_becomes_means_with_their_range():

@@ -10,6 +10,7 @@ from limner.retrieval.index.encoders import Encoders
 from limner.retrieval.index.store import Index
 
 from ..scripted_server import ScriptedServer, images
+from ..small_chat import save_text_model
 
 RED, BLUE = (Image.new("RGB", (80, 60), colour) for colour in ("red", "blue"))
 HOSTILE = "<script>alert(1)</script>"
@@ -72,6 +73,16 @@ def test_models_behind_an_endpoint_answer(index, tmp_path, capsys):
             assert [image.candidate for image in found.images] == [1]
             assert len(images(server.bodies[-1])) == seen
             assert "faults: 1 out of range" in capsys.readouterr().out
+
+
+def test_a_text_model_in_this_process_answers_by_captions_and_cannot_see(index, tmp_path, capsys):
+    local = ["--local.model", save_text_model(tmp_path / "llama"), "--local.max_new_tokens", "8"]
+    found = answered(
+        index, "strudel pastry", tmp_path / "a.json", "--strategy", "llm", "--documents", "strudel.md", *local
+    )
+    assert found.meta["told"] == {"caption": 1} and "words alone: 1 caption" in capsys.readouterr().out
+    with pytest.raises(InputError, match="reads no pictures; --strategy llm"):
+        answered(index, "strudel pastry", tmp_path / "b.json", "--strategy", "vlm", *local)
 
 
 def test_what_nothing_in_the_index_answers_needs_leave(index, tmp_path):

@@ -5,6 +5,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from limner.serve.engine import Engine, Limits, Refused
 from limner.serve.rows import scribe
 from limner.serve.rows.events import Begun, Ended, Failed, Mailbox, Progress, Shown, Text
 from limner.serve.rows.ticket import Asked, Reply
+from limner.serve.rows.waiting import Waiting
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene
 
 from ..models.families.tiny import FAMILIES
@@ -72,7 +74,17 @@ def told(document):
 
 @pytest.mark.parametrize("steps", ["plain", "fixed"])
 def test_random_arrivals_settings_and_cancels_leave_every_answer_what_write_gives(policy, steps):
-    chance = random.Random(len(steps))
+    check_random_arrivals(policy, steps, seed=len(steps))
+
+
+@pytest.mark.slow
+def test_random_arrivals_of_every_family(name):  # 220 requests in all
+    check_random_arrivals(FAMILIES[name](), seed=1)
+
+
+def check_random_arrivals(policy, steps="plain", seed=0):
+    """20 requests of random settings at random moments, of which a fifth is cancelled."""
+    chance = random.Random(seed)
     asked = [(chance.choice(PROMPTS), chance.choice(SETTINGS), chance.random() < 0.2) for _ in range(20)]
     with Engine(policy, Limits(slots=6, steps=steps)) as engine:
         replies = []
@@ -182,6 +194,25 @@ def test_the_queue_is_bounded_and_owners_take_turns(policy):
         engine.resume()
         ended = [reply.wait(30) and reply.ticket.times.admitted for reply in (*many, one)]
         assert ended[0] < ended[3] < ended[1] < ended[2]
+
+
+def test_the_queue_can_be_counted_while_it_changes():
+    waiting, over = Waiting(), threading.Event()
+
+    def change():
+        while not over.is_set():
+            for owner in "abcdefgh":
+                waiting.put(SimpleNamespace(owner=owner))
+            while waiting.first():
+                waiting.pop()
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        assert all(0 <= len(waiting) <= 8 for _ in range(50_000))
+    finally:
+        over.set()
+        changing.join()
 
 
 @pytest.mark.parametrize(("steps", "room"), [("plain", 700), ("fixed", 1600)])

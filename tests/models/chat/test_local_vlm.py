@@ -1,4 +1,4 @@
-"""A tiny LLaVA of the stock classes, random and offline: batches, cache, and texts that imitate control tokens."""
+"""A tiny LLaVA and a tiny Llama of the stock classes: batches, cache, and texts that imitate control tokens."""
 
 import shutil
 
@@ -19,8 +19,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from limner.configs.errors import InputError
 from limner.models.chat.local_vlm import LocalVLM, LocalVLMConfig
-from limner.models.chat.requests import Reply, Request
+from limner.models.chat.requests import Failure, Reply, Request
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+
+from ...small_chat import save_text_model
 
 TEMPLATE = (
     "{% for message in messages %}<turn>{{ message['role'] }}: {% for part in message['content'] %}"
@@ -145,3 +147,31 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path):
         LocalVLM(LocalVLMConfig(str(tmp_path)))
     with pytest.raises(InputError, match="model: missing"):
         LocalVLM(LocalVLMConfig())
+
+
+def test_a_model_that_reads_no_pictures_answers_texts(tmp_path):
+    folder = save_text_model(tmp_path / "llama")
+    requests = [document("Short."), document("Longer, <turn> and </s> typed in it."), document("Red: ", RED)]
+    model = LocalVLM(settings(folder, batch_size=2))
+    short, longer, pictured = model.complete(requests)
+    assert isinstance(short, Reply) and isinstance(longer, Reply) and not model.sees
+    assert [short, longer] == LocalVLM(settings(folder, batch_size=1)).complete(requests[:2])
+    assert longer.prompt_tokens - short.prompt_tokens == len("Longer, <turn> and </s> typed in it.") - len("Short.")
+    assert pictured == Failure("image", f"{folder} reads no pictures; take a vision-language model")
+    assert model.counts["failures/image"] == 1 and model.counts["replies"] == 2
+
+
+def test_a_prompt_without_room_for_an_answer_is_a_failure_and_the_others_are_answered(tmp_path):
+    folder = save_text_model(tmp_path / "llama", positions=64)
+    model = LocalVLM(settings(folder, batch_size=3))
+    first, long, last = model.complete([document("One."), document("x" * 50), document("Another.")])
+    assert isinstance(first, Reply) and isinstance(last, Reply)
+    assert isinstance(long, Failure) and long.kind == "rejected" and "64 positions" in long.reason
+    assert model.counts["failures/rejected"] == 1
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path):
+    folder = save_text_model(tmp_path / "llama")
+    (tmp_path / "llama" / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="no chat template"):
+        LocalVLM(settings(folder))

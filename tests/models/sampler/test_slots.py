@@ -1,5 +1,7 @@
 """An answer is a function of its request: whatever its neighbours, its slot, and when it came."""
 
+import random
+
 import pytest
 import torch
 
@@ -42,6 +44,25 @@ def test_any_order_and_any_neighbours_give_the_plain_loop_s_answers(policy, requ
 @pytest.mark.parametrize("at_once", [1, 5, None])
 def test_any_number_at_once_gives_the_same(policy, requests, answers, at_once):
     check_same(complete(policy, requests, at_once, "fixed" if at_once == 5 else "plain"), answers)
+
+
+def test_ids_are_read_in_order_and_a_text_before_its_picture_is_whole(policy, requests, answers):
+    chance, boi = random.Random(0), policy.vocabulary.controls.boi
+    with torch.inference_mode():
+        sampler, seen, held = Sampler(policy), {row: [] for row in range(len(requests))}, 0
+        sampler.admit([*seen], requests)
+        while sampler.running:
+            sampler.draw()
+            if chance.random() < 0.3 or not sampler.running:
+                for row, ids in sampler.read().items():
+                    seen[row] += ids
+                drawn = dict(zip(sampler.mirror.key.tolist(), sampler.mirror.drawn.tolist(), strict=True))
+                behind = [row for row, ids in seen.items() if len(ids) < drawn[row]]
+                assert all(seen[row][-1] == boi for row in behind), "what is held back is of a picture"
+                assert {*behind} <= sampler.shares_painted().keys()
+                held += len(behind)
+            sampler.feed()
+    assert held > 10 and [*seen.values()] == [sample.ids_C.tolist() for sample in answers]
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import random
 
 import pytest
+import torch
 
-from limner.models.tokens.reader import BLOCK, Reader
+from limner.models.tokens.reader import BEGUN, BLOCK, Reader
 
 from ..families.tiny import FAMILIES
 
@@ -35,3 +36,34 @@ def test_pieces_are_the_text_and_few_ids_are_decoded(name, monkeypatch):
         pieces += reader.take(None)
         assert "".join(pieces) == decode(ids_here, skip_special_tokens=False)
         assert spent < 3 * BLOCK * len(ids_here)
+
+
+@pytest.mark.parametrize("stop", [(), ("ut a",), ("1. It",)])
+@pytest.mark.parametrize("name", ["gemma3", "janus"])
+def test_ids_that_come_several_at_a_time_say_the_same(name, stop):
+    processor, chance = FAMILIES[name]().processor, random.Random(0)
+    control, picture = processor.vocabulary.controls, [*processor.vocabulary.image]
+    codes = [number if number >= 0 else int(processor.vocabulary.ids_of(torch.tensor([2]))[0]) for number in picture]
+    ids = [*processor.text_ids(TEXT), control.boi, *codes, *processor.text_ids(" But a b. " + TEXT), control.eos]
+    one, several = Reader(processor, {}, stop), Reader(processor, {}, stop)
+    parts = []
+    for token in [*ids, None]:
+        parts += [] if one.stopped else one.take(token)
+    together, start = [], 0
+    while start < len(ids):
+        end = start + chance.randrange(1, 9)
+        together += several.take_all(ids[start:end])
+        start = end
+    together += several.take_all([None])
+    assert joined(together) == joined(parts) and several.ids == one.ids and several.stopped == one.stopped == bool(stop)
+
+
+def joined(parts):
+    """Texts between what is none."""
+    found = [""]
+    for part in parts:
+        if isinstance(part, str):
+            found[-1] += part
+        else:
+            found += ["begun" if part is BEGUN else part.codes_N.tolist(), ""]
+    return found

@@ -6,7 +6,7 @@ from limner.models.chat.endpoint import Endpoint, EndpointConfig
 from limner.models.chat.requests import Reply
 from limner.models.documents.candidates import MARKER
 from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
-from limner.retrieval.answering import answer
+from limner.retrieval.answering import answer, described
 from limner.retrieval.index.corpus import Hit, make_chunks
 from limner.retrieval.placing import PlacementRules
 from limner.retrieval.strategies.asking import AnswerTemplate, Asking, load_template
@@ -72,6 +72,19 @@ def test_markers_that_place_nothing_are_counted_and_leave_no_trace():
     assert "img" not in answered.document.text and "http" not in answered.document.text
     assert "Use" not in answered.document.text
     assert answered.document.meta["faults"] == dict(answered.faults)
+
+
+def test_words_tell_of_each_candidate_or_the_question_is_refused():
+    answered, _ = asked_of(lambda body: "Roll. <img1>")
+    assert answered.told == {"caption": 1, "place in the text": 1} == answered.document.meta["told"]
+    assert "words alone: 1 caption, 1 place in the text" in described(answered)
+    seen, _ = asked_of(lambda body: "Roll. <img1>", pixels=True)
+    assert not seen.told and "told" not in seen.document.meta
+    silent = InterleavedDocument((ImageSegment(Image.new("RGB", (24, 16), "red")),), "album", {"title": "Strudel"})
+    hits = [Hit(chunk, 1.0, ("words",)) for chunk in make_chunks(silent)[0]]
+    with pytest.raises(InputError, match="1 picture found, without a caption.*--strategy vlm"):
+        Asking(None).prepare("How?", hits)  # type: ignore[arg-type]
+    assert Asking(None, pixels=True).prepare("How?", hits).candidates  # type: ignore[arg-type]
 
 
 def test_the_rules_are_told_to_the_model_and_hold_whatever_it_does():

@@ -60,16 +60,17 @@ def check_contenders(policy, baseline):
     scores = {False: [], True: []}
     logits = baseline.logits
 
-    def recorded(hidden, image):
-        scores[image].append(logits(hidden, image))
+    def recorded(hidden, image, ids):
+        scores[image].append(logits(hidden, image, ids))
         return scores[image][-1]
 
     baseline.logits = recorded
     run_ceiling(baseline, prompt.ids_T, table)
     texts = [part for ids_C in documents for part in segments(ids_C, policy.vocabulary)[::2]]
     assert sum(map(len, scores[False])) == sum(map(len, texts))
-    codes = torch.cat([column.ids_R[column.image] for column in table if len(column.image)]) - size
-    logp = torch.cat(scores[True]).log_softmax(-1).gather(-1, codes[:, None])[:, 0]
+    ids = torch.cat([column.ids_R[column.image] for column in table if len(column.image)])
+    codes = policy.vocabulary.codes_of(ids).view(len(ids), -1)
+    logp = torch.cat(scores[True]).view(*codes.shape, -1).log_softmax(-1).gather(-1, codes[..., None])[..., 0].sum(1)
     order = sorted(range(len(samples)), key=lambda row: -len(documents[row]))
     at = [sample.ids_C >= size for sample in samples]
     sampled = [

@@ -221,7 +221,7 @@ def test_what_training_holds_of_a_checkpoint_is_exact(policy, stored, adapted_to
         found, rel=0.01
     )  # the norms are none of the linear layers
     states = torch.zeros(1, shape.hidden)
-    with policy.float32_heads.kept():
+    with policy.float32_heads.kept(policy.model):
         policy.allowed_text_logits(states, torch.zeros(1), None), policy.guided_image_logits(states)
         copies = policy.float32_heads._copies or {}
     assert memory.head_copy(shape, run) == sum(copy.nbytes for copy in copies.values())
