@@ -29,7 +29,7 @@ setup(
         f"{PACKAGE}.report.viewer": ["*.css", "*.js"],
         f"{PACKAGE}.serve": ["page/*.html", "page/*.css", "page/*.js"],
         f"{PACKAGE}.train.from_scratch": ["*.txt"],
-        f"{PACKAGE}.worlds.icon_tales": ["*.txt", "icons/*"],
+        f"{PACKAGE}.worlds.icon_tales": ["*.txt", "noto/*"],
     },
     install_requires=[
         "torch>=2.6,<2.14",
