@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from .configs.commands import COMMANDS, listing, sentence
 from .configs.errors import ArgumentParser, InputError, run_or_exit
 from .configs.on_demand import on_demand
 from .configs.schema import did_you_mean
-from .configs.terminal import one_line, say
+from .configs.terminal import one_line, say, say_next
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -32,8 +31,6 @@ USAGE = f"""usage: limner COMMAND [...]
 
 
 def main() -> None:
-    # DeepSpeed, where it is installed, says at its import that there is no GPU: on stdout, which is for answers.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     run_or_exit(run)
 
 
@@ -86,12 +83,14 @@ def evaluate(argv: Sequence[str]) -> int:
     from .report.evaluation import no_score, write_report
 
     faults = 0
-    for folder in main(argv):
+    for folder in (folders := main(argv)):
         said = write_report(folder)
         if reason := no_score(folder):
             faults += 1
             say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
-        say(said)
+        say(said)  # its last line is the page
+    if folders and not faults:
+        say_next("limner", "guard", "RUN_BEFORE", "RUN_AFTER", "--limits", "{FIGURE: LOSS}")
     return int(faults > 0)
 
 
@@ -141,13 +140,15 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
     keep = arguments.keep_duplicates
     if target is None or arguments.dry_run is not None:
         say(try_source(source, arguments.source, arguments.dry_run, keep).table())
+        say("nothing was written; next: the same command with --out DIR, without --dry-run")
         return
     if arguments.tasks or arguments.workers:
         _in_units(arguments, target, options)
         return
     share, overwrite = arguments.heldout_share, arguments.overwrite
     report = convert(source, arguments.source, target, heldout_share=share, keep_duplicates=keep, overwrite=overwrite)
-    say(report.summary())
+    say(f"{report.summary()}\nwrote {target}")
+    _say_preview(target)
 
 
 def _in_units(arguments: Namespace, target: Path, options: dict) -> None:
@@ -180,6 +181,15 @@ def _say_merged(target: Path, index: ShardIndex) -> None:
     total = sum(shard.records for shard in index.shards)
     out = ", ".join(f"{rule} {count}" for rule, count in index.report["rules"]["left out"].items())
     say(f"{target}: {total} documents in {len(index.shards)} shards" + (f"; left out: {out}" if out else ""))
+    _say_preview(target)
+
+
+def _say_preview(target: Path) -> None:
+    say_next("limner", "data", "preview", target)
+
+
+def _say_warmup(target: str | Path) -> None:
+    say_next("limner", "warmup", "--config", "warmup/documents", "--data", target)
 
 
 def stats(argv: Sequence[str]) -> None:
@@ -197,6 +207,8 @@ def stats(argv: Sequence[str]) -> None:
     say(stats_table(figures))
     if arguments.json:
         write_atomically(arguments.json, json.dumps(figures, indent=1) + "\n")
+        say(f"wrote {arguments.json}")
+    _say_warmup(arguments.directory)
 
 
 def subset(name: str, argv: Sequence[str]) -> None:
@@ -220,6 +232,7 @@ def subset(name: str, argv: Sequence[str]) -> None:
     index = getattr(subsets, name)(source, target, *options.values(), overwrite=overwrite)
     parts = [f"{split} {sum(kinds.values())}" for split, kinds in index.kinds.items() if kinds]
     say(f"{target}: {', '.join(parts)} documents")
+    _say_warmup(target)
 
 
 def split(argv: Sequence[str]) -> None:
@@ -269,6 +282,7 @@ def encode(argv: Sequence[str]) -> None:
     kept = f", {done.kept} shards were done before" if done.kept else ""
     rate = done.pictures / max(done.seconds, 1e-9)
     say(f"{arguments.out}: {done.pictures} pictures in {done.seconds:.1f} s on {device}, {rate:.0f} a second{kept}")
+    _say_warmup(arguments.out)
 
 
 def sniff(argv: Sequence[str]) -> None:
@@ -295,6 +309,7 @@ def preview(argv: Sequence[str]) -> None:
     page = arguments.out or arguments.directory.with_name(f"{arguments.directory.absolute().name}-preview.html")
     shown = write_preview(arguments.directory, page, arguments.samples, arguments.split)
     say(f"{page}: {shown} document{'s' * (shown != 1)}")
+    say_next(page=page)
 
 
 def insertion(argv: Sequence[str]) -> None:
@@ -324,6 +339,8 @@ def insertion(argv: Sequence[str]) -> None:
         overwrite=arguments.overwrite,
     )
     say(report)
+    tasks = arguments.out / "train.jsonl"
+    say_next("limner", "grpo", "--config", "grpo/inserter-text", "--model", "MODEL", "--prompts", tasks)
 
 
 def validate(argv: Sequence[str]) -> None:
@@ -342,6 +359,7 @@ def validate(argv: Sequence[str]) -> None:
     total = sum(sum(counts.values()) for counts in kinds.values())
     parts = [f"{split} {kind} {n}" for split, counts in kinds.items() for kind, n in counts.items() if n]
     say(f"{arguments.directory}: {total} record{'s are' if total != 1 else ' is'} sound ({', '.join(parts)})")
+    _say_warmup(arguments.directory)
 
 
 def generate(argv: Sequence[str]) -> None:
@@ -384,6 +402,10 @@ def generate(argv: Sequence[str]) -> None:
     count = len(answer.images)
     said = [f"{count} picture{'s' * (count != 1)}", *(note for note, holds in notes.items() if holds)]
     say(f"{arguments.out}: {'; '.join(said)}")
+    if arguments.out.suffix == ".html":
+        say_next(page=arguments.out)
+    else:
+        say_next("limner", "serve", "--model", arguments.model)
 
 
 def _found_in(folder: Path) -> Callable[[str, int], Sequence[Candidate]]:

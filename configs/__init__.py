@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 
+from .bounds import RENAMED
 from .commands import COMMANDS, sentence
 from .errors import InputError
 from .redaction import without_secrets
@@ -49,8 +50,9 @@ from .yaml_file import read_yaml, scalar
 __all__ = ["build", "find_config", "packaged_names", "parse", "read_yaml", "resolved", "save_resolved"]
 
 SUFFIXES = (".yaml", ".yml")
-DERIVED = {"generation_batch_size": "steps_per_generation"}
-"""TRL fills both of a pair and refuses to read both back; the one kept does not depend on the number of ranks."""
+DERIVED = {"generation_batch_size": "steps_per_generation", **RENAMED}
+"""The libraries fill both of a pair. TRL refuses to read both of the first back; the one kept does not depend on the
+number of ranks."""
 SECTIONS = ("warmup", "grpo")
 """Of a file of configs/model/: a base model's settings for each command."""
 CHECKPOINT = "limner.json"

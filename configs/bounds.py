@@ -3,7 +3,7 @@
 import argparse
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, NamedTuple, get_args
 
 
@@ -79,6 +79,42 @@ THEIRS: dict[str, Range] = {
 }
 """Of settings of transformers' TrainingArguments and TRL's GRPOConfig, which check few of theirs. The others of TRL
 are refused altogether where their value is not the default (`train.objective.algorithm`)."""
+RENAMED = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Of theirs: a name of before, which is still read, and the one of now."""
+OF_EVALUATION = (
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval"),
+)
+OF_SAVING = ("save_total_limit", "save_only_model", "push_to_hub")
+OF_PUSHING = ("hub_model_id", "hub_strategy", "hub_revision", "hub_private_repo", "hub_always_push")
+
+
+def without_effect(values: Mapping[str, Any], asked: Collection[str]) -> str:
+    """Why one of their settings would have no effect, and what to do, beginning with its name; empty where all have.
+
+    values: all of a training run; asked: names of those that somebody gave."""
+    strategy, pushes = str(getattr(values["save_strategy"], "value", values["save_strategy"])), values["push_to_hub"]
+    no_best = (
+        "transformers evaluates nothing while limner trains, so no checkpoint is the best; leave it out, and score "
+        "checkpoints by `limner eval` (in GRPO heldout.prompts gives a held-out score as well)"
+    )
+    if strategy == "best":
+        return f"save_strategy: {no_best}"
+    for name in (name for name in OF_EVALUATION if name in asked):
+        return f"{name}: {no_best}"
+    for name in (name for name in ("save_steps", *OF_SAVING) if name in asked):
+        if strategy == "no" or (name == "save_steps" and strategy != "steps"):
+            return (
+                f"{name}: has no effect, for save_strategy is {strategy}; give --save_strategy steps, or leave it out"
+            )
+    if strategy == "steps" and values["save_steps"] == 0:
+        return "save_steps: 0 is no number of steps between two checkpoints; give one, or --save_strategy no"
+    for name in (name for name in OF_PUSHING if name in asked and not pushes):
+        return f"{name}: has no effect without push_to_hub; give --push_to_hub true, or leave it out"
+    return ""
 
 
 def bounded(hint: Any) -> Callable[[str], Any]:

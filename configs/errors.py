@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
-from .terminal import one_line, prepare_streams, say
+from .terminal import one_line, prepare_streams, quiet_libraries, say
 
 LONGEST_LINE = 2000
 """Characters of an error. A message may quote a whole file; its beginning and its end, the remedy, are shown."""
@@ -151,6 +151,7 @@ def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
     So is a file that cannot be read or written, wherever that came up; an interrupt is one line and exit code 130.
     Anything else is a bug and keeps its traceback."""
     prepare_streams()
+    quiet_libraries()
     try:
         with _interruptible():
             _check_text(sys.argv[1:])

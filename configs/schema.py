@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .bounds import LARGEST, THEIRS, Range
+from .bounds import LARGEST, RENAMED, THEIRS, Range, without_effect
 from .errors import InputError
 from .yaml_file import scalar
 
@@ -59,6 +59,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str | Place, base: T 
     place = where if isinstance(where, Place) else Place(where)
     if not isinstance(mapping, Mapping):
         raise _expected(f"a mapping ({cls.__name__})", mapping, place)
+    mapping = _by_new_names(mapping) if is_foreign(cls) else mapping
     hints, values = fields_of(cls), {}
     for key, value in mapping.items():
         if key not in hints:
@@ -71,6 +72,10 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str | Place, base: T 
             values[field.name] = getattr(base, field.name)
         elif field.default is field.default_factory is dataclasses.MISSING:
             raise InputError(f"{place.at(field.name)}: missing, and it has no default")
+    if "save_strategy" in hints and (reason := _without_effect(cls, mapping, values)):
+        name = reason.partition(":")[0]
+        flag = name in mapping and isinstance(mapping[name], Flag)
+        raise InputError(f"--{reason}" if flag else f"{place}: {reason}")
     try:
         return cls(**values)
     except (ValueError, TypeError, ImportError) as error:  # the class's own checks, TrainingArguments' included
@@ -80,6 +85,34 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str | Place, base: T 
         for key in flags:
             text = text.removeprefix(f"{key}: ")
         raise InputError(f"{', '.join(flags.values()) or place}: {text}") from error
+
+
+def _by_new_names(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A setting under its old name is that under its new one; of both a flag holds. Raises InputError where they
+    differ otherwise."""
+    found = dict(mapping)
+    for old, new in ((old, new) for old, new in RENAMED.items() if old in mapping):
+        given = found.pop(old)
+        if new not in mapping or (isinstance(given, Flag) and not isinstance(mapping[new], Flag)):
+            found[new] = given
+        elif isinstance(given, Flag) == isinstance(mapping[new], Flag) and _read(given) != _read(mapping[new]):
+            raise InputError(f"{old}: is called {new} now, which is given as well, and differs; give {new} alone")
+    return found
+
+
+def _without_effect(cls: type, mapping: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Asked for is what differs from the default, and a flag of how often to save; not what a file says of saving where
+    a flag turns it off."""
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    flags = {name for name, value in mapping.items() if isinstance(value, Flag)}
+    asked = {name for name in values if values[name] != defaults[name]} | (flags & {"save_steps"})
+    asked = asked & flags if "save_strategy" in flags else asked
+    return without_effect({**defaults, **values}, asked)
+
+
+def _read(value: Any) -> Any:
+    text = value.value if isinstance(value, Flag) else value
+    return scalar(text) if isinstance(text, str) else text
 
 
 def convert(value: Any, kind: Any, place: Place, default: Any = None) -> Any:

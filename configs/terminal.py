@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 import unicodedata
+import warnings
 from typing import TextIO
 
 SPACES = {"\n", "\t"}
@@ -27,12 +29,24 @@ def say(text: object = "", *, to_stderr: bool = False, flush: bool = False) -> N
     print(visible(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=flush)
 
 
+def say_next(*words: object, page: object = None) -> None:
+    """How a command ends: the one that goes on from what it wrote, to be copied, or the page to be looked at."""
+    say(f"next: {shlex.join(map(str, words)) if page is None else f'open {page} in a browser'}")
+
+
 def prepare_streams() -> None:
     """A terminal that cannot show a character (a C locale) gets its escape; warnings of ours are made visible, too."""
     for stream in (sys.stdout, sys.stderr):
         _show_or_escape(stream)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_Visible())
+
+
+def quiet_libraries() -> None:
+    """What libraries say to each other's authors is kept from users, who can do nothing about it: DeepSpeed, at its
+    import, that there is no GPU (on stdout, which is for answers); transformers, that PEFT and TRL call an old name."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
 
 
 class _Visible(logging.Formatter):

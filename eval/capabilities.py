@@ -31,6 +31,8 @@ COMPARED = ("benchmark", "data", "limit", "prompt", "sampling", "scoring", "judg
 """Parts of a manifest that must be the same before and after."""
 MAY_DIFFER = ("file", "records", "base_url", "detections", "replies")
 """What may differ within them."""
+SHARE_DIGITS = 4
+"""Decimals of a figure that is a share of 1; percents and points have two."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = {"before": config.before, "after": config.after, "rows": [asdict(row) for row in rows]}
         write_atomically(Path(config.out), json.dumps(table, indent=1) + "\n")
     say(table_text(rows))
+    say(verdict(rows) + (f"; wrote {config.out}" if config.out else ""))
     return int(any(row.crossed for row in rows))
 
 
@@ -112,13 +115,26 @@ def table_text(rows: Sequence[Row]) -> str:
         c = row.comparison
         change = c.difference
         said = row.crossed or ("" if row.limit is None else "ok")
-        numbers = [f"{c.before:.2f}", f"{c.after:.2f}", f"{change['value']:+.2f}"]
-        interval = f"{change['low']:+.2f} to {change['high']:+.2f}"
+        digits = SHARE_DIGITS if max(abs(c.before), abs(c.after)) <= 1 else 2
+        numbers = [f"{c.before:.{digits}f}", f"{c.after:.{digits}f}", f"{change['value']:+.{digits}f}"]
+        interval = f"{change['low']:+.{digits}f} to {change['high']:+.{digits}f}"
         limit = "" if row.limit is None else f"{-row.limit:g}"
         cells.append([row.name, *numbers, interval, str(change["n"]), str(c.unpaired), limit, said])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(_aligned(line, widths)).rstrip() for line in cells]
     return "\n".join(lines)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The last line: whether what is limited was kept."""
+    limited = [row for row in rows if row.limit is not None]
+    if not limited:
+        name = rows[0].name if rows else "RUN.FIGURE"
+        return (
+            f"no figure is held; next: the same command with --limits '{{{name}: LOSS}}', as large a loss as you allow"
+        )
+    lost = [row.name for row in limited if row.crossed]
+    return f"beyond its limit: {', '.join(lost)}" if lost else f"within their limits: all {len(limited)} that have one"
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..configs.errors import ArgumentParser, InputError
 from ..configs.registry import find
-from ..configs.terminal import say
+from ..configs.terminal import say, say_next
 from ..data.jobs.subsets import documents_of, normal, perceptual_hash
 from ..data.shards import SPLITS, ShardIndex, ShardWriter, read_index
 from ..models.documents.document import ImageSegment, InterleavedDocument
@@ -159,3 +159,4 @@ def main(argv: Sequence[str]) -> None:
     template = f"; {kept} kept that are worded as GenEval words its prompts" if kept else ""
     total = sum(sum(kinds.values()) for kinds in index.kinds.values())
     say(f"{arguments.out}: {total} documents; left out: {gone}{template}")
+    say_next("limner", "warmup", "--config", "warmup/documents", "--data", arguments.out)

@@ -70,6 +70,8 @@ def summary(results: Mapping[str, Any]) -> str:
     noted = ", ".join(f"{n['total']} {name} in {n['scores']} scores" for name, n in counts["notes"].items())
     lines.append(f"{counts['scored']} of {counts['scores_wanted']} scores; missing: {failed or 'none'}")
     lines.append(f"answers cut by the length limit: {counts['not_ended']}" + (f"; {noted}" if noted else ""))
+    if written := counts.get("writing"):
+        lines.append("while the answers were written: " + ", ".join(f"{n} {name}" for name, n in written.items()))
     return "\n".join(lines)
 
 
@@ -143,9 +145,11 @@ def _counts(counts: Mapping[str, Any]) -> Html:
     }
     failed = [[reason, f"{count:,}"] for reason, count in counts["failed"].items()]
     seen = [[name, f"{n['scores']:,}", f"{n['total']:,}"] for name, n in counts["notes"].items()]
+    written = [[name, f"{count:,}"] for name, count in counts.get("writing", {}).items()]
     return join(
         [
             facts(known),
+            table(["While the answers were written", "in total"], written) if written else Html(""),
             table(["No score, by reason", "scores"], failed) if failed else note("No score is missing."),
             table(["Judged otherwise than in full", "scores", "in total"], seen) if seen else Html(""),
         ]

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from PIL import Image
 
 from ..configs.errors import InputError
-from ..configs.terminal import say
+from ..configs.terminal import say, say_next
 from ..configs.whole import write_atomically
 from ..models.documents.document import open_image, to_rgb
 from ..models.documents.rendering import beginning, caption_of, markdown_html
@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
     say(listing(found))
     if arguments.out:
         write_atomically(arguments.out, search_page(found))
-        say(arguments.out)
+        say(f"wrote {arguments.out}")
+        say_next(page=arguments.out)
 
 
 def search_page(found: Found) -> str:

@@ -118,6 +118,7 @@ def run(config: InsertOrGenerateConfig) -> dict[str, Any]:
             write_atomically(out / "table.md", insertion_markdown(summary))
             write_atomically(out / "report.html", insertion_html(summary))
     say(f"wrote {', '.join(str(out / name) for name in ('results.json', 'table.md', 'report.html'))}")
+    say(f"next: open {out / 'report.html'} in a browser")
     return summary
 
 

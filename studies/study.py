@@ -78,6 +78,7 @@ def run(config: StudyConfig, chosen: Sequence[str] | None = None) -> dict[str, A
         work(config, jobs)
     summary = write_outputs(config, read_results(config))
     say(f"wrote {', '.join(str(out / name) for name in ('table.md', 'figure.svg', 'report.html', 'results.json'))}")
+    say(f"next: open {out / 'report.html'} in a browser")
     return summary
 
 

@@ -60,6 +60,8 @@ def test_generate_writes_each_form(limner, checkpoint, tmp_path):
             "generate", "--model", checkpoint, "--prompt", "A <boi> story", "--out", out, "--max-new-tokens", 60
         )
         assert code == 0 and str(out) in said and out.is_file()
+        following = f"next: open {out} in a browser" if suffix == "html" else f"next: limner serve --model {checkpoint}"
+        assert said.endswith(f"{following}\n")
     plain = ("generate", "--model", checkpoint, "--prompt", "x", "--out", tmp_path / "b.md", "--max-new-tokens", 30)
     code, said, err = limner(*plain, "--guidance", 2, "--max_images", 0)
     assert "Loading" not in err
@@ -150,8 +152,11 @@ def test_markdown_folder_to_preview(limner, tmp_path):
     (source / "a.md").write_text("# A\n\nText.\n\n![red](red.png)\n\nMore. ![gone](gone.png)\n")
     code, said, _ = limner("data", "from-markdown", source, "--out", tmp_path / "out")
     assert code == 0 and said.startswith("1 document, 1 image") and "gone.png" in said and "a.md:7" in said
-    assert limner("data", "validate", tmp_path / "out")[0] == 0
-    assert limner("data", "preview", tmp_path / "out", "--out", tmp_path / "page.html")[0] == 0
+    assert said.endswith(f"wrote {tmp_path / 'out'}\nnext: limner data preview {tmp_path / 'out'}\n")
+    code, said, _ = limner("data", "validate", tmp_path / "out")
+    assert code == 0 and said.endswith(f"next: limner warmup --config warmup/documents --data {tmp_path / 'out'}\n")
+    code, said, _ = limner("data", "preview", tmp_path / "out", "--out", tmp_path / "page.html")
+    assert code == 0 and said.endswith(f"next: open {tmp_path / 'page.html'} in a browser\n")
     assert "<img" in (tmp_path / "page.html").read_text()
     fails(limner("data", "from-markdown", source, "--out", tmp_path / "out"), str(tmp_path / "out"), "--overwrite")
     fails(limner("data", "from-markdown", tmp_path / "nowhere", "--out", tmp_path / "o2"), "nowhere")

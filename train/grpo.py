@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from ..configs import parse, resolved
@@ -45,11 +45,14 @@ from .inserter.grpo import InserterTrainer, InsertionConfig, train_inserter
 from .inserter.grpo import make_trainer as make_inserter
 from .monitoring import AlarmBell, HeldOut, HeldOutConfig, Trajectories, note_failures
 from .objective.algorithm import AlgorithmConfig
+from .scale.builds import checked
 from .scale.lora import LoraConfig, check_rows
-from .scale.run_folder import check_plugins, how_to_go_on, resume_point, save_settings
+from .scale.run_folder import check_model, check_plugins, how_to_go_on, resume_point, save_settings
 from .trainer import GRPOConfig, InterleavedGRPOTrainer
 from .watch.alarms import Alarms, AlarmsConfig
 from .watch.progress import check_trackers, show_progress
+from .watch.samples import Samples
+from .watch.summary import summary
 
 
 @dataclass
@@ -100,6 +103,7 @@ def run(
     """
     check_trackers(args)
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
+    check_model(resume, config.model)
     trainer = make_trainer(config, args, policy, prompts, rewards)
     check_plugins(resume, config)
     if config.preflight:
@@ -155,6 +159,10 @@ def make_trainer(
     if config.trajectories_every:
         folder = Path(args.output_dir or "") / "trajectories"
         trainer.watchers.append(Trajectories(folder, config.trajectories_every, trainer))
+    samples = Samples(trainer)
+    if samples.trackers:
+        trainer.watchers.append(samples)
+        trainer.add_callback(samples)
     return trainer
 
 
@@ -184,6 +192,7 @@ def place(config: RunConfig, args: GRPOConfig) -> InserterTrainer:
         raise InputError(f"{missing[0]}: missing; give --{missing[0]}")
     check_trackers(args)
     resume = resume_point(Path(args.output_dir or ""), args.resume_from_checkpoint)
+    check_model(resume, config.model)
     trainer = make_inserter(config.insertion, args, config.model, config.prompts, config.lora)
     if trainer.accelerator.is_main_process:
         save_settings(Path(args.output_dir or ""), resume, config, args)
@@ -196,12 +205,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     with keeping(lambda: how_to_go_on(args.output_dir)):
         trainer = place(config, args) if config.task == "insertion" else run(config, args)
     if trainer.accelerator.is_main_process:
-        model = Path(args.output_dir or "") / "model"
-        following = f"limner generate --model {model} --prompt TEXT --out answer.html"
-        if config.task == "insertion":
-            following = f"limner answer INDEX QUESTION --strategy inserter --model {model} --out answer.html"
-        say(f"wrote {model} after {trainer.state.global_step} steps; next: {following}")
+        say(_ending(config, Path(args.output_dir or ""), trainer.state))
     trainer.accelerator.end_training()
+
+
+def _ending(config: RunConfig, folder: Path, state: TrainerState) -> str:
+    """What has become of the rewards, what was written and where, and how to look at it."""
+    model, page = folder / "model", folder / "trajectories.html"
+    following = f"limner generate --model {model} --prompt TEXT --out answer.html"
+    if config.task == "insertion":
+        following = f"limner answer INDEX QUESTION --strategy inserter --model {model} --out answer.html"
+    looked_at = f"limner trajectories {folder} --out {page}"
+    if not (folder / "trajectories").is_dir():
+        looked_at = "--trajectories_every N keeps it, for `limner trajectories`; this run kept none"
+    return "\n".join([
+        summary(state.log_history),
+        f"what was sampled: {looked_at}",
+        f"wrote {model} after {state.global_step} steps; next: {following}",
+    ])  # fmt: skip
 
 
 def preflight(argv: Sequence[str] | None = None) -> None:
@@ -255,4 +276,4 @@ def _no_new_folder(directory: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    run_or_exit(main)
+    run_or_exit(checked(main))

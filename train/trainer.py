@@ -37,7 +37,7 @@ from .rollout import OrderOfEpoch, ReplayBatches, Rollout, RolloutBatch, Rollout
 from .scale.checkpointing import WholeCheckpoints
 from .scale.precision import sampling_weights, save_whole, stored_dtypes, train_in_fp32
 from .scale.reference import load_reference, save_reference, sync
-from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded
+from .scale.sharding import add_gradient, check_setup, gathered_copy, is_sharded, use_all_weights
 from .watch.diagnostics import MODALITIES, Sums, component_scores, group_sums, largest, means, merged, rollout_sums
 
 BATCH_FIELDS = TokenBatch.__slots__
@@ -89,6 +89,7 @@ class InterleavedGRPOTrainer(RolloutBatches, WholeCheckpoints, GRPOTrainer):
             torch.manual_seed(args.seed)  # the adapter starts at random
         self.reference = policy.frozen_copy() if algorithm.has_reference and not adapted else None
         self.stored = stored_dtypes(policy.model)
+        use_all_weights(args)
         super().__init__(
             model=policy.model,
             reward_funcs=[_scored_by_us],

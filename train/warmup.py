@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
 from ..configs import parse
 from ..configs.bounds import Above0, NoneOrMore, OneOrMore
@@ -36,11 +37,12 @@ from ..models.policy import UnifiedPolicy
 from ..models.tokens.sequence import TokenBatch, TokenSequence, collate
 from .from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
+from .scale.builds import checked
 from .scale.checkpointing import WholeCheckpoints
 from .scale.lora import LoraConfig, adapted, check_rows
 from .scale.precision import save_whole, stored_dtypes, train_in_fp32
-from .scale.run_folder import how_to_go_on, resume_point, save_settings
-from .scale.sharding import check_setup, gathered_copy, is_sharded
+from .scale.run_folder import NEW_MODEL, check_model, how_to_go_on, resume_point, save_settings
+from .scale.sharding import check_setup, gathered_copy, is_sharded, use_all_weights
 from .watch.progress import check_trackers, show_progress
 
 SAY_FROM = 100
@@ -103,6 +105,7 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         self.stored = stored_dtypes(policy.model)
         model: Any = adapted(policy.model, config.lora, args.seed) if config.lora else policy.model
         self.adapter: Any = model.peft_config["default"] if config.lora else None
+        use_all_weights(args)
         super().__init__(
             model=model,
             args=args,
@@ -210,7 +213,7 @@ def _heldout(policy: UnifiedPolicy, folders: Sequence[str], length: int) -> Iter
 
 def _new_policy(sources: Sequence[SourceConfig], config: NewModelConfig, output_dir: Path) -> UnifiedPolicy:
     """The model a run without a checkpoint starts from. One process makes it, the others wait and read it."""
-    start = output_dir / "new_model"
+    start = output_dir / NEW_MODEL
     with PartialState().main_process_first():
         if PartialState().is_main_process:  # one that an earlier run left may be of other data
             documents = [d for source in sources for d in read_documents(source.path, "train", shuffle_seed=None)]
@@ -237,12 +240,15 @@ def run(
         raise InputError("data: missing; name a folder of shards (--data DIR)")
     if args.max_steps <= 0:
         raise InputError("max_steps: missing; the stream of rows has no end, so say how many steps to train")
+    if args.save_strategy == SaveStrategy.EPOCH:
+        raise InputError("save_strategy: epoch; the stream of rows has no end, so give steps (--save_steps), or no")
     check_ranges(config)
     if config.lora and policy is None and not config.model:
         raise InputError("lora: an adapter needs a trained model under it; name it (--model DIR)")
     assert args.output_dir is not None
     check_trackers(args)
     resume = resume_point(Path(args.output_dir), args.resume_from_checkpoint)
+    check_model(resume, config.model)
     if policy is None:
         start = find_checkpoint(config.model) if config.model else resume
         policy = load(start) if start else _new_policy(sources, config.new_model, Path(args.output_dir))
@@ -323,4 +329,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_or_exit(main)
+    run_or_exit(checked(main))

@@ -259,8 +259,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reason := nothing_compared(results):
         say(f"limner: error: {one_line(reason)}", to_stderr=True, flush=True)
     say(table(results))
+    say(f"wrote {Path(config.out) / 'results.json'}; next: {_following(results['passed'])}")
     if results["passed"] is False or reason:
         raise SystemExit(1)
+
+
+def _following(passed: bool | None) -> str:
+    if passed is None:
+        return "the same command with --documents, which tells whether damage is seen"
+    return "limner grpo with it as a reward" if passed else "the same command with another judge, template or reward"
 
 
 def qualify(config: QualifyConfig) -> dict[str, Any]:

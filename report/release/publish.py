@@ -33,7 +33,7 @@ from huggingface_hub.utils import HFValidationError, filter_repo_objects, valida
 from ...configs.bounds import NoneOrMore, bounded
 from ...configs.errors import ArgumentParser, InputError, keeping, run_or_exit
 from ...configs.json_text import parse_json
-from ...configs.terminal import say
+from ...configs.terminal import say, say_next
 from ...configs.whole import whole_directory, write_atomically
 from ...data.prompts import read_prompts
 from ...eval.folder import read_json
@@ -316,12 +316,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.dry_run:
         summary = write_release(request, given.dry_run)
         say(f"{given.dry_run}: ok, files and metadata are sound, the same model loads back: {summary}")
+        say("nothing was sent; next: the same command without --dry-run")
         return
     api = open_repository(given.repo, given.private)
     nothing_sent = f"{given.repo} is as it was, or has all of the release; the same command does it again"
     with keeping(nothing_sent), tempfile.TemporaryDirectory() as folder:
         summary = write_release(request, Path(folder) / "release")
         say(f"{upload(api, Path(folder) / 'release', given.repo)}: {summary}")
+    say_next("limner", "generate", "--model", given.repo, "--prompt", "TEXT", "--out", "answer.html")
 
 
 if __name__ == "__main__":

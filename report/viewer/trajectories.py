@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...configs.errors import ArgumentParser, InputError
-from ...configs.terminal import say
+from ...configs.terminal import say, say_next
 from ...configs.whole import write_atomically
 from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment, data_uri
 from ...models.documents.rendering import CONTENT_POLICY, SMALL_PICTURE, html_page
@@ -105,6 +105,7 @@ def main(argv: Sequence[str]) -> None:
     folders = [_folder(run) for run in (arguments.run, *arguments.compare)]
     rollouts, groups = write_viewer(arguments.out, folders, _labels(folders))
     say(f"{arguments.out}: {rollouts} rollouts in {groups} groups")
+    say_next(page=arguments.out)
 
 
 def _folder(run: Path) -> Path:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ...configs.bounds import Hits, bounded
 from ...configs.errors import ArgumentParser, InputError, keeping, reading
-from ...configs.terminal import say, visible
+from ...configs.terminal import say, say_next, visible
 from ...data.conversion import fitting_source
 from ...data.sources.report import Report
 from ...models.documents.document import read_image, to_rgb
@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
         say(problem)
     if len(report.problems) > SHOWN_PROBLEMS:
         say(f"... and {len(report.problems) - SHOWN_PROBLEMS} more")
+    say_next("limner", "answer", arguments.out, "QUESTION", "--out", "answer.html")
 
 
 def searched_lines(index: Index) -> list[str]:

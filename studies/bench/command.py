@@ -27,4 +27,6 @@ def bench(
     terminal.say(table(figures))
     if config.json:
         write_atomically(Path(config.json), json.dumps(figures, indent=1) + "\n")
-        say(f"wrote {config.json}")
+        say(f"wrote {config.json}; next: the same command with another --json, and the two beside each other")
+    else:
+        say("next: the same command with --json FILE, which keeps the figures")

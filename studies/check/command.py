@@ -24,7 +24,7 @@ from transformers import set_seed
 from ...configs.bounds import Width, bounded
 from ...configs.errors import ArgumentParser, InputError
 from ...configs.redaction import without_secrets
-from ...configs.terminal import say
+from ...configs.terminal import say, say_next
 from ...configs.whole import write_atomically
 from ...models.checkpoints.gguf import as_folder
 from ...models.checkpoints.hub import find_model, usable_device
@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
             report.write()
         counts = ", ".join(f"{number} {state}" for state, number in report.findings.counts.items() if number)
         say(f"{out}: {counts}" + (f"; attach {given.json} to an issue" if given.json else ""))
+        say_next(page=out)
         return int(not report.findings.hold)
 
 

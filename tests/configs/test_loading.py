@@ -206,6 +206,61 @@ def test_training_arguments(read, tmp_path):
         _one_line(lambda line=line: read(f"{text}{line}\n", types=(Arguments, Plain)), message)
 
 
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        ("save_strategy: no\nsave_steps: 2", (), "c.yaml: save_steps: has no effect, for save_strategy is no; give"),
+        ("save_strategy: no", ("--save_steps", "2"), "--save_steps: has no effect"),
+        ("save_strategy: no", ("--save_steps", "500"), "--save_steps: has no effect"),
+        ("save_strategy: no\nsave_total_limit: 3", (), "c.yaml: save_total_limit: has no effect"),
+        ("save_strategy: no", ("--save_only_model", "true"), "--save_only_model: has no effect"),
+        ("save_strategy: no", ("--push_to_hub", "true"), "--push_to_hub: has no effect"),
+        ("save_strategy: epoch", ("--save_steps", "9"), "--save_steps: has no effect, for save_strategy is epoch"),
+        ("save_steps: 0", (), "c.yaml: save_steps: 0 is no number of steps"),
+        ("save_total_limit: 0", (), "c.yaml: save_total_limit: expected a number 1 to"),
+        ("", ("--load_best_model_at_end", "true"), "--load_best_model_at_end: transformers evaluates nothing"),
+        ("save_strategy: best", (), "c.yaml: save_strategy: transformers evaluates nothing"),
+        ("metric_for_best_model: reward", (), "c.yaml: metric_for_best_model: transformers evaluates nothing"),
+        ("", ("--eval_strategy", "steps"), "--eval_strategy: transformers evaluates nothing"),
+        ("hub_model_id: a/b", (), "c.yaml: hub_model_id: has no effect without push_to_hub"),
+    ],
+)
+@pytest.mark.parametrize("kind", [TrainingArguments, GRPOConfig])
+def test_settings_that_could_not_take_effect_are_refused(read, tmp_path, kind, text, flags, said):
+    base = f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\n"
+    _one_line(lambda: read(f"{base}{text}\n", *flags, types=(kind,)), said)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [
+        ("save_steps: 50\nsave_total_limit: 2", ("--save_strategy", "no")),  # a flag turns off what the file says
+        ("save_strategy: no\nsave_steps: 500", ()),  # as `save_resolved` writes them
+        ("save_strategy: no", ("--load_best_model_at_end", "false", "--eval_strategy", "no")),
+        ("save_strategy: epoch\nsave_total_limit: 1", ()),
+    ],
+)
+def test_settings_that_a_flag_or_a_default_overrides_are_no_fault(read, tmp_path, text, flags):
+    base = f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\n"
+    assert read(f"{base}{text}\n", *flags, types=(GRPOConfig,)).save_strategy in ("no", "epoch")
+
+
+def test_an_old_name_of_a_setting_is_read_as_its_new_one(read, tmp_path, recwarn):
+    base = f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\n"
+
+    def found(text: str, *flags: str) -> bool | None:
+        return read(f"{base}{text}\n", *flags, types=(TrainingArguments,)).activation_checkpointing
+
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    assert found(f"{old}: true") is True and found(f"{old}: true\n{new}: true") is True
+    assert found(f"{new}: false", f"--{old}", "true") is True and found(f"{old}: false", f"--{new}", "true") is True
+    assert not [one for one in recwarn if "deprecated" in str(one.message)]
+    for text, flags in ((f"{old}: true\n{new}: false", ()), ("", (f"--{old}", "true", f"--{new}", "false"))):
+        _one_line(lambda text=text, flags=flags: found(text, *flags), f"{old}: is called {new} now")
+    save_resolved(saved := tmp_path / "r.yaml", read(f"{base}{old}: true\n", types=(GRPOConfig,)))
+    assert old not in read_yaml(saved) and read_yaml(saved)[new] is True
+
+
 def test_own_checks_of_a_class_become_one_line(read, tmp_path):
     text = f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\nnum_generations: 5\n"
     _one_line(lambda: read(text, types=(GRPOConfig,)), "c.yaml: ")

@@ -15,8 +15,10 @@ import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from limner.cli import run as cli
+from limner.configs import parse
 from limner.configs.errors import InputError
 from limner.eval.benchmark import Item, Writing, batches, row_of
+from limner.eval.capabilities import GuardConfig, guard
 from limner.eval.folder import Journal, read_journals
 from limner.eval.run import EvalConfig, SamplingConfig, Shard, evaluate
 from limner.models.checkpoints.folder import save
@@ -167,6 +169,18 @@ def test_the_embedded_world_gives_the_figures_of_the_demo(tmp_path, checkpoint):
     assert results(config.out)["scores"] == score_checkpoint(str(checkpoint), prompts, seed=3)
     written = (tmp_path / "out" / "answers.0.jsonl").read_bytes()
     assert evaluate(config) and (tmp_path / "out" / "answers.0.jsonl").read_bytes() == written
+
+    words = ["--config", "guard/picture_stories", "--before", config.out, "--after", config.out]
+    rows = guard(*parse((GuardConfig,), words))
+    values = {row.name: (row.comparison.before, row.comparison.difference["n"]) for row in rows}
+    scores = results(config.out)["scores"]
+    assert values == {
+        f"picture_stories.{way}.{name}": (pytest.approx(found["value"]), 5)
+        for way, figures in scores.items()
+        for name, found in figures.items()
+    }
+    held = {row.name for row in rows if row.limit is not None}
+    assert held == {f"picture_stories.sampled.{name}" for name in scores["sampled"]}, "sampled figures alone"
 
 
 def test_batches_hold_what_one_call_can_answer():

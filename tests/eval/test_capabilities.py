@@ -83,7 +83,8 @@ def runs(tmp_path):
 def test_the_table_and_the_exit_code(runs, tmp_path, capsys):
     assert main([*runs, "--limits", "{x.acc: 20, y.score: 0}", "--out", str(tmp_path / "guard.json")]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()] == ["figure", "x.acc", "x.other", "y.score"]
+    assert [line.split()[0] for line in out.splitlines()[:-1]] == ["figure", "x.acc", "x.other", "y.score"]
+    assert out.endswith(f"within their limits: all 2 that have one; wrote {tmp_path / 'guard.json'}\n")
     assert out.count(" ok") == 2 and "CROSSED" not in out
     rows = json.loads((tmp_path / "guard.json").read_text())["rows"]
     assert rows[0]["comparison"]["difference"]["value"] < 0 and rows[1]["limit"] is None
@@ -94,7 +95,9 @@ def test_the_table_and_the_exit_code(runs, tmp_path, capsys):
     assert main([*runs, "--limits", "{x.acc: 1}", "--certain", "true"]) == 1
     loss = -rows[0].comparison.difference["value"]
     assert main([*runs, "--limits", f"{{x.acc: {loss - 0.1}}}", "--certain", "true"]) == 0
+    capsys.readouterr()
     assert main(runs) == 0  # nothing is limited
+    assert "no figure is held; next: the same command with --limits '{x.acc: LOSS}'" in capsys.readouterr().out
 
 
 def test_lost_answers_cross_it_too(tmp_path):

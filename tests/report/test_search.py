@@ -110,12 +110,12 @@ def test_index_and_search_from_the_command_line(limner, tmp_path):
     assert code == 0 and "markdown; text encoder none, image encoder none" in out
     assert "documents: 2 added, 0 updated, 0 unchanged, 0 deleted; 1 picture written; 1 problem (outside 1)" in out
     assert "soup.md:5: outside: ../secret.png" in out
+    assert out.endswith(f"next: limner answer {index} QUESTION --out answer.html\n")
     (site / "cake.md").unlink()
     assert "0 added, 0 updated, 1 unchanged, 1 deleted" in limner("index", site, "--out", index)[1]
     code, out, _ = limner("search", index, "leeks", "--out", page)
-    assert (
-        code == 0 and out.startswith("1. Soup  [soup.md:0]  fit ") and out.endswith(f"1 part of 1 document\n{page}\n")
-    )
+    assert code == 0 and out.startswith("1. Soup  [soup.md:0]  fit ")
+    assert out.endswith(f"1 part of 1 document\nwrote {page}\nnext: open {page} in a browser\n")
     assert "&lt;b&gt;pot&lt;/b&gt;" in page.read_text() and "http://" not in page.read_text()
     faults = [
         (("search", index), "give a query"),

@@ -76,6 +76,8 @@ class Preflight(TrainerCallback):
                 others = f" (failed too: {', '.join(check.name for check in failed[1:])})" if failed[1:] else ""
                 raise InputError(f"preflight: {failed[0].name}: {failed[0].text}{others}")
         if self.only:
+            if self.trainer.accelerator.is_main_process:
+                say("next: limner grpo with the same settings", flush=True)
             raise PreflightDone
 
 

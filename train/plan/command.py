@@ -425,7 +425,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     text, fits = report(shape, run, plan.memory)
     say(text)
     if not fits:
+        say("next: the same command with one of these settings")
         raise SystemExit(1)
+    say(f"next: limner {'warmup' if warmup else 'preflight'} with the same settings")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,13 @@ class WholeCheckpoints:
         with reading(Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied weight is stored once, under one of its names, and is not missing under the others."""
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        loaded = {id(weight) for name, weight in weights.items() if name not in load_result.missing_keys}
+        missing = [name for name in load_result.missing_keys if id(weights.get(name)) not in loaded]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))  # type: ignore[misc]
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Raises InputError where a state is missing, and transformers would start with a fresh one."""
         for name, pattern in STATES.items() if checkpoint else ():

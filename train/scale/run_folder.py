@@ -20,6 +20,8 @@ CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
 CONFIG = "config.yaml"
 OUTPUTS = ("model", "trajectories")
 """What a run without checkpoints leaves, and what another would replace or mix with."""
+NEW_MODEL = "new_model"
+"""What a warm-up without `model` starts from."""
 CHECKPOINT_STATE = "trainer_state.json"
 PLUGINS, LIST = "plugins", "plugins.json"
 """Folder of copies of files that settings named (my_rewards.py:Brevity), and what they are."""
@@ -123,6 +125,23 @@ def read_plugins(output_dir: Path) -> list[dict[str, str]]:
         return []
     with reading(path):
         return [{name: str(row[name]) for name in ("file", "sha256", "copy")} for row in parse_json(path.read_bytes())]
+
+
+def check_model(resume: str | None, model: str) -> None:
+    """Raises InputError where a resumed run names another model than it began with: the weights would come from the
+    checkpoint all the same, and only what is copied from the start, such as the reference of a KL, from the other."""
+    earlier = Path(resume).parent / CONFIG if resume else None
+    if not (earlier and earlier.is_file() and model):
+        return
+    began = read_yaml(earlier).get("model")
+    start = began or earlier.parent / NEW_MODEL
+    if began is None or began == model or Path(start).resolve() == Path(model).resolve():
+        return
+    raise InputError(
+        f"model: {model}, and the run in {earlier.parent} began with {began or 'a new model'}; "
+        f"{f'go on with --model {began}' if began else 'leave --model out'}, or start anew in another --output_dir; "
+        f"where it is the same model in another place, correct `model` in {earlier}"
+    )
 
 
 def check_plugins(resume: str | None, *settings: Any) -> None:

@@ -34,6 +34,13 @@ def _is_zero3(accelerator: Accelerator) -> bool:
     return plugin is not None and plugin.zero_stage == 3
 
 
+def use_all_weights(args: Any) -> None:
+    """Tells DDP not to look for weights that a forward leaves out: every family has all of them in the graph of any
+    batch, which its conformance suite checks. transformers would have it search, and torch warn that it was in vain."""
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
+
+
 def check_setup(accelerator: Accelerator) -> None:
     """Raises InputError for a set-up that would train wrongly or save too little. Keeps log-probs out of 16 bits."""
     plugin: Any

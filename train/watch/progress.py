@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.utils.logging import disable_progress_bar
 
 from ...configs.errors import InputError
 
@@ -41,7 +42,8 @@ class Progress(TrainerCallback):
 
 
 def show_progress(trainer: Trainer, title: str) -> None:
-    """Puts the bar in the place of transformers' own."""
+    """Puts the bar in the place of transformers' own; that of the files of a checkpoint has no other."""
+    disable_progress_bar()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress(title))

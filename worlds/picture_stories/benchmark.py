@@ -13,6 +13,7 @@ from typing import Any
 from ...configs.registry import register
 from ...eval.benchmark import Given, Item, Outcome, Table, Task
 from ...eval.entries import Entry, segments_of
+from ...eval.figures import Figure, mean_of
 from ...eval.results import by_category
 from ...eval.statistics import Estimate, estimate
 from ...models.chat.requests import Answer
@@ -78,6 +79,15 @@ class PictureStories:
                 if known:
                     nested.setdefault(way, {})[aspect] = estimate(known)
         return nested
+
+    def figures(self, outcomes: Sequence[Outcome]) -> dict[str, Figure]:
+        """`sampled.story_exact` and so on, the mean over stories: what is sampled can be compared alone."""
+        units: dict[str, dict[str, float]] = {}
+        for outcome in outcomes:
+            if outcome.score is not None:
+                figure = units.setdefault(f"{outcome.item.category}.{outcome.aspect}", {})
+                figure[outcome.item.id] = outcome.score
+        return {name: mean_of(values) for name, values in units.items()}
 
     def tables(self, outcomes: Sequence[Outcome]) -> list[Table]:
         scores = self.scores(outcomes)

@@ -189,7 +189,9 @@ def test_the_exact_verifiers_qualify_and_a_reward_of_form_does_not(documents, tm
             run(["qualify-judge", "--config", str(tmp_path / "qualify.yaml")])
         assert not code or stopped.value.code == code
         said = capsys.readouterr().out
-        assert said.splitlines()[-1] == ("not qualified: do not train against it" if code else "qualified")
+        *_, verdict, ending = said.splitlines()
+        assert ending.startswith(f"wrote {tmp_path / part / 'results.json'}; next: ")
+        assert verdict == ("not qualified: do not train against it" if code else "qualified")
     assert "exchanged_texts: 0.000 score lower, the threshold is 0.8" in said
 
 

@@ -1,9 +1,11 @@
 """`limner convert`: every published layout becomes a checkpoint that is the same model; what is missing is named."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -129,7 +131,7 @@ def refused(says, source, out, **options):
 
 def test_what_is_missing_is_named(tmp_path, released, pictures):
     source, out = tmp_path / "source", tmp_path / "out"
-    refused("source: no config.json", source, out)
+    refused("source: no such folder", source, out)
     published_llama(source)
     refused("a language model alone; name its image tokenizer", source, out)
     refused("nowhere: no image tokenizer", source, out, image_tokenizer=tmp_path / "nowhere")
@@ -165,7 +167,7 @@ def test_nothing_else_is_overwritten(tmp_path, pictures):
         convert(source, out, image_tokenizer=pictures)
     assert (out / "thesis.tex").read_text() == "x"
     convert(source, tmp_path / "model", image_tokenizer=pictures)
-    convert(source, tmp_path / "model", image_tokenizer=pictures)
+    convert(source, tmp_path / "model", overwrite=True, image_tokenizer=pictures)
     refused("is a checkpoint of limner's already", tmp_path / "model", out.with_name("new"))
 
 
@@ -227,3 +229,64 @@ def test_the_family_is_found_by_the_model_type(tmp_path):
     }.items():
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         assert family_of(tmp_path).family == name
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder of repositories, ORG/NAME, and what was asked of them; only the files asked for reach the cache."""
+    asked = []
+
+    def snapshot_download(name, revision=None, allow_patterns=None):
+        asked.append((name, revision, tuple(allow_patterns)))
+        source, snapshot = tmp_path / "hub" / name, tmp_path / "cache" / name / "c0ffee"
+        if not source.is_dir():
+            raise OSError("401 Client Error")
+        files = [file.relative_to(source).as_posix() for file in source.rglob("*") if file.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / file, snapshot / file)
+        return str(snapshot)
+
+    monkeypatch.setattr("limner.models.checkpoints.hub.snapshot_download", snapshot_download)
+    return asked
+
+
+def test_an_original_of_the_hub_is_fetched_once_its_settings_will_do(hub, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    published_llama(tmp_path / "hub" / "org" / "base")
+    (tmp_path / "hub" / "org" / "base" / "code.py").write_text("raise SystemExit")
+    convert("org/base", tmp_path / "out", image_tokenizer=pictures)
+    assert [asked[:2] for asked in hub] == [("org/base", None), ("org/base", "c0ffee")]
+    assert load(tmp_path / "out").family == "shared_vocabulary"
+    assert not list((tmp_path / "cache").rglob("*.py"))
+
+    (tmp_path / "hub" / "org" / "other").mkdir()
+    (tmp_path / "hub" / "org" / "other" / "config.json").write_text('{"model_type": "showo"}')
+    hub.clear()
+    with pytest.raises(InputError, match="^org/other: transformers has no model type 'showo'"):
+        convert("org/other", tmp_path / "out2")
+    assert len(hub) == 1, "its weights were not fetched"
+    with pytest.raises(
+        InputError, match="^org/none: neither a folder here nor a repository that the Hub lets you read"
+    ):
+        convert("org/none", tmp_path / "out2")
+    with pytest.raises(InputError, match="^base: no such folder, and not the name of a repository"):
+        convert("base", tmp_path / "out2")
+    with pytest.raises(InputError, match="^demo: is a checkpoint of limner's already"):
+        convert("demo", tmp_path / "out2")
+    assert not (tmp_path / "out2").exists()
+
+
+def test_a_checkpoint_is_replaced_only_when_asked(pictures, tmp_path):
+    published_llama(tmp_path / "source")
+    convert(tmp_path / "source", tmp_path / "out", image_tokenizer=pictures)
+    (tmp_path / "out" / "mark").touch()
+    with pytest.raises(InputError, match="--out .*out: holds a checkpoint; name another folder, or give --overwrite"):
+        convert(tmp_path / "source", tmp_path / "out", image_tokenizer=pictures)
+    assert (tmp_path / "out" / "mark").exists()
+    words = [str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--image-tokenizer", str(pictures)]
+    cli.run(["convert", *words, "--overwrite"])
+    assert not (tmp_path / "out" / "mark").exists() and load(tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="exists and is no checkpoint of limner's"):
+        convert(tmp_path / "source", tmp_path / "mine", overwrite=True, image_tokenizer=pictures)

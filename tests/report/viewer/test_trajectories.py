@@ -192,7 +192,8 @@ def test_runs_side_by_side_by_prompt_id_or_by_what_the_prompt_says(tmp_path):
 def test_command(tmp_path, capsys):
     run, page = write_run(tmp_path / "run"), tmp_path / "new" / "page.html"
     main([str(run), "--out", str(page)])
-    assert capsys.readouterr().out == f"{page}: 12 rollouts in 4 groups\n" and "<h1>run</h1>" in page.read_text()
+    said = f"{page}: 12 rollouts in 4 groups\nnext: open {page} in a browser\n"
+    assert capsys.readouterr().out == said and "<h1>run</h1>" in page.read_text()
     for words, fault in (
         (["nowhere", "--out", str(page)], "nowhere: no trajectories; .*--trajectories_every"),
         ([str(run), "--out", str(tmp_path)], "--out .* is a folder"),

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
+from transformers import trainer as trainer_module
 
 from limner.configs.errors import InputError
 from limner.configs.whole import Staging
@@ -30,6 +32,22 @@ def test_a_run_does_not_go_on_with_a_fresh_optimizer(make_policy, tmp_path):
     trained(make_policy(0), settings(tmp_path, save_strategy="steps", save_steps=1, save_only_model=True))
     with pytest.raises(InputError, match="checkpoint-1: no optimizer state to go on from"):
         resuming_from(tmp_path, make_policy)
+
+
+def test_a_tied_weight_is_not_said_to_be_missing(make_policy, tmp_path, monkeypatch):
+    policy, said = make_policy(0), []
+    assert policy.model.config.tie_word_embeddings
+    monkeypatch.setattr(trainer_module.logger, "warning", said.append)
+    trained(policy, settings(tmp_path, save_strategy="steps", save_steps=1))
+    resuming_from(tmp_path, make_policy)
+    assert not said
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight for name, weight in weights.items() if "q_proj" not in name}, file, {"format": "pt"})
+    args = settings(tmp_path, max_steps=3)
+    again = InterleavedGRPOTrainer(make_policy(0), Illustrated(), AlgorithmConfig(), args, dataset())
+    again._load_from_checkpoint(str(tmp_path / "checkpoint-1"))
+    assert len(said) == 1 and "q_proj" in said[0] and "lm_head" not in said[0], "what is missing is still said"
 
 
 def test_a_run_killed_before_it_removed_an_old_checkpoint_does_so_when_it_goes_on(make_policy, tmp_path):

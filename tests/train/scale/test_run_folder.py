@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from limner.configs.errors import InputError
-from limner.train.grpo import RunConfig, run
+from limner.train.grpo import RunConfig, place, run
 from limner.train.objective.algorithm import AlgorithmConfig, PerModality
-from limner.train.scale.run_folder import checkpoints, resume_point, save_settings
+from limner.train.scale.run_folder import check_model, checkpoints, resume_point, save_settings
+from limner.train.warmup import WarmupConfig
 
 from ..runs import PROMPTS, settings
 
@@ -75,6 +76,33 @@ def test_a_resumed_run_says_what_it_changes_and_keeps_what_it_began_with(tmp_pat
         yaml.safe_load((tmp_path / name).read_text())["max_steps"] for name in ("config.until-2.yaml", "config.yaml")
     ]
     assert steps == [4, 8]
+
+
+def test_a_run_goes_on_with_the_model_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_checkpoints(tmp_path / "run", 2)
+    point = str(tmp_path / "run" / "checkpoint-2")
+    check_model(point, "another")  # a run from Python may have left no settings
+    save_settings(tmp_path / "run", None, RunConfig(model="models/start"), settings(tmp_path / "run"))
+    for same in ("models/start", "./models/start", str(tmp_path / "models" / "start"), ""):
+        check_model(point, same)
+    check_model(None, "another")
+    with pytest.raises(InputError, match="model: another, and the run in .*run began with models/start; go on with "):
+        check_model(point, "another")
+    save_settings(tmp_path / "run", None, WarmupConfig(), settings(tmp_path / "run"))
+    check_model(point, "run/new_model")  # where the checkpoints hold shards and no model
+    with pytest.raises(InputError, match="model: another, and the run in .* began with a new model; leave --model out"):
+        check_model(point, "another")
+
+
+@pytest.mark.parametrize("entry", [run, place])
+def test_a_resume_with_another_model_is_refused_before_it_is_loaded(entry, tmp_path):
+    task = "insertion" if entry is place else "documents"
+    config = RunConfig(model="start", prompts="p.jsonl", task=task)
+    make_checkpoints(tmp_path, 2)
+    save_settings(tmp_path, None, config, settings(tmp_path))
+    with pytest.raises(InputError, match="model: other, and the run in .* began with start"):
+        entry(replace(config, model="other"), settings(tmp_path, resume_from_checkpoint="last"))
 
 
 def test_a_second_run_in_a_folder_is_refused_before_anything_is_sampled(make_policy, tmp_path):
