@@ -124,7 +124,7 @@ def _before_and_after(samples: Sequence[Mapping[str, Any]]) -> Html:
 
     ends = [(name, label(name), colour(name)) for name in dict.fromkeys((before, after))]
     shown = sorted(samples, key=gain, reverse=True)[:SHOWN_FIRST]
-    words = f"Unseen prompts, {label(before)}" + (f" above {label(after)}" if after != before else "")
+    words = f"Unseen prompts: {label(before)}" + (f", and under it {label(after)}" if after != before else "")
     if len(samples) > len(shown) and after != before:
         words += f"; of {len(samples)} the {len(shown)} that gained most. All of them are below"
     strips = [

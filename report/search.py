@@ -54,14 +54,16 @@ def search_page(found: Found) -> str:
     asked = [element("p", found.text, style="lead")] if found.text.strip() else []
     asked += [_figure(found.image, "The picture that was asked for")] if found.image else []
     hits = [_hit(found, place) for place in range(len(found.hits))] or [element("p", "Nothing was found.")]
-    counts = note(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')} in {found.place}")
+    told = [note(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')} in {found.place}")]
     if found.fits:
         means = (
             "A fit by vectors is a cosine, by letters the share of what was asked that is there; each is measured on "
         )
-        counts += note(means + "this index: what has nothing to do with a question stays below the number in brackets.")
+        told.append(
+            note(means + "this index: what has nothing to do with a question stays below the number in brackets.")
+        )
     title = beginning(found.text) or "Search by picture"
-    return page(title, Html(STYLE), element("h1", "Search"), element("div", *asked, style="asked"), counts, *hits)
+    return page(title, Html(STYLE), element("h1", "Search"), element("div", *asked, style="asked"), *told, *hits)
 
 
 def _hit(found: Found, place: int) -> Html:

@@ -81,7 +81,7 @@ def test_the_listing_says_title_score_text_and_pictures():
 def test_a_score_says_what_it_is_and_from_where_on_it_answers():
     for margin, words in ((1.2, "fit 0.62 by vectors (enough: 0.50)"), (0.5, "fit 0.62 by vectors (too little: 0.50)")):
         told = replace(found(), fits=[Fit(margin, 0.62, 0.5, "vectors")])
-        assert words in listing(told) and words in search_page(told)
+        assert words in listing(told) and words in search_page(told) and "&lt;p" not in search_page(told)
     assert "0.0325" not in search_page(found()) + listing(found()), "ranks that are fused say nothing to people"
 
 
