@@ -4,7 +4,7 @@ pytest := OMP_NUM_THREADS=1 $(python) -m pytest
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check
+.PHONY: help setup demo docs test test-all check
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 18
@@ -14,6 +14,9 @@ setup: ## make .venv, or bring it up to date
 
 demo: setup ## train and look at the embedded model: writes runs/demo
 	.venv/bin/limner demo --out runs/demo
+
+docs: setup ## build the documentation as a site: runs/docs/index.html
+	$(python) -m sphinx --fail-on-warning -q docs runs/docs
 
 test: setup ## the fast tests
 	$(pytest) -m "not slow"

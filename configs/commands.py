@@ -41,6 +41,9 @@ COMMANDS = {
     ),
     "plan": Command("train.plan.command:main", "predict whether a GRPO run fits the memory"),
     "trajectories": Command("report.viewer.trajectories:main", "an HTML page of the groups that a GRPO run sampled"),
+    "gallery": Command(
+        "report.gallery:main", "answers and rewards of several checkpoints beside each other, in one HTML file"
+    ),
     "insert-or-generate": Command(
         "studies.insert_or_generate:main",
         "warm-up, GRPO and a control where candidates are inserted, pictures drawn, or none",

@@ -25,7 +25,6 @@ from ..models.chat.requests import Answer, ChatModel, FailureKind, Reply, Reques
 from ..models.documents.document import InterleavedDocument, encode_png
 from ..models.policy import PromptTooLong, UnifiedPolicy
 from ..models.sampler.generation import Sampling
-from ..models.writing import Answer as Written
 from ..models.writing import write
 from ..rewards.judges.grading import Template, Verdict, load_template
 from .entries import Entry, PictureFault, decoded, entries_json, entries_of, read_entries, segments_of, spaced
@@ -60,6 +59,8 @@ class Given:
     ended: bool = True
     failure: str = ""
     reason: str = ""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What went wrong while it was written, counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ class Table:
     published: tuple[tuple[str, tuple[float, ...]], ...] = ()
     source: str = ""
     """Of the published rows."""
+    main: str = ""
+    """The column that is the benchmark's figure: in the first table, the one that a reader is told first."""
 
 
 class Benchmark(Protocol):
@@ -213,7 +216,7 @@ def write_answers(policy: UnifiedPolicy, items: Sequence[Item], writing: Writing
         rows = [row_of(item.id) if item.row is None else item.row for item, _ in batch]
         answers = write(policy, [prompt for _, prompt in batch], sampling, writing.batch_size, rows)
         for (item, _), answer in zip(batch, answers, strict=True):
-            journal.append(_record(item, answer, journal.path.parent))
+            journal.append(record_of(item, answer.document, answer.ended, journal.path.parent))
         written += len(batch)
         yield written
 
@@ -259,7 +262,8 @@ def row_of(identifier: str) -> int:
     return int.from_bytes(hashlib.sha256(identifier.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
-def _record(item: Item, answer: Written, folder: Path) -> dict[str, Any]:
+def record_of(item: Item, document: InterleavedDocument, ended: bool, folder: Path) -> dict[str, Any]:
+    """An answer as the journal keeps it, its pictures written into the folder."""
     stem = hashlib.sha256(item.id.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
     def save(picture: Image.Image, number: int) -> Path:
@@ -267,8 +271,8 @@ def _record(item: Item, answer: Written, folder: Path) -> dict[str, Any]:
         write_atomically(path, encode_png(picture))
         return path
 
-    entries = entries_json(entries_of(answer.document, save), folder)
-    return {"id": item.id, "entries": entries, "ended": answer.ended}
+    entries = entries_json(entries_of(document, save), folder)
+    return {"id": item.id, "entries": entries, "ended": ended}
 
 
 def read_answers(folder: Path) -> dict[str, Given]:
@@ -280,7 +284,7 @@ def read_answers(folder: Path) -> dict[str, Given]:
             answers.setdefault(identifier, Given(failure=record["failure"], reason=record["reason"]))
         else:
             entries = read_entries(record["entries"], folder, f"{folder}: answer of {identifier}")
-            answers[identifier] = Given(entries, record["ended"])
+            answers[identifier] = Given(entries, record["ended"], notes=record.get("notes", {}))
     return answers
 
 

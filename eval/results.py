@@ -95,6 +95,7 @@ def accounting(benchmark: Benchmark, found: Sequence[Outcome], answers: Mapping[
         "failed": dict(Counter(outcome.failure for outcome in found if outcome.failure).most_common()),
         "first": {outcome.failure: outcome.words for outcome in reversed(found) if outcome.failure},
         "notes": notes,
+        "writing": dict(sum((Counter(answer.notes) for answer in given), Counter())),
         "prompt_tokens": sum(outcome.prompt_tokens for outcome in found),
         "completion_tokens": sum(outcome.completion_tokens for outcome in found),
     }

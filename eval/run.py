@@ -47,6 +47,9 @@ from .benchmark import (
 )
 from .entries import Copies, Entry
 from .folder import Journal, keep_manifest
+from .pipeline import PipelineConfig, Wishes
+from .pipeline import manifest as describe
+from .pipeline import write_answers as write_by_pipeline
 from .results import write_results
 
 SAY_EVERY_S = 30.0
@@ -88,6 +91,8 @@ class EvalConfig:
     """Folder that pictures are relative to; by default that of the file."""
     model: str = ""
     """Checkpoint folder or ORG/NAME on the Hub, to write answers."""
+    pipeline: PipelineConfig | None = None
+    """Two models that write answers instead: a language model, and one that paints what it describes."""
     answers: str = ""
     """File or folder of answers to score instead, in the benchmark's own format."""
     out: str = "runs/eval"
@@ -113,9 +118,12 @@ class EvalConfig:
             raise InputError("suite: data, answers and export are given to each of its evaluations, suite.NAME.data")
         kind = benchmark_of(self.benchmark).thing
         if getattr(kind, "takes_model", True):
-            if not self.suite and bool(self.model) == bool(self.answers):
-                raise InputError("model, answers: give one of them, --model DIR to write or --answers FILE to score")
-        elif self.model or not (self.data or self.suite):
+            if not self.suite and sum(map(bool, (self.model, self.answers, self.pipeline))) != 1:
+                raise InputError(
+                    "model, answers, pipeline: give one of them, --model DIR or --pipeline... to write, or --answers "
+                    "FILE to score"
+                )
+        elif self.model or self.pipeline or not (self.data or self.suite):
             raise InputError(
                 f"{self.benchmark}: give --data FOLDER, and --answers FILE or a strategy's options; no --model"
             )
@@ -273,10 +281,13 @@ def manifest(
     """All that the results depend on, and the day they were begun."""
     writing: dict[str, Any] = {}
     files = files_in([config.benchmark])
+    prompt = {"text": config.prompt, "sha256": hashlib.sha256(config.prompt.encode()).hexdigest()}
     if config.model:
-        prompt = {"text": config.prompt, "sha256": hashlib.sha256(config.prompt.encode()).hexdigest()}
         model = {"name": config.model, "weights": fingerprint(find_checkpoint(config.model))}
         writing = {"model": model, "prompt": prompt, "sampling": asdict(config.sampling), "seed": config.seed}
+    elif config.pipeline:
+        pictures = {"max_images": config.sampling.max_images}
+        writing = {"model": describe(config.pipeline), "prompt": prompt, "sampling": pictures, "seed": config.seed}
     elif isinstance(benchmark, AnswersItself) and benchmark.writes:
         writing = {"model": {"name": benchmark.label}}
     return {
@@ -333,6 +344,10 @@ def write_missing(config: EvalConfig, benchmark: Benchmark, items: Sequence[Item
     if isinstance(benchmark, AnswersItself):
         report("written", benchmark.write(waiting, journal), len(waiting))
         return
+    if config.pipeline:
+        wishes = Wishes(config.prompt, config.sampling.max_images, config.seed, config.batch_size)
+        report("written", write_by_pipeline(config.pipeline, waiting, wishes, journal), len(waiting))
+        return
     device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if torch.cuda.is_available() else "cpu"
     model = load_model(config.model, device)
     changes = {name: value for name, value in asdict(config.sampling).items() if value is not None}
@@ -353,5 +368,10 @@ def report(what: str, progress: Iterable[int], total: int) -> None:
 def write_export(config: EvalConfig, benchmark: Benchmark, answers: Mapping[str, Given]) -> None:
     name, records = benchmark_of(config.benchmark).thing.export
     with whole_directory(Path(config.export)) as folder:
-        written = records(benchmark.items, answers, config.model or "imported", Copies(folder))
+        written = records(
+            benchmark.items,
+            answers,
+            config.pipeline.label if config.pipeline else config.model or "imported",
+            Copies(folder),
+        )
         write_atomically(folder / name, json.dumps(written, indent=1) + "\n")

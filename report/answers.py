@@ -28,11 +28,12 @@ def column(sample: Mapping[str, Any], name: str, title: str, colour: int) -> Htm
     answer = dig(sample, "answers", name)
     segments = records(answer, "segments")
     notes = {s["index"]: _segment_chips(s) for s in segments if isinstance(s.get("index"), int)}
+    whole = {"outcome": number(dig(answer, "outcome"))} if "outcome" in mapping(answer) else {}
     parts = {key: number(value) for key, value in mapping(answer, "components").items()}
     return element(
         "div",
         element("h4", title),
-        chips({"outcome": number(dig(answer, "outcome")), **parts}),
+        chips(whole | parts) if whole or parts else "",
         _answer(sample, answer, notes),
         style=f"answer c{colour}",
     )

@@ -70,6 +70,8 @@ def summary(results: Mapping[str, Any]) -> str:
     noted = ", ".join(f"{n['total']} {name} in {n['scores']} scores" for name, n in counts["notes"].items())
     lines.append(f"{counts['scored']} of {counts['scores_wanted']} scores; missing: {failed or 'none'}")
     lines.append(f"answers cut by the length limit: {counts['not_ended']}" + (f"; {noted}" if noted else ""))
+    if written := counts.get("writing"):
+        lines.append("while the answers were written: " + ", ".join(f"{n} {name}" for name, n in written.items()))
     return "\n".join(lines)
 
 
@@ -90,10 +92,10 @@ def _lead(results: Mapping[str, Any]) -> str:
     known = [(column, cell) for column, cell in zip(part["columns"], cells, strict=True) if cell]
     if not known:
         return "No item has a score."
-    column, cell = known[-1]
+    column, cell = next((one for one in known if one[0] == part.get("main")), known[0])
     counts = results["accounting"]
     value, low, high = (_number(cell[key]) for key in ("value", "low", "high"))
-    said = f"{name.capitalize()}: {column} {value}, 95 % interval {low} to {high}. "
+    said = f"{name.capitalize()}: {column.replace('_', ' ')} {value}, 95 % interval {low} to {high}. "
     said += f"{counts['scored']:,} of {counts['scores_wanted']:,} scores were given"
     if counts["parse_rate"] is not None:
         said += f"; {counts['parse_rate']:.1%} of the judge's replies held one"
@@ -143,9 +145,11 @@ def _counts(counts: Mapping[str, Any]) -> Html:
     }
     failed = [[reason, f"{count:,}"] for reason, count in counts["failed"].items()]
     seen = [[name, f"{n['scores']:,}", f"{n['total']:,}"] for name, n in counts["notes"].items()]
+    written = [[name, f"{count:,}"] for name, count in counts.get("writing", {}).items()]
     return join(
         [
             facts(known),
+            table(["While the answers were written", "in total"], written) if written else Html(""),
             table(["No score, by reason", "scores"], failed) if failed else note("No score is missing."),
             table(["Judged otherwise than in full", "scores", "in total"], seen) if seen else Html(""),
         ]

@@ -26,6 +26,7 @@ from ..configs.registry import find
 from ..configs.schema import check_ranges
 from ..configs.terminal import say, say_next
 from ..models.chat.choice import ChatConfig, chat_model
+from ..models.chat.painters.choice import PainterConfig, check_painter, make_painter
 from ..models.documents.rendering import check_suffix
 from .answering import Answered, Means, Strategy, answer, described, encoding, save
 from .index.corpus import Chunk, Hit
@@ -48,7 +49,8 @@ class AnswerConfig(ChatConfig, PlacementRules):
     out: str = ""
     """File to write: answer.html, answer.md or answer.json."""
     strategy: str = "rule"
-    """Who answers and places: rule, llm, vlm, inserter, unified (`limner list strategy`), or path/to/file.py:Name."""
+    """Who answers and places: rule, llm, vlm, inserter, likelihood, unified, pipeline (`limner list strategy`), or
+    path/to/file.py:Name."""
     options: dict[str, Any] = field(default_factory=dict)
     """Of a strategy of your own."""
     text: str = ""
@@ -68,10 +70,12 @@ class AnswerConfig(ChatConfig, PlacementRules):
     """Folder, or ORG/NAME on the Hub: of an inserter, or of a unified model."""
     think: NoneOrMore = 0
     """Tokens that an inserter may think before it answers."""
+    painter: PainterConfig = field(default_factory=PainterConfig)
+    """Who paints what the language model of a pipeline describes."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """What differs from a unified model's own settings: `{temperature: 0, seed: 1}`."""
+    """What differs from a unified model's own settings: `{temperature: 0, seed: 1}`; of a pipeline `seed`."""
     template: str = ""
-    """Prompt (llm, vlm, unified): one of the package's by name, or a YAML file; by default the strategy's own."""
+    """Prompt (llm, vlm, unified, pipeline): the package's by name, or a YAML file; by default the strategy's own."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -85,6 +89,10 @@ class AnswerConfig(ChatConfig, PlacementRules):
         needed = getattr(strategy, "needs", ())
         if needed and sum(bool(getattr(self, name)) for name in needed) != 1:
             raise InputError(f"strategy: {self.strategy} needs a model, {' or '.join(WAYS[name] for name in needed)}")
+        if getattr(strategy, "paints", False):
+            check_painter(self.painter, "painter")
+        elif self.painter.endpoint or self.painter.local:
+            raise InputError(f"painter: strategy {self.strategy} has nothing painted; take --strategy pipeline")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,6 +134,7 @@ def strategy_of(config: AnswerConfig, encode: Encode | None, document: Callable[
     means = Means(
         rules=config,
         chat=partial(chat_model, config, ""),
+        painter=partial(make_painter, config.painter, "painter"),
         encode=encode,
         document=document,
         text=text,

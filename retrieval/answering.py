@@ -26,6 +26,7 @@ from ..configs.errors import InputError
 from ..configs.whole import write_atomically
 from ..data.insertion.placements import Candidate, InsertionTask, Placement, compose, settled
 from ..data.sentences import sentences
+from ..models.chat.painters.painter import Painter
 from ..models.chat.requests import ChatModel
 from ..models.documents.document import InterleavedDocument, TextSegment, open_image, to_rgb
 from ..models.documents.rendering import beginning, check_suffix, document_html, html_page, save_markdown
@@ -75,7 +76,8 @@ class Answered:
 
 class Strategy(Protocol):
     """One is registered, or named by file, as a function, or as a class. A class is made from `means`, if it names
-    that, and from its options; `needs` says which settings of the command it takes exactly one of."""
+    that, and from its options; `needs` says which settings of the command it takes exactly one of, `paints` that it
+    takes a painter."""
 
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered: ...
 
@@ -87,6 +89,8 @@ class Means:
     rules: PlacementRules
     chat: Callable[[], ChatModel]
     """The model behind `endpoint` or `local`."""
+    painter: Callable[[], Painter] | None = None
+    """The model behind `painter`, for a strategy that says `paints = True`."""
     encode: Encode | None = None
     """The text encoder of the index."""
     document: Callable[[str], Sequence[Chunk]] | None = None

@@ -48,8 +48,8 @@ ROUND_S = 0.02
 """Rows come, go and are read no more often: that takes the time of the processor from a model of short steps."""
 EIGHTHS = 8
 """A picture's progress is said so often."""
-FEW_LEFT = 0.5
-"""Free slots are dropped when the share of those in use falls below this; each time the cache is copied."""
+FEW_LEFT = 0.75
+"""Free slots that nobody waits for are dropped when no more than this share is in use; then the cache is copied."""
 
 
 class Refused(Exception):
@@ -358,7 +358,7 @@ class Engine:
         for number, sample in samples.items():
             self._writings[number].tell(Row(why=why.get(number, "length"), log_probs=sample.logp_C.tolist()))
         self._forget(samples)
-        if sampler.busy <= FEW_LEFT * sampler.slots:
+        if sampler.busy <= FEW_LEFT * sampler.slots and not len(self._waiting):
             sampler.shrink()
 
     def _forget(self, numbers: Sequence[int] | dict) -> None:

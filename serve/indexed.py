@@ -137,7 +137,7 @@ class Indexed:
 
     def _rule(self, encoder: Any, hits: Sequence[Hit]) -> Strategy:
         """It goes by the encoder of the index, where that reads what was found."""
-        means = Means(self.rules, _no_chat, encoding(encoder, hits), self.index.chunks_of)
+        means = Means(self.rules, _no_chat, encode=encoding(encoder, hits), document=self.index.chunks_of)
         return find("strategy", "rule").thing(means)
 
     def _events(self, question: Question, answered: Answered) -> list[Event]:

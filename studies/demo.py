@@ -27,7 +27,6 @@ import torch
 
 from ..configs import find_config, parse, read_yaml, terminal
 from ..configs.bounds import OneOrMore, Seed
-from ..configs.built import built
 from ..configs.errors import InputError, keeping, run_or_exit
 from ..configs.whole import write_atomically
 from ..eval.statistics import estimate
@@ -41,6 +40,7 @@ from ..worlds.picture_stories.prepare import WorldConfig, prepare
 from ..worlds.picture_stories.prompts import read_outlines
 from ..worlds.picture_stories.scenes import MAX_SCENES, MIN_SCENES, Outline
 from .arms import ARMS, Setting, run_arm, run_warmup
+from .built import built
 from .config import check_settings, effective, flat, setting_of
 from .measure import comparisons, figures, gains, measure, samples
 from .seed import first_reach, keep_settings, limit_threads, say

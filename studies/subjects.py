@@ -100,8 +100,8 @@ class PictureStories:
 
 class IconTales:
     warmup, grpo = "warmup/smollm2", "grpo/smollm2"
-    mixture: Mapping[str, float] = {"interleaved": 8.0, "text_to_image": 5.0, "kept": 3.0}
-    replayed: Mapping[str, float] = {"text_to_image": 5.0, "kept": 3.0}
+    mixture: Mapping[str, float] = {"interleaved": 8.0, "text_to_image": 4.0, "kept": 4.0}
+    replayed: Mapping[str, float] = {"text_to_image": 4.0, "kept": 4.0}
 
     def __init__(self, tales: TalesConfig):
         self.tales = tales

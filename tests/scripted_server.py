@@ -8,6 +8,8 @@ def answer(body):                       # the parsed request
 with ScriptedServer(answer) as server:
     EndpointConfig(base_url=server.url, model="scripted")
     server.bodies                       # every request as it came
+
+An images endpoint of the same server gets the bodies that have a `prompt`, and answers with `picture(image)`.
 """
 
 import base64
@@ -49,6 +51,8 @@ MALFORMED = Fault(body='{"choices": [{"mess')
 TRUNCATED = Fault(body='{"choices": [', cut=True)
 NO_CHOICES = Fault(body='{"choices": []}')
 
+PATHS = ("/v1/chat/completions", "/v1/images/generations")
+
 Script = Callable[[dict[str, Any]], str | dict[str, Any] | Fault]
 """What to answer: the text of a completion, a whole body, or a fault."""
 
@@ -60,6 +64,8 @@ class ScriptedServer:
         self.script, self.delay_s, self.port = script, delay_s, port
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.files: dict[str, bytes] = {}
+        """What a GET finds, by path."""
         self.most_at_once = 0
         self.closing = Event()
         self._lock, self._at_once = Lock(), 0
@@ -73,6 +79,14 @@ class ScriptedServer:
 
             def do_POST(self) -> None:
                 owner._handle(self)
+
+            def do_GET(self) -> None:
+                data = owner.files.get(self.path)
+                owner.headers.append({name.lower(): value for name, value in self.headers.items()})
+                self.send_response(200 if data is not None else 404)
+                self.send_header("Content-Length", str(len(data or b"")))
+                self.end_headers()
+                self.wfile.write(data or b"")
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -102,7 +116,7 @@ class ScriptedServer:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            if http.path != "/v1/chat/completions":
+            if http.path not in PATHS:
                 answer: str | dict[str, Any] | Fault = Fault(404, '{"error": {"message": "no such path"}}')
             else:
                 answer = self.script(json.loads(raw))
@@ -158,6 +172,13 @@ def completion(text: str | None, finish: str = "stop", **message: Any) -> dict[s
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
     usage = {"prompt_tokens": 10, "completion_tokens": len(text or "") // 4}
     return {"id": "scripted", "object": "chat.completion", "model": "scripted", "choices": [choice], "usage": usage}
+
+
+def picture(image: Image.Image) -> dict[str, Any]:
+    """The body of an images endpoint's answer."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"created": 0, "data": [{"b64_json": base64.b64encode(buffer.getvalue()).decode()}]}
 
 
 def parts(body: dict[str, Any]) -> list[str | Image.Image]:

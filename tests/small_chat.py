@@ -1,6 +1,7 @@
 """A tiny Llama of the stock class that chats: random weights, a byte-level vocabulary, a template of texts alone."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -18,7 +19,7 @@ def save_text_model(folder: Path, positions: int = 4096) -> str:
     vocabulary = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=raw)
     special = {"pad_token": "<pad>", "eos_token": "</s>", "additional_special_tokens": ["<turn>"]}
     tokenizer.add_special_tokens(special)
     tokenizer.chat_template = TEMPLATE

@@ -55,6 +55,7 @@ FLAGS: dict[str, list[str]] = {
     "eval": ["--model", "DIR", "--data", "FILE"],
     "eval/capabilities": ["--model", "DIR"],
     "eval/mramg": ["--data", "DIR"],
+    "eval/pipeline": [],
     "guard": ["--before", "DIR", "--after", "DIR"],
     "grpo": ["--use_cpu", "true", "--bf16", "false"],
 }

@@ -10,6 +10,7 @@ from limner.data.shards import ShardWriter
 from limner.models.checkpoints.folder import load, save
 from limner.models.sampler.generation import Sampling
 from limner.models.writing import write
+from limner.report.demo import write_report
 from limner.studies.demo import DemoConfig, chosen_arms, run, score_checkpoint
 from limner.train import grpo, warmup
 from limner.train.from_scratch.image_tokenizer import ImageTokenizerConfig
@@ -21,6 +22,8 @@ from limner.worlds.picture_stories.scenes import SCENES, caption, outlines, stor
 from .models.families.tiny import FAMILIES
 from .rewards.exact import STORIES
 
+REPORTS: list = []
+"""What the demo of this module has reported: file, metrics, samples."""
 FIGURES = {
     "sampled": {"story_exact", "image_exact", "sentence_exact", "structure"},
     "understanding": {"vqa", "caption"},
@@ -55,7 +58,22 @@ def small(out, **changes) -> DemoConfig:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    return out, run(small(out))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("limner.studies.demo.write_report", lambda *told: REPORTS.append(told) or write_report(*told))
+        return out, run(small(out))
+
+
+def test_the_report_is_there_while_the_run_goes_on(demo):
+    out, _ = demo
+    assert {path for path, *_ in REPORTS} == {out / "report.html"}
+    doing = [metrics.get("unfinished") for _, metrics, _ in REPORTS]
+    assert doing[0] == "warmup is being trained: step 0" and doing[-1] is None and None not in doing[:-1]
+    assert any(words.startswith("grpo_process is being trained") for words in doing[:-1])
+    assert all(len(samples) == 6 and samples[0]["pictures"] >= 2 for *_, samples in REPORTS), (
+        "pictures from the first on"
+    )
+    assert [*REPORTS[0][2][0]["answers"]] == ["warmup"] and len(REPORTS[-1][2][0]["answers"]) == 2
+    assert "refresh" not in (out / "report.html").read_text() and REPORTS[-1][1]["versions"]["limner"]
 
 
 def test_every_stage_leaves_its_result(demo):

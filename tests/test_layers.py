@@ -13,7 +13,7 @@ FOLDERS = (BOTTOM, *LAYERS)
 HOMES = {
     "trl": ("train/trainer.py", "train/inserter/grpo.py", "configs/__init__.py"),
     "webdataset": ("data/shards/writing.py", "data/shards/reading.py", "studies/bench/data.py"),
-    "diffusers": ("models/pictures/contract.py",),
+    "diffusers": ("models/pictures/upstream.py",),
     "peft": ("train/scale/lora.py", "train/scale/sharding.py"),
     "deepspeed": ("train/scale/sharding.py",),
     "huggingface_hub": (

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "models", "data", "retrieval", "rewards", "eval", "train", "report", "serve", "worlds", "studies")
-SHIPPED = (".py", ".yaml", ".css", ".js", ".html", ".txt", ".json", ".safetensors")
+SHIPPED = (".py", ".yaml", ".css", ".js", ".html", ".txt", ".json", ".safetensors", ".png")
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "runs", "shared", "*.egg-info", "__pycache__")
 PLUGIN = {
     "pyproject.toml": """

@@ -341,7 +341,7 @@ class MMIE:
         scores = self.scores(outcomes)
         columns = (*COUNTS, "AVG")
         row: list[Estimate | None] = [scores.get(name) for name in columns]
-        return [Table("Scores, percent", columns, [("this run", row)], PUBLISHED, SOURCE)]
+        return [Table("Scores, percent", columns, [("this run", row)], PUBLISHED, SOURCE, main="AVG")]
 
     def caveats(self, outcomes: Sequence[Outcome]) -> list[str]:
         total, scored = sum(COUNTS.values()), sum(outcome.score is not None for outcome in outcomes)

@@ -316,7 +316,8 @@ class VisualQuestions:
         scores = self.scores(outcomes)
         if self.name == "pope":
             names = tuple(pope_figures({}))
-            return [Table("Scores, percent", names, [("this run", [scores.get(name) for name in names])])]
+            row = [("this run", [scores.get(name) for name in names])]
+            return [Table("Scores, percent", names, row, main="accuracy")]
         title = "Accuracy + accuracy of whole pictures" if self.name == "mme" else "Accuracy, percent"
         return [Table(title, ("this run",), [(name, [value]) for name, value in scores.items()])]
 

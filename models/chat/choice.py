@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ...configs.errors import InputError
 from .endpoint import Endpoint, EndpointConfig
+from .endpoint import settings_of as of_endpoint
 from .local_vlm import LocalVLM, LocalVLMConfig
+from .local_vlm import settings_of as of_local
 
 
 @dataclass
@@ -55,3 +58,10 @@ def chat_model(config: ChatConfig, section: str) -> Endpoint | LocalVLM:
         return Endpoint(config.endpoint) if config.endpoint else LocalVLM(config.local or LocalVLMConfig())
     except InputError as error:
         raise InputError(f"{prefix}{'endpoint' if config.endpoint else 'local'}: {error}") from error
+
+
+def settings_of(config: ChatConfig) -> dict[str, Any]:
+    """What replies depend on, for a manifest; nothing is loaded or asked."""
+    one = config.endpoint or config.local or LocalVLMConfig()
+    settings = of_endpoint(one) if isinstance(one, EndpointConfig) else of_local(one)
+    return {**settings, "image_side": one.image_side}

@@ -54,7 +54,9 @@ SHORTEST_KEY = 8
 
 
 @dataclass
-class EndpointConfig:
+class ServerConfig:
+    """A server, and how it is asked: what models that write and models that paint have in common."""
+
     base_url: str = ""
     """Of the server, with its version: `http://localhost:8000/v1`."""
     model: str = ""
@@ -78,14 +80,10 @@ class EndpointConfig:
     """Attempts this process may send, 0 without limit; what is over fails as `budget`."""
     max_tokens_total: Limit = 0
     """Tokens, read and written, after which this process sends nothing more; 0 without limit."""
-    temperature: Temperature = 0.0
-    max_new_tokens: OneOrMore = 1024
     seed: Seed = 0
     extra_body: dict[str, Any] = field(default_factory=dict)
     """Further fields of the request; null takes one of ours out (`{max_tokens: null, max_completion_tokens: 512}`).
     Of what is named like a secret (`api_key`, `token`) nothing is written, into no manifest, cache or configuration."""
-    image_side: Side = 1024
-    """Pictures are shrunk to this many pixels on their longer side; 0 sends them as they are."""
     cache: str = ""
     """SQLite file of replies: what stands there is not asked again."""
     offline: bool = False
@@ -105,6 +103,14 @@ class EndpointConfig:
             raise InputError(f"cache: offline needs the file of replies, and {self.cache!r} is none")
 
 
+@dataclass
+class EndpointConfig(ServerConfig):
+    temperature: Temperature = 0.0
+    max_new_tokens: OneOrMore = 1024
+    image_side: Side = 1024
+    """Pictures are shrunk to this many pixels on their longer side; 0 sends them as they are."""
+
+
 class Endpoint:
     """A `ChatModel`. Raises InputError for settings that cannot work, and for a server that only fails (`patience`).
 
@@ -112,8 +118,11 @@ class Endpoint:
     somebody else at the same time), `prompt_tokens`, `completion_tokens`, and `failures/<kind>`.
     """
 
-    def __init__(self, config: EndpointConfig):
-        self.config = config
+    path = "/chat/completions"
+    """Where the server is asked; `prepared`, `body` and `read` are what is asked there, and what comes back."""
+
+    def __init__(self, config: ServerConfig):
+        self.config: Any = config
         self.counts: Counter[str] = Counter()
         self._client: Any = None if config.offline else _client(config)
         self._cache = ReplyCache(Path(config.cache)) if config.cache else None
@@ -166,19 +175,30 @@ class Endpoint:
     def address(self) -> str:
         return self.config.base_url
 
+    def prepared(self, request: Request) -> Prepared:
+        """Raises ValueError where a picture of the request does not decode."""
+        return prepare(request, self.config.image_side, settings_of(self.config))
+
+    def body(self, request: Request, prepared: Prepared) -> dict[str, Any]:
+        return _body(prepared, self.config)
+
+    async def read(self, body: str) -> Reply:
+        """Raises ValueError for what is no reply: it is asked for again."""
+        return read_reply(body)
+
     def probe(self) -> None:
         """Asks the server for a word, past the cache. Raises InputError where it gives no reply."""
         if self.config.offline:
             return
         self._fault, self._silent_since = None, None
         question = Request(InterleavedDocument((TextSegment("Say yes."),)))
-        body = _body(prepare(question, self.config.image_side, _settings(self.config)), self.config)
+        body = self.body(question, self.prepared(question))
         answer = asyncio.run_coroutine_threadsafe(self._ask(body), self._loop).result()
         if isinstance(answer, Failure):
             raise self._fault or InputError(self._in_vain(answer))
 
     def manifest(self) -> dict[str, Any]:
-        return {"base_url": self.config.base_url, **_settings(self.config), "image_side": self.config.image_side}
+        return {"base_url": self.config.base_url, **settings_of(self.config), "image_side": self.config.image_side}
 
     def close(self) -> None:
         """Gives up what is under way and ends the thread; the cache keeps what had arrived."""
@@ -202,7 +222,7 @@ class Endpoint:
         """Requests with the same question that are under way at the same time share one answer."""
         async with self._slots:
             try:
-                prepared = await _aside(request, prepare, request, self.config.image_side, _settings(self.config))
+                prepared = await _aside(request, self.prepared, request)
             except ValueError as error:
                 answer: Answer = Failure("image", str(error))
             else:
@@ -226,7 +246,7 @@ class Endpoint:
         if self.config.offline:
             reason = f"no reply to this question in {self.config.cache}; ask once with offline off and these settings"
             return Failure("offline", reason)
-        answer = await self._ask(await _aside(request, _body, prepared, self.config))
+        answer = await self._ask(await _aside(request, self.body, request, prepared))
         if isinstance(answer, Reply):
             self._count(answer)
             remember(self._cache, prepared, answer)
@@ -298,20 +318,22 @@ class Endpoint:
         try:
             async with asyncio.timeout(self.config.timeout):  # the client's own limits start anew with each byte
                 # Not `chat.completions.create`, whose typed objects take what servers send on trust.
-                text = await self._client.post("/chat/completions", cast_to=str, body=body)
+                text = await self._client.post(self.path, cast_to=str, body=body)
         except (TimeoutError, openai.APITimeoutError):
             return _Fault(Failure("timeout", f"no answer within {self.config.timeout:g} s"))
         except openai.APIStatusError as error:
-            return status_fault(error.status_code, error.response.headers, self._redacted(error.message))
+            said = f"{error.message} ({error.code})" if error.code else error.message
+            return status_fault(error.status_code, error.response.headers, self._redacted(said))
         except Unreadable as error:
             return _Fault(Failure("malformed", self._redacted(str(error))), again=False)
         except openai.APIConnectionError as error:
             reason = self._redacted(f"{error.message} {error.__cause__ or ''}")
             return _Fault(Failure("connection", reason), absent=could_not_connect(error))
         try:
-            return read_reply(text)
+            return await self.read(text)
         except ValueError as error:
-            return _Fault(Failure("malformed", self._redacted(str(error))))
+            again = not isinstance(error, Unreadable)
+            return _Fault(Failure("malformed", self._redacted(str(error))), again)
 
     def _redacted(self, text: str) -> str:
         """One line without the key and other secrets, which servers like to repeat."""
@@ -386,7 +408,7 @@ async def _aside(request: Request, function: Callable[..., T], *args: Any) -> T:
     return await asyncio.to_thread(function, *args) if request.content.images else function(*args)
 
 
-def _settings(config: EndpointConfig) -> dict[str, Any]:
+def settings_of(config: EndpointConfig) -> dict[str, Any]:
     """What a reply depends on beside the messages; where the model is served, and by which key, is not part of it."""
     names = ("model", "revision", "temperature", "max_new_tokens", "seed")
     extra_body, _ = without_secrets(config.extra_body)
@@ -413,7 +435,7 @@ def _body(prepared: Prepared, config: EndpointConfig) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def _client(config: EndpointConfig) -> Any:
+def _client(config: ServerConfig) -> Any:
     try:
         from openai import AsyncOpenAI
     except ImportError:

@@ -117,7 +117,7 @@ class LocalVLM:
 
     def manifest(self) -> dict[str, Any]:
         """`keeps_order` is false where the model's chat template puts all pictures first, as some of LLaVA do."""
-        return {**_settings(self.config), "image_side": self.config.image_side, "keeps_order": self.keeps_order}
+        return {**settings_of(self.config), "image_side": self.config.image_side, "keeps_order": self.keeps_order}
 
     def close(self) -> None:
         if self._cache is not None:
@@ -129,7 +129,7 @@ class LocalVLM:
         asked: dict[str, Prepared] = {}
         for index, request in enumerate(requests):
             try:
-                prepared = prepare(request, self.config.image_side, _settings(self.config))
+                prepared = prepare(request, self.config.image_side, settings_of(self.config))
             except ValueError as error:
                 yield index, self._failed(Failure("image", str(error)))
                 continue
@@ -224,7 +224,7 @@ class LocalVLM:
         )
 
 
-def _settings(config: LocalVLMConfig) -> dict[str, Any]:
+def settings_of(config: LocalVLMConfig) -> dict[str, Any]:
     """What a reply depends on beside the messages, up to rounding."""
     names = ("model", "revision", "dtype", "max_new_tokens")
     return {"backend": "transformers", **{name: getattr(config, name) for name in names}}

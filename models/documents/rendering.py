@@ -155,9 +155,15 @@ def document_html(
 
 
 def to_html(document: InterleavedDocument, title: str = "") -> str:
-    """A whole self-contained page."""
+    """A whole self-contained page. Where the title says all of the prompt, or begins it, it does not stand twice."""
     title = title or document.id or "Document"
-    return html_page(title, f"<main><h1>{html.escape(title)}</h1>{document_html(document)}</main>")
+    asked = document.prompt if document.completion.segments else None
+    heading, shown = f"<h1>{html.escape(title)}</h1>", document
+    if asked and not asked.images and " ".join(asked.text.split()) == title:
+        shown = document.completion
+    elif asked and beginning(asked.text) == title:
+        heading = ""
+    return html_page(title, f"<main>{heading}{document_html(shown)}</main>")
 
 
 def html_page(title: str, body: str, css: str = "") -> str:
@@ -337,7 +343,12 @@ def _heading(_: Any, tokens: Sequence[Token], at: int, __: Any, ___: Any) -> str
 
 
 def _alt_text(_: Any, tokens: Sequence[Token], at: int, __: Any, ___: Any) -> str:
-    return html.escape(tokens[at].content)
+    return html.escape(_plain(tokens[at].children or ()))  # its own content is as typed: an `&amp;` would stay one
+
+
+def _plain(tokens: Sequence[Token]) -> str:
+    """The words of inline tokens, entities read."""
+    return "".join(" " if "break" in t.type else _plain(t.children) if t.children else t.content for t in tokens)
 
 
 def _renderer() -> MarkdownIt:

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from diffusers.models.autoencoders.vq_model import VQModel
 from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from ...configs.json_text import parse_json
 from ..documents.document import to_rgb
 from ..sizes import check_sizes
 from .residual import entries, residual_codes
+from .upstream import VQModel, complete
 
 SETTINGS_FILE = "image_tokenizer.json"
 
@@ -215,15 +215,6 @@ def fingerprint(model: nn.Module, settings: str) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def complete(directory: Path, loaded: tuple[Any, dict[str, Any]]) -> Any:
-    """The model of a `from_pretrained` with its report. Raises InputError where weights are missing."""
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        others = ", ..." if len(missing) > 3 else ""
-        raise InputError(f"{directory}: {len(missing)} weights are missing: {', '.join(missing[:3])}{others}")
-    return model
 
 
 LARGEST_PICTURE = 4096

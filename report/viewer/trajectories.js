@@ -15,6 +15,8 @@
   const several = index.labels.length > 1;
   const blocks = new Map(); // data of the groups on show
   const codesOf = new WeakMap(); // canvas -> its codes
+  const codeAt = new WeakMap(); // canvas -> the number of the code that the keyboard is at
+  const STOPS = ".token, .codes";
   let page = 0;
 
   function summary(rewards) {
@@ -29,10 +31,8 @@
 
   /* An entry is one prompt with one or more lanes: groups that stand side by side, each one of several to choose. */
   function entries() {
-    const step = byId("step").value, part = byId("find").value.trim();
-    const wanted = groups.filter(
-      (group) => (step === "" || group.step === Number(step)) && index.prompts[group.prompt].includes(part),
-    );
+    const step = byId("step").value;
+    const wanted = groups.filter((group) => (step === "" || group.step === Number(step)) && fits(group));
     if (byId("unit").value === "group") return wanted.map((group) => entry([lane([group], group)]));
     const byPrompt = new Map();
     for (const group of wanted) {
@@ -41,6 +41,11 @@
     }
     return [...byPrompt.values()].map((own) => entry(several ? perRun(own) : firstAndLast(own)));
   }
+
+  /* What is looked for, in any case of letters: in a prompt's id, in what it says, or in what was answered. */
+  const asked = () => byId("find").value.trim().toLowerCase();
+  const holds = (text) => text.toLowerCase().includes(asked());
+  const fits = (group) => [index.prompts[group.prompt], index.asked[group.prompt], group.said].some(holds);
 
   const lane = (choices, shown, run = shown.folder) => ({ choices, shown, run });
 
@@ -117,6 +122,7 @@
   function word([piece, logp]) {
     const element = make("span", piece ? "token" : "token part", piece || "\u00b7");
     element.title = (piece ? "" : "part of a character, ") + spoken(logp);
+    element.tabIndex = -1; // reached by arrow keys
     element.style.setProperty("--heat", (0.6 * surprise(logp, TEXT_SCALE)).toFixed(3));
     return element;
   }
@@ -152,6 +158,7 @@
     const known = codes.map(([, logp]) => logp).filter((logp) => logp !== null);
     const mean = known.length ? known.reduce((sum, logp) => sum + logp, 0) / known.length : null;
     canvas.setAttribute("aria-label", `${codes.length} image codes, mean log-prob ${number(mean)}`);
+    canvas.tabIndex = -1;
     codesOf.set(canvas, codes);
     return canvas;
   }
@@ -185,6 +192,10 @@
     if (rollout.cut) rest.append(` ${rollout.rest.codes.length} codes of a picture that was cut`);
     if (rollout.rest.codes.length) rest.append(codeGrid(rollout.rest.codes, [rollout.rest.codes.length, 1]));
     if (rest.childNodes.length) element.append(rest);
+    const said = rollout.segments.map((segment) => segment.text ?? "").join("\n");
+    if (asked() && holds(said)) element.classList.add("found");
+    const first = element.querySelector(STOPS);
+    if (first) first.tabIndex = 0;
     return element;
   }
 
@@ -277,6 +288,43 @@
     byId("groups").scrollIntoView();
   }
 
+  const tellCode = (codes, place) => {
+    byId("readout").textContent = `code ${codes[place][0]}, number ${place}: ${spoken(codes[place][1])}`;
+  };
+
+  const tellToken = (token) => {
+    byId("readout").textContent = `${JSON.stringify(token.textContent)}: ${token.title}`;
+  };
+
+  /* Tab stops once at a card; arrows go on from there, through a picture code by code. */
+  function go(event) {
+    const at = event.target, forward = event.key === "ArrowRight" || event.key === "Home";
+    if (!["ArrowLeft", "ArrowRight", "Home", "End"].includes(event.key) || !at.matches(STOPS)) return;
+    event.preventDefault();
+    const all = [...at.closest(".card").querySelectorAll(STOPS)], turn = forward ? 1 : -1;
+    const inside = codesOf.get(at) && event.key.startsWith("Arrow") ? codeAt.get(at) + turn : -1;
+    if (inside >= 0 && inside < codesOf.get(at).length) {
+      codeAt.set(at, inside);
+      tellCode(codesOf.get(at), inside);
+      return;
+    }
+    const next = { Home: all[0], End: all.at(-1) }[event.key] ?? all[all.indexOf(at) + turn];
+    if (!next) return;
+    if (codesOf.has(next)) codeAt.set(next, forward ? 0 : codesOf.get(next).length - 1);
+    at.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+
+  /* What the keyboard is at, in words. */
+  function tellFocused(event) {
+    const at = event.target;
+    if (codesOf.has(at)) {
+      if (!codeAt.has(at)) codeAt.set(at, 0);
+      tellCode(codesOf.get(at), codeAt.get(at));
+    } else if (at.classList.contains("token")) tellToken(at);
+  }
+
   /* What the pointer is at, in words. */
   function tell(event) {
     const at = event.target;
@@ -286,10 +334,8 @@
       const row = Math.floor(((event.clientY - box.top) / box.height) * at.height);
       const place = row * at.width + column;
       if (!codes[place] || column < 0 || column >= at.width) return;
-      byId("readout").textContent = `code ${codes[place][0]}, number ${place}: ${spoken(codes[place][1])}`;
-    } else if (at.classList.contains("token")) {
-      byId("readout").textContent = `${JSON.stringify(at.textContent)}: ${at.title}`;
-    }
+      tellCode(codes, place);
+    } else if (at.classList.contains("token")) tellToken(at);
   }
 
   for (const step of [...new Set(groups.map((group) => group.step))].sort((a, b) => a - b)) {
@@ -308,6 +354,8 @@
   byId("previous").addEventListener("click", () => turn(-1));
   byId("next").addEventListener("click", () => turn(1));
   for (const kind of ["pointermove", "click"]) byId("groups").addEventListener(kind, tell);
+  byId("groups").addEventListener("keydown", go);
+  byId("groups").addEventListener("focusin", tellFocused);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
 })();

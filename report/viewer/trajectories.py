@@ -49,7 +49,7 @@ CONTROLS = """<div id="controls" role="search">
 <option value="loss">largest loss first</option>
 <option value="gain">largest gain first</option>
 </select></label>
-<label>Prompt <input id="find" type="search" placeholder="part of its id" autocomplete="off"></label>
+<label>Find <input id="find" type="search" placeholder="words, or a prompt's id" autocomplete="off"></label>
 <label><input id="heat" type="checkbox" checked> log-probs</label>
 </div>"""
 
@@ -57,7 +57,7 @@ LEGEND = """<p class="note legend">A chip <span class="chip none">r</span> is a 
 class="chip none">A</span> the advantage of its tokens. Colour is surprise: <span class="scale"></span> from certain to
 a log-prob of <span id="text-scale"></span> or less in text and <span id="image-scale"></span> or less in pictures,
 which is no better than chance. The square beside a picture holds its codes in the order they were sampled. Point at a
-token, or touch it, to read it below.</p>"""
+token, touch it, or go there with Tab and the arrow keys, to read it below.</p>"""
 
 BAR = """<footer id="bar"><button id="previous" type="button">&lsaquo; Previous</button><span id="page"></span><button
 id="next" type="button">Next &rsaquo;</button><output id="readout"></output></footer>"""
@@ -70,13 +70,18 @@ def write_viewer(out_html: Path, folders: Sequence[Path], labels: Sequence[str])
     a damaged one.
     """
     prompts: dict[str, int] = {}
+    asked: list[str] = []
     groups, blocks, codes = [], [], 2
     for number, folder in enumerate(folders):
         for group in _groups(folder):
             key = _prompt_key(group[0].prompt)
             rewards = [item.outcome for item in group]
+            if key not in prompts:
+                prompts[key] = len(prompts)
+                asked.append(group[0].prompt.text)
             place = {"folder": number, "step": group[0].step, "group": group[0].group}
-            groups.append({**place, "prompt": prompts.setdefault(key, len(prompts)), "rewards": rewards})
+            said = "\n".join(item.answer.text for item in group)
+            groups.append({**place, "prompt": prompts[key], "rewards": rewards, "said": said})
             blocks.append(_inert(f"group-{len(blocks)}", _group_json(group)))
             codes = max(codes, *(max(item.ids, default=0) - item.text_size + 1 for item in group))
     rollouts = sum(len(group["rewards"]) for group in groups)
@@ -84,7 +89,7 @@ def write_viewer(out_html: Path, folders: Sequence[Path], labels: Sequence[str])
     span = f"steps {min(steps)} to {max(steps)}"
     lead = f"{rollouts:,} rollouts in {len(groups):,} groups, {len(prompts):,} prompts, {span}."
     bounds = {"chance": math.log(codes), "deadBelow": SPREAD_FLOOR}
-    index = {"labels": list(labels), "prompts": list(prompts), "groups": groups, **bounds}
+    index = {"labels": list(labels), "prompts": list(prompts), "asked": asked, "groups": groups, **bounds}
     write_atomically(out_html, _page(", ".join(labels), lead, [_inert("index", index), *blocks]))
     return rollouts, len(groups)
 

@@ -21,7 +21,9 @@ from ...data.sources.report import Report
 from ...models.documents.document import read_image, to_rgb
 from .corpus import PIC, Hit, Problem, read_source, some
 from .encoders import NONE, default_text_encoder, load_encoders, stored_name
+from .matching import Fit
 from .store import Index
+from .tables import searched_text
 
 SHOWN_PROBLEMS = 20
 MULTILINGUAL = "BAAI/bge-m3"
@@ -40,6 +42,8 @@ class Found:
     hits: list[Hit]
     documents: int
     """In the index."""
+    fits: Sequence[Fit] = ()
+    """How well each hit fits the words that were asked; none where only a picture was."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -102,7 +106,9 @@ def find(arguments: argparse.Namespace) -> Found:
         raise InputError("limner search: give a query, --image, or both")
     index = Index.open(arguments.index, device=arguments.device)
     hits = index.search(arguments.query, image, arguments.limit, arguments.document, arguments.title)
-    return Found(arguments.index, arguments.query, image, hits, len(index.documents))
+    texts = [searched_text(hit.chunk) for hit in hits]
+    fits = index.matching().fits(arguments.query, texts) if texts and arguments.query.strip() else ()
+    return Found(arguments.index, arguments.query, image, hits, len(index.documents), fits)
 
 
 def search_parser() -> ArgumentParser:
@@ -121,11 +127,11 @@ def search_parser() -> ArgumentParser:
 
 
 def listing(found: Found) -> str:
-    """The hits for a terminal: title, score, what found it, the first line of its text, its pictures."""
+    """The hits for a terminal: title, how well it fits, what found it, the first line of its text, its pictures."""
     lines = []
     for number, hit in enumerate(found.hits, 1):
         chunk = hit.chunk
-        lines.append(f"{number}. {chunk.title}  [{chunk.id}]  {hit.score:.4f}  {', '.join(hit.found_by)}")
+        lines.append(f"{number}. {chunk.title}  [{chunk.id}]  {said_of(found, number - 1)}")
         text = next((line for line in chunk.text.split("\n") if line.strip() and line != PIC), "")
         lines += [f"   {text[:LINE]}"] if text else []
         if chunk.pictures:
@@ -133,6 +139,15 @@ def listing(found: Found) -> str:
             lines.append(f"   {some(len(chunk.pictures), 'picture')}: {captions}")
     lines.append(f"{some(len(found.hits), 'part')} of {some(found.documents, 'document')}")
     return "\n".join(map(visible, lines))
+
+
+def said_of(found: Found, place: int) -> str:
+    """Of a hit: how well it fits, from where on a fit answers, and which rankings it is in."""
+    ways = f"found by {', '.join(found.hits[place].found_by)}"
+    if not found.fits:
+        return ways
+    fit = found.fits[place]
+    return f"fit {fit.value:.2f} by {fit.by} ({'enough' if fit.margin >= 1 else 'too little'}: {fit.least:.2f}); {ways}"
 
 
 def _index(arguments: argparse.Namespace) -> Index:

@@ -21,15 +21,16 @@ from ...configs.errors import InputError
 from ...configs.registry import register
 from ...data.insertion.placements import Candidate, compose, read_markers
 from ...data.sentences import sentences
-from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Request, fill
+from ...models.chat.requests import PLACE, Answer, ChatModel, Failure, Reply, Request, fill
 from ...models.documents.candidates import escape_markers
-from ...models.documents.document import ImageSegment, Segment, TextSegment
+from ...models.documents.document import ImageSegment, InterleavedDocument, Segment, TextSegment
 from ..answering import Answered, Means, candidates_of, in_reading_order, sources_of
 from ..index.corpus import PIC, Chunk, Hit, some
 from ..placing import PlacementRules
 
 PLACES = ("question", "context", "pictures", "wishes")
 LLM, VLM = "answer_llm", "answer_vlm"
+NOTHING = "nothing"
 
 
 @dataclass
@@ -90,7 +91,7 @@ class Asking:
 
     def __call__(self, question: str, hits: Sequence[Hit]) -> Answered:
         """Raises InputError where the model does not answer, or where no words tell of any candidate."""
-        asked = self.prepare(question, hits)
+        asked = self.checked(self.prepare(question, hits))
         (reply,) = self.model.complete([asked.request])
         return self.read(asked, reply)
 
@@ -110,33 +111,52 @@ class Asking:
         document = fill(template.prompt, places, nothing="")
         return Asked(Request(document, template.system, template.identity), candidates, tuple(hits), faults, told)
 
+    def checked(self, asked: Asked) -> Asked:
+        """Raises InputError where there are pictures, and the model knows nothing of any."""
+        if asked.told and not asked.told.keys() - {NOTHING}:
+            raise InputError(
+                f"{some(len(asked.candidates), 'picture')} found, without a caption and without text around: no words "
+                "tell of them; take --strategy vlm, whose model sees them, or write captions"
+            )
+        return asked
+
     def read(self, asked: Asked, reply: Answer) -> Answered:
-        """Markers by the rule of `data.insertion.read_markers`; reasoning up to `</think>` is not part of it."""
-        if isinstance(reply, Failure):
-            raise InputError(f"the model gave no answer: {reply.kind}: {reply.reason}")
-        text = reply.text.rpartition("</think>")[2].strip()
-        if not text:
-            raise InputError(f"the model gave no answer: its reply is empty (finish: {reply.finish})")
+        """Markers by the rule of `data.insertion.read_markers`."""
+        text, faults = written(reply)
         marked = read_markers(text, len(asked.candidates))
-        faults = asked.faults + marked.faults
-        faults["cut at the limit of tokens"] += reply.finish == "length"
-        faults["refused"] += reply.finish in ("refusal", "content_filter")
         document = compose(sentences(marked.text), marked.placements, asked.candidates)
+        return self.answered(asked, document, asked.faults + faults + marked.faults)
+
+    def answered(self, asked: Asked, document: InterleavedDocument, faults: Counter[str]) -> Answered:
         sources = sources_of(asked.hits, [hit.chunk.id for hit in asked.hits], document, asked.candidates)
         return Answered(document, asked.candidates, +faults, sources, told=asked.told)
 
 
+def written(reply: Answer) -> tuple[str, Counter[str]]:
+    """What a model wrote, and how it ended; reasoning up to `</think>` is not part of it.
+
+    Raises InputError where there is nothing.
+    """
+    if isinstance(reply, Failure):
+        raise InputError(f"the model gave no answer: {reply.kind}: {reply.reason}")
+    text, faults = said(reply)
+    if not text:
+        raise InputError(f"the model gave no answer: its reply is empty (finish: {reply.finish})")
+    return text, faults
+
+
+def said(reply: Reply) -> tuple[str, Counter[str]]:
+    """The text of a reply without its reasoning, and how it ended."""
+    faults: Counter[str] = Counter()
+    faults["cut at the limit of tokens"] += reply.finish == "length"
+    faults["refused"] += reply.finish in ("refusal", "content_filter")
+    return reply.text.rpartition("</think>")[2].strip(), faults
+
+
 def told_of(candidates: Sequence[Candidate]) -> Counter[str]:
-    """How words tell of each candidate: its caption, or the text around its marker. Raises InputError where none do."""
-    told: Counter[str] = Counter()
-    for candidate in candidates:
-        told["caption" if candidate.caption.strip() else "place in the text" if candidate.context else "nothing"] += 1
-    if candidates and told["nothing"] == len(candidates):
-        raise InputError(
-            f"{some(len(candidates), 'picture')} found, without a caption and without text around: no words tell of "
-            "them; take --strategy vlm, whose model sees them, or write captions"
-        )
-    return told
+    """By what words tell of each candidate: its caption, or the text around its marker."""
+    by = ["caption" if one.caption.strip() else "place in the text" if one.context else NOTHING for one in candidates]
+    return Counter(by)
 
 
 def context_of(

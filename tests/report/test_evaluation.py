@@ -29,6 +29,7 @@ def figures() -> dict:
                 "rows": [["this run", [None, cell]]],
                 "published": [["Anole", [48.95, 55.22]]],
                 "source": "the leaderboard",
+                "main": "AVG",
             },
             {"title": "By task", "columns": ["SA"], "rows": [[HOSTILE, [cell]]], "published": [], "source": ""},
         ],
@@ -79,6 +80,24 @@ def test_page_shows_what_a_reader_must_know():
         assert words in text, words
     assert "<script" not in html and "onerror=alert(1)&gt;" in html
     assert not re.search(r'(?:src|href)="(?!data:|#)', html)
+
+
+def test_the_headline_is_the_main_figure():
+    told, other = figures(), {"value": 12.0, "low": 11.0, "high": 13.0, "n": 7}
+    table = told["tables"][0]
+    table |= {"columns": ["story_exact", "AVG", "structure"], "published": []}
+    for main, first in (("story_exact", "story exact 12.00"), ("AVG", "AVG 51.20"), ("", "story exact 12.00")):
+        table |= {"main": main, "rows": [["this run", [other, told["scores"]["AVG"], other]]]}
+        assert f'class="lead">This run: {first}, 95 %' in report_html(told, [])
+    del table["main"]  # of an earlier limner
+    assert "This run: story exact 12.00" in report_html(told, [])
+
+
+def test_what_was_not_counted_is_a_dash():
+    told = figures()
+    told["accounting"]["parse_rate"] = None
+    html = report_html(told, [])
+    assert "<dt>replies with a score</dt><dd>&ndash;</dd>" in html and "&amp;ndash;" not in html
 
 
 def test_files_of_a_run_become_its_page(tmp_path):

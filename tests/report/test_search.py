@@ -3,13 +3,15 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from PIL import Image
 
-from limner.report.search import MOST_PICTURES, SIDE, search_page
+from limner.report.search import MOST_PICTURES, SIDE, marked, search_page, wanted
 from limner.retrieval.index.command import Found, listing
 from limner.retrieval.index.corpus import PIC, Chunk, Hit, Picture
+from limner.retrieval.index.matching import Fit
 
 HOSTILE = '"><script>alert(1)</script><img src=http://x onerror=alert(1)>\x1b[2J</style>'
 
@@ -72,8 +74,28 @@ def test_texts_show_their_markdown_and_a_file_name_is_no_caption():
 
 def test_the_listing_says_title_score_text_and_pictures():
     lines = listing(found()).split("\n")
-    assert lines[0].startswith("1. Soup the pot  [a.md:0]  0.0325  full text, text vector")
+    assert lines[0] == "1. Soup the pot  [a.md:0]  found by full text, text vector"
     assert lines[1:] == ["   Boil. the pot", "   2 pictures: the pot; the pot", "1 part of 29 documents"]
+
+
+def test_a_score_says_what_it_is_and_from_where_on_it_answers():
+    for margin, words in ((1.2, "fit 0.62 by vectors (enough: 0.50)"), (0.5, "fit 0.62 by vectors (too little: 0.50)")):
+        told = replace(found(), fits=[Fit(margin, 0.62, 0.5, "vectors")])
+        assert words in listing(told) and words in search_page(told)
+    assert "0.0325" not in search_page(found()) + listing(found()), "ranks that are fused say nothing to people"
+
+
+def test_words_asked_for_are_marked_in_texts_and_never_in_tags():
+    pattern = wanted("How do I boil the LEEKS, a & b?")
+    page = marked('<a href="http://x/leek">Boils leek &amp; Leeks</a><p class="boil">thinly</p>', pattern)
+    marks = "<mark>Boils</mark> <mark>leek</mark> &amp; <mark>Leeks</mark>"
+    assert page == f'<a href="http://x/leek">{marks}</a><p class="boil">thinly</p>'
+    assert marked("&lt;img src=x&gt; boil", pattern) == "&lt;img src=x&gt; <mark>boil</mark>"
+    assert marked("\u4f60\u597d\u5417", wanted("\u597d\u5417")) == "\u4f60<mark>\u597d\u5417</mark>"
+    assert wanted("how is it?") is None and marked("<b>x</b>", None) == "<b>x</b>"
+    assert "<mark>Soup</mark>" in search_page(found()) and "<script>" not in search_page(
+        found("script", hostile=HOSTILE)
+    )
 
 
 def test_index_and_search_from_the_command_line(limner, tmp_path):
@@ -92,7 +114,7 @@ def test_index_and_search_from_the_command_line(limner, tmp_path):
     (site / "cake.md").unlink()
     assert "0 added, 0 updated, 1 unchanged, 1 deleted" in limner("index", site, "--out", index)[1]
     code, out, _ = limner("search", index, "leeks", "--out", page)
-    assert code == 0 and out.startswith("1. Soup  [soup.md:0]")
+    assert code == 0 and out.startswith("1. Soup  [soup.md:0]  fit ")
     assert out.endswith(f"1 part of 1 document\nwrote {page}\nnext: open {page} in a browser\n")
     assert "&lt;b&gt;pot&lt;/b&gt;" in page.read_text() and "http://" not in page.read_text()
     faults = [

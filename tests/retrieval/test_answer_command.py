@@ -9,7 +9,7 @@ from limner.models.documents.document import ImageSegment, InterleavedDocument, 
 from limner.retrieval.index.encoders import Encoders
 from limner.retrieval.index.store import Index
 
-from ..scripted_server import ScriptedServer, images
+from ..scripted_server import ScriptedServer, images, picture
 from ..small_chat import save_text_model
 
 RED, BLUE = (Image.new("RGB", (80, 60), colour) for colour in ("red", "blue"))
@@ -83,6 +83,26 @@ def test_a_text_model_in_this_process_answers_by_captions_and_cannot_see(index, 
     assert found.meta["told"] == {"caption": 1} and "words alone: 1 caption" in capsys.readouterr().out
     with pytest.raises(InputError, match="reads no pictures; --strategy llm"):
         answered(index, "strudel pastry", tmp_path / "b.json", "--strategy", "vlm", *local)
+
+
+def test_one_model_writes_and_another_paints(index, tmp_path, capsys):
+    reply = "Roll it. <img1> Bake it. <picture>A strudel.</picture>"
+    red = picture(Image.new("RGB", (8, 8), "red"))
+    with ScriptedServer(lambda body: red if "prompt" in body else reply) as server:
+        flags = ["--strategy", "pipeline", "--endpoint.base_url", server.url, "--endpoint.model", "writer"]
+        painter = ["--painter.endpoint.base_url", server.url, "--painter.endpoint.model", "painter"]
+        found = answered(index, "strudel pastry", tmp_path / "a.json", *flags, *painter, "--documents", "strudel.md")
+        with pytest.raises(InputError, match="painter: who paints"):
+            answered(index, "strudel pastry", tmp_path / "b.json", *flags)
+        with pytest.raises(InputError, match="painter: strategy llm has nothing painted"):
+            answered(index, "strudel pastry", tmp_path / "b.json", *flags, *painter, "--strategy", "llm")
+        with pytest.raises(InputError, match="sampling.top_k: a pipeline"):
+            answered(index, "strudel pastry", tmp_path / "b.json", *flags, *painter, "--sampling", "{top_k: 1}")
+    assert [(image.origin, image.alt) for image in found.images] == [
+        ("inserted", f"pastry {HOSTILE}"),
+        ("generated", "A strudel."),
+    ]
+    assert server.bodies[1]["prompt"] == "A strudel." and "1 inserted, 1 generated" in capsys.readouterr().out
 
 
 def test_what_nothing_in_the_index_answers_needs_leave(index, tmp_path):

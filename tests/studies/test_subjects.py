@@ -45,7 +45,7 @@ def test_data_and_rewards_are_those_of_the_seeds_folder(tmp_path):
     warmup, _ = warmup_settings(subject, tmp_path, tmp_path, 0, [], {"kept": 0})
     assert {source.path: source.weight for source in warmup.sources} == {
         str(tmp_path / "data" / "interleaved"): 8,
-        str(tmp_path / "data" / "text_to_image"): 5,
+        str(tmp_path / "data" / "text_to_image"): 4,
     }
     grpo, _ = grpo_settings(subject, tmp_path, tmp_path, 0, ["--rewards", "{icon_tales/fluency: {weight: 0.5}}"])
     assert grpo.rewards["icon_tales/fluency"] == {"weight": 0.5, "model": str(tmp_path / "new_model")}

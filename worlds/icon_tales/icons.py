@@ -1,6 +1,6 @@
 """What icon tales show: an icon of a noun, in one of three places, at one of three spots; and what a picture shows.
 
-The icons that come with limner are Noto Emoji (icons/LICENSE). Others: a folder of NOUN.png, or a font of coloured
+The icons that come with limner are Noto Emoji (noto/LICENSE). Others: a folder of NOUN.png, or a font of coloured
 bitmaps such as Debian's `fonts-noto-color-emoji` has (/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf).
 """
 
@@ -39,9 +39,13 @@ ICON = 32
 SIDE = 64
 FONT_SIZE = 109
 """The one size that Noto's bitmaps have."""
-ALIKE = 0.85
-"""Cosine of edges below which a picture shows none of the icons; a picture with one of an icon's four tiles from
-another one is below it."""
+CARD = (252, 240, 212)
+"""Colour of the card that an icon is printed on, so that it looks the same in every place."""
+ALIKE = 0.8
+"""Cosine of edges below which a card shows none of the icons. Different icons have at most 0.34; one with a quarter of
+another is below it five times of six, and the rest are quarters with little on them."""
+NEAR = 0.03
+"""Mean difference from a place's colours, on a 0..1 scale, above which a picture shows none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +64,14 @@ class Icons:
 
     def __init__(self, icons: Mapping[str, Image.Image]):
         """icons: RGBA by noun, of every noun."""
-        self._icons = {noun: icons[noun].convert("RGBA").resize((ICON, ICON)) for noun in NOUNS}
+        self._cards = {noun: _on_card(icons[noun].convert("RGBA").resize((ICON, ICON))) for noun in NOUNS}
         self._drawn: dict[tuple[Shown, int], Image.Image] = {}
 
     def draw(self, shown: Shown, spot: int) -> Image.Image:
         """Callers share it, so they must not draw on it."""
         if (shown, spot) not in self._drawn:
-            sky, ground = PLACES[shown.place]
-            picture = Image.new("RGB", (SIDE, SIDE), sky)
-            ImageDraw.Draw(picture).rectangle((0, SIDE // 2, SIDE, SIDE), fill=ground)
-            icon = self._icons[shown.noun]
-            picture.paste(icon, (spot * (SIDE - ICON) // 2, (SIDE - ICON) // 2), icon)
+            picture = _landscape(shown.place)
+            picture.paste(self._cards[shown.noun], (spot * (SIDE - ICON) // 2, (SIDE - ICON) // 2))
             self._drawn[shown, spot] = picture
         return self._drawn[shown, spot]
 
@@ -78,29 +79,36 @@ class Icons:
         return ((shown, self.draw(shown, spot)) for shown in SHOWN for spot in SPOTS)
 
     def read(self, pictures: Sequence[Image.Image]) -> list[Shown | None]:
-        """What each shows: the place by the colours of its first and last row, the icon by its edges."""
-        if not pictures:
-            return []
-        names, known = self._known
-        found: list[Shown | None] = []
-        for picture in pictures:
-            pixels = _pixels(picture)
-            likeness = known @ _edges(pixels)
-            best = int(likeness.argmax())
-            shown = names[best] if likeness[best] >= ALIKE else None
-            found.append(shown if shown and shown.place == _place(pixels) else None)
-        return found
+        """What each shows: the icon by the edges on its card, the place by all that is around it."""
+        return [self._read_one(_pixels(picture)) for picture in pictures]
+
+    def _read_one(self, pixels: np.ndarray) -> Shown | None:
+        likeness = np.stack([self._known @ _edges(pixels[_card(spot)]) for spot in SPOTS])
+        spot, noun = np.unravel_index(int(likeness.argmax()), likeness.shape)
+        around = np.ones(pixels.shape[:2], bool)
+        around[_card(int(spot))] = False
+        errors = {place: np.abs(pixels - _background(place))[around].mean() for place in PLACES}
+        place = min(errors, key=lambda name: float(errors[name]))
+        if likeness[spot, noun] < ALIKE or errors[place] > NEAR:
+            return None
+        return Shown(NOUNS[int(noun)], place)
 
     @functools.cached_property
-    def _known(self) -> tuple[list[Shown], np.ndarray]:
-        """Every picture's contents, and its edges, [n, E]."""
-        names, pictures = zip(*self.all(), strict=True)
-        return list(names), np.stack([_edges(_pixels(picture)) for picture in pictures])
+    def _known(self) -> np.ndarray:
+        """Edges of every noun's icon on its card, [n, E]."""
+        drawn = [_pixels(self.draw(Shown(noun, next(iter(PLACES))), 0)) for noun in NOUNS]
+        return np.stack([_edges(pixels[_card(0)]) for pixels in drawn])
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
     """[32, 32, 3] in 0..1, half the pixels of a side."""
     return np.asarray(picture.convert("RGB").resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX), np.float32) / 255
+
+
+def _card(spot: int) -> tuple[slice, slice]:
+    """Rows and columns of a card among those pixels."""
+    left, top = spot * (SIDE - ICON) // 4, (SIDE - ICON) // 4
+    return slice(top, top + ICON // 2), slice(left, left + ICON // 2)
 
 
 def _edges(pixels: np.ndarray) -> np.ndarray:
@@ -109,9 +117,22 @@ def _edges(pixels: np.ndarray) -> np.ndarray:
     return flat / max(float(np.linalg.norm(flat)), 1e-6)
 
 
-def _place(pixels: np.ndarray) -> str:
-    colours = np.concatenate([np.median(pixels[0], 0), np.median(pixels[-1], 0)]) * 255
-    return min(PLACES, key=lambda place: float(np.abs(colours - np.ravel(PLACES[place])).sum()))
+@functools.cache
+def _background(place: str) -> np.ndarray:
+    return _pixels(_landscape(place))
+
+
+def _on_card(icon: Image.Image) -> Image.Image:
+    card = Image.new("RGB", icon.size, CARD)
+    card.paste(icon, (0, 0), icon)
+    return card
+
+
+def _landscape(place: str) -> Image.Image:
+    sky, ground = PLACES[place]
+    picture = Image.new("RGB", (SIDE, SIDE), sky)
+    ImageDraw.Draw(picture).rectangle((0, SIDE // 2, SIDE, SIDE), fill=ground)
+    return picture
 
 
 @functools.cache
@@ -119,7 +140,7 @@ def open_icons(where: str = "") -> Icons:
     """The icons of a folder, or of a font; without one, those that come with limner. Raises InputError."""
     if where.lower().endswith((".ttf", ".otf")):
         return Icons(from_font(Path(where)))
-    folder = Path(where) if where else Path(str(importlib.resources.files(__package__ or ""))) / "icons"
+    folder = Path(where) if where else Path(str(importlib.resources.files(__package__ or ""))) / "noto"
     icons = {}
     for noun in NOUNS:
         file = folder / f"{noun}.png"

@@ -50,12 +50,12 @@ def pictures_of_tales() -> ImageTokenizerConfig:
     return ImageTokenizerConfig(
         image_size=SIDE,
         patch=SIDE // 4,
-        codes=320,
+        codes=160,
         code_size=64,
         channels=(192,),
         autoencoder_steps=150,
         quantised_steps=50,
-        decoder_steps=4500,
+        decoder_steps=5000,
         learning_rate=4e-3,
         foreground_weight=1.0,
     )

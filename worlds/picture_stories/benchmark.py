@@ -92,7 +92,7 @@ class PictureStories:
     def tables(self, outcomes: Sequence[Outcome]) -> list[Table]:
         scores = self.scores(outcomes)
         rows = [(way, [scores.get(way, {}).get(aspect) for aspect in ASPECTS]) for way in WAYS]
-        return [Table("Shares of stories, sentences and pictures that are right", ASPECTS, rows)]
+        return [Table("Shares of stories, sentences and pictures that are right", ASPECTS, rows, main=ASPECTS[0])]
 
     def caveats(self, outcomes: Sequence[Outcome]) -> list[str]:
         return []

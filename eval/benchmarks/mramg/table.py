@@ -135,7 +135,7 @@ def tables(outcomes: Sequence[Outcome], label: str) -> list[Table]:
             rows += _rows(mine, f"{label}, {subset}", [*wanted, AVERAGE], domain) if len(subsets) > 1 else []
         columns = (*(COLUMNS[name] for name in wanted), AVERAGE)
         published = tuple(row for subset in subsets for row in published_rows(subset))
-        found.append(Table(f"{domain.capitalize()}, percent", columns, rows, published, SOURCE))
+        found.append(Table(f"{domain.capitalize()}, percent", columns, rows, published, SOURCE, main=AVERAGE))
     if any(outcome.aspect in RECALLS for outcome in outcomes):
         by_subset = groups(outcomes, lambda subset: subset)
         recall = {**({"all": outcomes} if len(by_subset) > 1 else {}), **by_subset}

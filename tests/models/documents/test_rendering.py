@@ -289,3 +289,16 @@ def test_the_pictures_of_a_file_of_limner_0_1_go_with_it(tmp_path: Path):
     save(story(), path)
     assert [*references(path)] == ["a_images-2/1.png", "a_images-2/2.png"]
     assert {p.name for p in tmp_path.iterdir()} == {"a.md", "a_images-2"}
+
+
+@pytest.mark.parametrize("said, times", [("Tell of a crane.", 1), ("Tell of a crane. " * 9, 9)])
+def test_a_page_says_its_prompt_once(said, times):
+    document = InterleavedDocument((TextSegment(said), TextSegment("A crane stood.", trainable=True)))
+    body = to_html(document, beginning(said)).partition("<body>")[2]
+    assert body.count("Tell of a crane.") == times and body.count("A crane stood.") == 1
+    titled = to_html(document, "Another title").partition("<body>")[2]
+    assert "<h1>Another title</h1>" in titled and titled.count("Tell of a crane.") == times
+
+
+def test_entities_of_an_alt_text_are_escaped_once():
+    assert markdown_html("![R&amp;D & **more** <b>](x.png)") == "<p>R&amp;D &amp; more &lt;b&gt;</p>"

@@ -97,6 +97,7 @@ def test_the_page_holds_every_group_whole(tmp_path):
     ]
     assert [dead_groups(torch.tensor(g["rewards"]), 3).item() for g in index["groups"]] == [0, 1, 0, 1]
     assert [pstdev(g["rewards"]) < index["deadBelow"] for g in index["groups"]] == [False, True, False, True]
+    assert index["asked"] == [story_prompt(SCENES[:2]).text] * 2 and index["groups"][0]["said"].count("A red dot.") == 3
     assert index["prompts"] == ["p0", "p1"] and sorted(data) == [f"group-{n}" for n in range(4)]
     group = data["group-0"]
     assert [rollout["number"] for rollout in group["rollouts"]] == [0, 1, 2]
@@ -242,6 +243,14 @@ def test_in_a_browser(tmp_path):
     out.push(document.querySelector(".lane select").value, document.querySelector("header .chip").textContent);
     set("order", "gain"); say(); set("step", "5"); say(); set("step", ""); set("unit", "group");
     out.push(by("order").value); say(); by("next").click(); by("next").click(); say(); set("find", "p1"); say();
+    set("find", "RED DOT"); say(); out.push(document.querySelectorAll(".card.found").length);
+    set("find", "illustrate: "); say(); set("find", "no such words"); say(); set("find", "");
+    const press = (key) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    const read = () => out.push(by("readout").textContent.split(":")[0]);
+    document.querySelector(".card [tabindex='0']").focus(); read();
+    for (const key of [..."RRRRRRRLL"]) { press(key === "R" ? "ArrowRight" : "ArrowLeft"); read(); }
+    press("End"); read(); press("Home"); read();
+    out.push(document.querySelector(".card").querySelectorAll("[tabindex='0']").length);
     document.title = JSON.stringify(out);
     </script></body>"""
     write_viewer(page, [run / "trajectories", after / "trajectories"], ["run", "after"])
@@ -257,4 +266,9 @@ def test_in_a_browser(tmp_path):
         ["1 / 4, 25 groups", "run mean 0.10", "run mean 0.20"],
         ["3 / 4, 25 groups", "run mean 0.20", "run mean 0.10"],
         ["1 / 2, 12 groups", "run mean 0.20", "run mean 0.20"],
+        *(["1 / 3, 24 groups", "run mean 0.10", "run mean 0.20"], 24),
+        ["1 / 4, 25 groups", "run mean 0.10", "run mean 0.20"],
+        ["1 / 1, 0 groups"],
+        *('"A red dot."', '"\u00b7"', '"\u00b7"', *(f"code {n}, number {n}" for n in range(4)), '"<boi>"'),
+        *("code 3, number 3", "code 2, number 2", '"<eos>"', '"A red dot."', 1),
     ]

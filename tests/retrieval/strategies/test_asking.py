@@ -83,7 +83,7 @@ def test_words_tell_of_each_candidate_or_the_question_is_refused():
     silent = InterleavedDocument((ImageSegment(Image.new("RGB", (24, 16), "red")),), "album", {"title": "Strudel"})
     hits = [Hit(chunk, 1.0, ("words",)) for chunk in make_chunks(silent)[0]]
     with pytest.raises(InputError, match="1 picture found, without a caption.*--strategy vlm"):
-        Asking(None).prepare("How?", hits)  # type: ignore[arg-type]
+        Asking(None)("How?", hits)  # type: ignore[arg-type]
     assert Asking(None, pixels=True).prepare("How?", hits).candidates  # type: ignore[arg-type]
 
 
