@@ -20,6 +20,7 @@ SEAM = {
     "create_model_card": (GRPOTrainer, ["self", "model_name", "dataset_name", "tags"]),
     "_save_checkpoint": (GRPOTrainer, ["self", "model", "trial"]),
     "_load_from_checkpoint": (Trainer, ["self", "resume_from_checkpoint", "model"]),
+    "_issue_warnings_after_load": (Trainer, ["self", "load_result"]),
     "_load_optimizer_and_scheduler": (GRPOTrainer, ["self", "checkpoint"]),
     "train": (Trainer, ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
     "_run_epoch": (
