@@ -40,5 +40,7 @@ def test_inserters_are_compared_and_what_is_placed_is_not_placed_again(tmp_path,
     monkeypatch.setattr(figures, "load_inserter", None)
     figures.main(words)
     assert capsys.readouterr().out == first
+    figures.main([*words, "--limit", "1"])
+    assert "1 task" in capsys.readouterr().out
     with pytest.raises(InputError, match="tasks: missing"):
         figures.main(["--model", model])
