@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...configs import parse
+from ...configs.bounds import Limit
 from ...configs.errors import InputError, keeping, run_or_exit
+from ...configs.schema import check_ranges
 from ...configs.terminal import say
 from ...data.insertion.placements import InsertionTask, Placement
 from ...data.insertion.prompt import Answer
@@ -25,6 +27,7 @@ from ...data.insertion.tasks import read_tasks
 from ...eval.folder import Journal, keep_manifest, read_journals
 from ...eval.run import fingerprint, sha256
 from ...eval.statistics import Estimate, estimate, paired_difference
+from ...retrieval.index.corpus import some
 from ...retrieval.strategies.inserter import load_inserter, load_model
 from ...retrieval.strategies.likelihood import LikelihoodInserter
 from ...retrieval.strategies.rule import RuleInserter
@@ -42,15 +45,20 @@ class FiguresConfig:
     """Tasks, as `limner data insertion` writes them."""
     model: str = ""
     """A causal language model with a chat template: a folder, or a name on the Hub. Without one the rule alone."""
+    limit: Limit = 0
+    """The first so many tasks; 0 takes all."""
     out: str = "runs/inserter/figures"
     """Folder of what was placed."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     (config,) = parse((FiguresConfig,), argv, prog="python -m limner.train.inserter.figures")
     if not config.tasks:
         raise InputError("tasks: missing; give --tasks FILE, of limner data insertion")
-    tasks = read_tasks(Path(config.tasks))
+    tasks = read_tasks(Path(config.tasks))[: config.limit or None]
     out = Path(config.out)
     weights = fingerprint(Path(config.model)) if Path(config.model).is_dir() else ""
     keep_manifest(out, {"tasks": sha256(Path(config.tasks)), "model": config.model, "weights": weights})
@@ -119,7 +127,7 @@ def table(tasks: Sequence[InsertionTask], placed: dict[str, list[list[Placement]
         cells = [_cell(estimate(column)) for column in zip(*those, strict=True)]
         cells.append(_cell(paired_difference([f1 for f1, _, _ in those], rule)) if name != "rule" else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, f"{len(tasks)} tasks"]
+    return [*lines, some(len(tasks), "task")]
 
 
 def _mean(draws: Sequence[Scores]) -> Scores:
