@@ -29,7 +29,8 @@ def test_all_loops_run_and_say_what_was_seen(make_policy, monkeypatch, tmp_path,
         assert 0 < row["ttft"]["p50"] <= row["e2el"]["p50"] and row["first_picture"]["mean"] > 0
         assert row["pictures_per_second"] * row["seconds"] == pytest.approx(pictures)
     assert set(figures["together"]["over"]) == {"batch", "one_by_one"} and set(figures["http"]["over"]) == {"engine"}
-    assert "one batch by the sampler" in capsys.readouterr().out
+    assert {*figures["burst"]["over"]} == {*figures["together"]["over"]}
+    assert capsys.readouterr().out.count("batches by the sampler") == 2
 
 
 def test_times_are_those_of_events():
