@@ -86,7 +86,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "models.checkpoints.convert:main",
-        "bring an original checkpoint in: Janus, Emu3, Chameleon, Anole, Liquid, any causal LM",
+        "bring an original checkpoint in: Janus, Emu3, Chameleon, Liquid, VILA-U, any causal LM",
     ),
     "serve": Command(
         "serve.command:main", "answer over HTTP, in text and pictures: the API that OpenAI's clients read"
