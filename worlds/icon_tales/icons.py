@@ -44,6 +44,8 @@ CARD = (252, 240, 212)
 ALIKE = 0.8
 """Cosine of edges below which a card shows none of the icons. Different icons have at most 0.34; one with a quarter of
 another is below it five times of six, and the rest are quarters with little on them."""
+UNLIKE = 0.35
+"""Cosine that no two different icons reach."""
 NEAR = 0.03
 """Mean difference from a place's colours, on a 0..1 scale, above which a picture shows none."""
 
@@ -80,18 +82,30 @@ class Icons:
 
     def read(self, pictures: Sequence[Image.Image]) -> list[Shown | None]:
         """What each shows: the icon by the edges on its card, the place by all that is around it."""
-        return [self._read_one(_pixels(picture)) for picture in pictures]
+        return [self._read_one(picture) for picture in pictures]
 
-    def _read_one(self, pixels: np.ndarray) -> Shown | None:
-        likeness = np.stack([self._known @ _edges(pixels[_card(spot)]) for spot in SPOTS])
-        spot, noun = np.unravel_index(int(likeness.argmax()), likeness.shape)
-        around = np.ones(pixels.shape[:2], bool)
-        around[_card(int(spot))] = False
-        errors = {place: np.abs(pixels - _background(place))[around].mean() for place in PLACES}
-        place = min(errors, key=lambda name: float(errors[name]))
-        if likeness[spot, noun] < ALIKE or errors[place] > NEAR:
+    def _read_one(self, picture: Image.Image) -> Shown | None:
+        likeness, errors = self._compared(picture)
+        noun, place = int(likeness.argmax()), min(errors, key=lambda name: errors[name])
+        if likeness[noun] < ALIKE or errors[place] > NEAR:
             return None
-        return Shown(NOUNS[int(noun)], place)
+        return Shown(NOUNS[noun], place)
+
+    def faithful(self, picture: Image.Image, said: Shown) -> tuple[float, float]:
+        """How far it shows the thing, 0 (as unlike as other icons are) to 1 (it is read), and whether the place."""
+        likeness, errors = self._compared(picture)
+        part = (float(likeness[NOUNS.index(said.noun)]) - UNLIKE) / (ALIKE - UNLIKE)
+        return min(1.0, max(0.0, part)), float(errors[said.place] <= NEAR)
+
+    def _compared(self, picture: Image.Image) -> tuple[np.ndarray, dict[str, float]]:
+        """Likeness to each noun's icon on the card that is most like one, and how far all around is from each place."""
+        pixels = _pixels(picture)
+        likeness = np.stack([self._known @ _edges(pixels[_card(spot)]) for spot in SPOTS])
+        spot = int(likeness.max(1).argmax())
+        around = np.ones(pixels.shape[:2], bool)
+        around[_card(spot)] = False
+        errors = {place: float(np.abs(pixels - _background(place))[around].mean()) for place in PLACES}
+        return likeness[spot], errors
 
     @functools.cached_property
     def _known(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from ...models.documents.document import ImageSegment, InterleavedDocument, Text
 from ...models.policy import UnifiedPolicy
 from ...models.tokens.sequence import collate
 from ...rewards.base import Completion, RewardOutput
-from .icons import Shown, open_icons
+from .icons import NOUNS, PLACES, Icons, Shown, open_icons
 from .tales import Said, read_nouns, read_sentence
 
 Scores = list[float | None]
@@ -60,22 +60,24 @@ def _told(said: Said, noun: str) -> float:
 @register("reward", "icon_tales/image_sentence")
 @dataclass
 class PictureReward:
-    """Each picture against the model's own sentence before it: half for its thing, half for its place."""
+    """Each picture against the model's own sentence before it: half for its thing, half for its place.
+
+    A card that is an icon in part earns a part: the first pictures of a model are right in a quarter or two.
+    """
 
     icons: str = ""
     """A folder of NOUN.png or a font; those that come with limner if empty."""
     name = "icon_tales_image_sentence"
 
     def __call__(self, completions: Sequence[Completion]) -> RewardOutput:
-        pictures = [image.pixels() for completion in completions for image in completion.answer.images]
-        seen = iter(open_icons(self.icons).read(pictures))
+        icons = open_icons(self.icons)
         rows: list[Scores] = []
         for completion in completions:
             planned = len(nouns_of(completion.prompt))
             said, number, row = Said(None, None), 0, Scores()
             for segment in completion.answer.segments:
                 if isinstance(segment, ImageSegment):
-                    row.append(_drawn(next(seen), said) if number < planned else 0.0)
+                    row.append(_drawn(icons, segment, said) if number < planned else 0.0)
                     number += 1
                 else:
                     said = read_sentence(segment.text)
@@ -84,9 +86,11 @@ class PictureReward:
         return RewardOutput([_share(row, c) for row, c in zip(rows, completions, strict=True)], rows)
 
 
-def _drawn(shown: Shown | None, said: Said) -> float:
-    """No picture is faithful to a sentence that says nothing."""
-    return 0.0 if shown is None else 0.5 * (shown.noun == said.noun) + 0.5 * (shown.place == said.place)
+def _drawn(icons: Icons, picture: ImageSegment, said: Said) -> float:
+    """No picture is faithful to what a sentence does not say."""
+    anything = Shown(said.noun or NOUNS[0], said.place or next(iter(PLACES)))
+    noun, place = icons.faithful(picture.pixels(), anything)
+    return 0.5 * noun * (said.noun is not None) + 0.5 * place * (said.place is not None)
 
 
 @register("reward", "icon_tales/fluency")

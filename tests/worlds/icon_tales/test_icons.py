@@ -46,6 +46,14 @@ def test_what_shows_no_one_thing_in_one_place_shows_nothing(picture):
     assert ICONS.read([picture]) == [None]
 
 
+def test_an_icon_in_part_is_faithful_in_part():
+    cat, cow = Shown("cat", "grass"), Shown("cow", "grass")
+    half, whole = mixed("cat", "cow"), ICONS.draw(cat, 2)
+    assert ICONS.faithful(whole, cat) == (1, 1) and ICONS.faithful(whole, cow) == (0, 1)
+    assert 0 < ICONS.faithful(half, cat)[0] < 1 and ICONS.faithful(half, Shown("cow", "snow"))[1] == 0
+    assert ICONS.faithful(elsewhere(), Shown("fox", "grass"))[1] == 0
+
+
 def test_a_folder_of_icons_takes_their_place_and_a_missing_one_is_named(tmp_path):
     for number, noun in enumerate(NOUNS):
         icon = Image.new("RGBA", (48, 48))
