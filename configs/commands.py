@@ -39,7 +39,7 @@ COMMANDS = {
         "train.grpo:rate_prompts",
         "answer the prompts of a GRPO run; keep those neither too easy nor too hard",
     ),
-    "plan": Command("train.plan.command:main", "predict whether a GRPO run fits the memory"),
+    "plan": Command("train.plan.command:main", "predict whether a run of GRPO or warm-up fits the memory"),
     "trajectories": Command("report.viewer.trajectories:main", "an HTML page of the groups that a GRPO run sampled"),
     "gallery": Command(
         "report.gallery:main", "answers and rewards of several checkpoints beside each other, in one HTML file"

@@ -28,6 +28,7 @@ import torch
 from ..configs import find_config, parse, read_yaml, terminal
 from ..configs.bounds import OneOrMore, Seed
 from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.terminal import say_next
 from ..configs.whole import write_atomically
 from ..eval.statistics import estimate
 from ..models.checkpoints.folder import load, save
@@ -143,6 +144,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     write_report(out / REPORT, metrics, runs[0][1])
     say(f"wrote {out / REPORT}, {out / 'metrics.json'}, {out / 'model'}")
+    say_next("limner", "serve", "--model", out / "model")
     return metrics
 
 

@@ -121,7 +121,7 @@ def test_results_of_before_are_compared_with_those_of_now(capsys):
     evaluate("after")
     run(["guard", "eval", "after"])
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "picture_stories.structure" in line)
-    assert line.split()[1:4] == ["0.88", "0.88", "+0.00"]
+    assert line.split()[1:4] == ["0.8750", "0.8750", "+0.0000"]
 
 
 def test_the_config_of_an_evaluation_is_refused_with_the_form_of_now():

@@ -20,6 +20,7 @@ from .folder import SETTINGS_FILE, load, save
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """ORG/NAME; the Hub's own rules are stricter, and its client checks them."""
 PACKAGED = Path(__file__).parent / "packaged"
+UNREADABLE = "neither a folder here nor a repository that the Hub lets you read"
 """Checkpoints that come with limner, by the names of their folders."""
 FILES = ("*.safetensors", "*.json", "*.txt")
 """What is fetched of a repository: weights, settings, vocabularies; never a pickle or code."""
@@ -117,7 +118,7 @@ def find_checkpoint(name_or_path: str | Path, revision: str | None = None) -> Pa
     check_repository(name)
     if name in packaged():
         return PACKAGED / name
-    with asking_hub(name, "neither a folder here nor a repository that the Hub lets you read"):
+    with asking_hub(name, UNREADABLE):
         # The settings first, before gigabytes of a model that is not ours. Without a network `snapshot_download` takes
         # what is cached, or fails at once; other calls try again and again.
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[SETTINGS_FILE]))
@@ -131,20 +132,33 @@ def find_model(name_or_path: str | Path, check: Callable[[Path], object]) -> Pat
 
     check: raises InputError for settings of a model that will not do, before its gigabytes are fetched.
     """
-    path, name = take_back(Path(name_or_path).expanduser()), str(name_or_path)
-    if not path.is_dir() and name in packaged():
-        path = PACKAGED / name
-    if path.is_dir():
-        check(path)
-        return path
-    check_repository(name)
-    with asking_hub(name, "neither a folder here nor a repository that the Hub lets you read"):
-        folder = Path(snapshot_download(name, allow_patterns=[SETTINGS_FILE, "config.json", "*/config.json"]))
-        try:
-            check(folder)
-        except InputError as error:
-            raise InputError(str(error).replace(str(folder), name)) from error
+    name, folder, here = _find_settings(name_or_path)
+    try:
+        check(folder)
+    except InputError as error:
+        raise error if here else InputError(str(error).replace(str(folder), name)) from error
+    if here:
+        return folder
+    with asking_hub(name, UNREADABLE):
         return Path(snapshot_download(name, revision=folder.name, allow_patterns=list(FILES)))
+
+
+def find_settings(name_or_path: str | Path) -> Path:
+    """The folder of a model's settings; of one on the Hub nothing else is fetched. Raises InputError."""
+    return _find_settings(name_or_path)[1]
+
+
+def _find_settings(name_or_path: str | Path) -> tuple[str, Path, bool]:
+    """(name, folder, whether all of the model is there)."""
+    path, name = take_back(Path(name_or_path).expanduser()), str(name_or_path)
+    if path.is_dir():
+        return name, path, True
+    check_repository(name)
+    if name in packaged():
+        return name, PACKAGED / name, True
+    with asking_hub(name, UNREADABLE):
+        patterns = [SETTINGS_FILE, "config.json", "*/config.json"]
+        return name, Path(snapshot_download(name, allow_patterns=patterns)), False
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 limner plan --config grpo/tiny --model DIR --gpus 8 --memory 80
 limner plan --stage warmup --config warmup/documents --model DIR --gpus 8 --memory 80
 
-`model` is a checkpoint, or any folder with a transformers `config.json`. The prediction is `memory.predict`.
+`model` is a checkpoint, any folder with a transformers `config.json`, or a name on the Hub, of which the settings alone
+are fetched. The prediction is `memory.predict`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from ...configs.terminal import say
 from ...models.attention import sees_all_before
 from ...models.checkpoints.convert import family_of_type
 from ...models.checkpoints.folder import IMAGE_TOKENIZER
+from ...models.checkpoints.hub import find_settings
 from ...models.policy import freeze
 from ..grpo import GRPOConfig, RunConfig
 from ..scale.lora import linear_layers
@@ -103,7 +105,7 @@ def model_shape(
 
     Raises InputError where there is no configuration to build it from, or where it lacks what they or `frozen` name.
     """
-    path = Path(model)
+    path = Path(model) if Path(model).is_file() else find_settings(model)
     folder = path.parent if path.is_file() else path
     if not path.is_file() and not (path / "config.json").is_file():
         raise InputError(f"model: {model}: no config.json there; name a checkpoint folder or a model's config.json")

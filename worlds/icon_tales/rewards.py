@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...configs.bounds import OneOrMore
+from ...configs.bounds import Factor, OneOrMore
 from ...configs.errors import InputError
 from ...configs.registry import register
 from ...models.checkpoints.folder import load
@@ -103,9 +103,9 @@ class FluencyReward:
 
     model: str = ""
     """Checkpoint of the model before any training."""
-    worst: float = -6.0
+    worst: Factor = -6.0
     """Mean log-likelihood, in nats a token, that earns 0."""
-    best: float = -3.0
+    best: Factor = -3.0
     """One that earns 1, as all above it do."""
     batch_size: OneOrMore = 16
     name = "icon_tales_fluency"

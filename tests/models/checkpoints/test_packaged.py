@@ -34,3 +34,10 @@ def test_its_files_are_those_that_the_docs_name():
 def test_it_writes_and_draws_what_it_is_asked():
     scores = score_stories(load(PACKAGED / "demo"), outlines(1_000_000, 12), 0.0, seed=0)
     assert sum(scores.story_exact) >= 11
+
+
+def test_its_memory_is_planned_by_name(limner):
+    code, said, _ = limner("plan", "--config", "grpo/tiny", "--model", "demo", "--gpus", "1", "--memory", "8")
+    assert code == 0 and "parameters" in said
+    code, _, said = limner("plan", "--config", "grpo/tiny", "--model", "no/such/folder", "--gpus", "1", "--memory", "8")
+    assert code == 2 and "no such folder" in said

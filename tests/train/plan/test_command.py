@@ -344,7 +344,7 @@ def test_command(policy, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--model", "nowhere"], "no config.json"),
+        (["--model", "nowhere"], "nowhere: no such folder"),
         ([], "model: missing"),
         (["--model", "MODEL", "--memory", "-1"], "^--memory: expected a number"),
         (["--config", "grpo/tiny", "--model", "MODEL", "--gpus", "0"], "^--gpus: expected a number 1 to"),
