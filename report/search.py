@@ -99,7 +99,7 @@ def marked(markup: str, words: re.Pattern[str] | None) -> Html:
     """The same HTML with these words in <mark>: in its text, never in its tags, which hold no `>` but their end."""
     if not words:
         return Html(markup)
-    parts = re.split(r"(<[^>]*>)", markup)
+    parts = re.split(r"(<[^<>]*>)", markup)
     return Html("".join(part if part.startswith("<") else _marked(html.unescape(part), words) for part in parts))
 
 
