@@ -94,7 +94,8 @@ def fill(frame: str, shown: Shown, there: str) -> str:
     return frame.format(a=a, A=a.capitalize(), n=shown.noun, there=there)
 
 
-_WORD = re.compile(r"[a-z]+")
+_LETTERS = re.compile(r"[a-z]+")
+_END = re.compile(r"[.!?\n]")
 _STEMS = {f"{noun}{ending}": noun for noun in NOUNS for ending in ("", "s", "es")}
 _PLACES = {"snow": "snow", "snowy": "snow", "grass": "grass", "grassy": "grass", "night": "night", "nights": "night"}
 
@@ -115,8 +116,9 @@ class Said:
 def read_sentence(text: str) -> Said:
     """One sentence of at most `MOST_WORDS` words, one thing of this world and one place; else it says nothing."""
     text = text.strip()
-    words = _WORD.findall(text.lower())
-    if not text or text[-1] not in ".!?" or re.search(r"[.!?\n].*\w", text, re.DOTALL) or len(words) > MOST_WORDS:
+    words = _LETTERS.findall(text.lower())
+    behind = _END.split(text, maxsplit=1)[-1]
+    if not text or text[-1] not in ".!?" or re.search(r"\w", behind) or len(words) > MOST_WORDS:
         return Said(None, None)
     nouns = {_STEMS[word] for word in words if word in _STEMS}
     places = {_PLACES[word] for word in words if word in _PLACES}
