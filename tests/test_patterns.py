@@ -44,6 +44,7 @@ GIVEN = {
     "rewards/encoders/imagereward.py": r"^blocks\.(\d+)\.attn\.",
     "report/search.py": r"\bfold\w{0,4}|\bcat(?:s?)\b",
     "train/scale/lora.py": r"model\.vision(\..*)?|model\.vqmodel(\..*)?",
+    "worlds/icon_tales/kept.py": r"\bparis\b",
 }
 """What a pattern looks like that a function puts together."""
 
