@@ -27,7 +27,7 @@ from ..placing import PlacementRules, open_places
 from .inserter import load_model
 
 LEAST = 10.0
-"""Nats; chosen on six recipes, which are not among those of docs/insertion.md."""
+"""Nats; chosen on five recipes, which are not among those of docs/insertion.md."""
 REQUEST = "Write a text in which there is this picture: {caption}"
 NO_CAPTION = "one without a caption"
 
