@@ -20,7 +20,7 @@ from typing import Any
 
 from ..configs.bounds import OneOrMore, bounded
 from ..configs.errors import ArgumentParser, InputError, reading
-from ..configs.terminal import say
+from ..configs.terminal import say, say_next
 from ..configs.whole import write_atomically
 from ..models.documents.document import InterleavedDocument
 from ..train.watch.trajectories import Trajectory, read_trajectories
@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> None:
     write_atomically(arguments.out, gallery_html(columns, arguments.prompts))
     answers = sum(len(one.answers) for one in columns)
     say(f"{arguments.out}: {answers} answers of {len(columns)} checkpoints, {len(_by_prompt(columns))} prompts")
+    say_next(page=arguments.out)
 
 
 # ---- reading ----

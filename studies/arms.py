@@ -196,18 +196,8 @@ def warmup_settings(
     weights: Mapping[str, float] | None = None,
 ) -> tuple[warmup.WarmupConfig, TrainingArguments]:
     """weights: of the mixture, where they differ from the subject's; 0 leaves a folder out."""
-    argv = [
-        "--config",
-        subject.warmup,
-        "--output_dir",
-        str(out),
-        "--seed",
-        str(seed),
-        "--disable_tqdm",
-        "false",
-        *flags,
-    ]
-    config, args = parse((warmup.WarmupConfig, TrainingArguments), argv)
+    argv = ["--config", subject.warmup, "--output_dir", str(out), "--seed", str(seed), "--disable_tqdm", "false"]
+    config, args = parse((warmup.WarmupConfig, TrainingArguments), [*argv, *flags])
     config.sources = sources(root, {**subject.mixture, **(weights or {})})
     return config, args
 

@@ -32,6 +32,7 @@ from typing import Any
 
 from ..configs import parse, save_resolved
 from ..configs.errors import ArgumentParser, InputError, keeping, run_or_exit
+from ..configs.terminal import say_next
 from ..configs.whole import write_atomically
 from ..models.checkpoints.folder import load
 from ..report.study import figure_svg, study_html, table_markdown
@@ -78,7 +79,7 @@ def run(config: StudyConfig, chosen: Sequence[str] | None = None) -> dict[str, A
         work(config, jobs)
     summary = write_outputs(config, read_results(config))
     say(f"wrote {', '.join(str(out / name) for name in ('table.md', 'figure.svg', 'report.html', 'results.json'))}")
-    say(f"next: open {out / 'report.html'} in a browser")
+    say_next(page=out / "report.html")
     return summary
 
 

@@ -95,6 +95,20 @@ class TwoHeadBaseline(Baseline):
     (deepseek-ai/Janus, generation_inference.py, has the loop).
     """
 
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.language_model
+
+    def embedded_codes(self, ids: Tensor) -> Tensor:
+        """Codes as the decoder reads them, [..., H]."""
+        return self.model.prepare_embeddings_for_image_generation(ids - self.vocabulary.text_size)
+
+    def draw(self, hidden: Tensor, wanted_B: Tensor) -> None:
+        """One position of an image, from the last hidden states [B, H]."""
+        codes_B1 = self.vocabulary.codes_of(wanted_B)[:, None]
+        scores = Wanted(codes_B1, 0)(codes_B1[:, :0], self.model.model.generation_head(hidden))
+        check(torch.multinomial(scores.softmax(-1), 1), codes_B1)
+
     def write(self, ids_BT: Tensor, attend_BT: Tensor, wanted_BS: Tensor, cache: Cache | None) -> None:
         if wanted_BS[0, 0] >= self.vocabulary.text_size:
             return self._write_image(ids_BT, attend_BT, wanted_BS, cache or DynamicCache())
@@ -112,23 +126,19 @@ class TwoHeadBaseline(Baseline):
     @torch.inference_mode()  # theirs is
     def _write_image(self, ids_BT: Tensor, attend_BT: Tensor, wanted_BS: Tensor, cache: Cache) -> None:
         """The `<eoi>` behind the codes is read with the next segment."""
-        tower, codes_BN = self.model.model, wanted_BS[:, :-1] - self.vocabulary.text_size
-        draw, drawn = Wanted(codes_BN, 0), codes_BN[:, :0]
         embedded = self._embedded(ids_BT[:, cache.get_seq_length() :])
-        while True:
+        for number, wanted_B in enumerate(wanted_BS[:, :-1].unbind(1)):
+            if number:
+                embedded = self.embedded_codes(wanted_BS[:, number - 1 : number])
+                attend_BT = torch.cat([attend_BT, torch.ones_like(attend_BT[:, :1])], 1)
             positions = (attend_BT.cumsum(1) - 1)[:, -embedded.shape[1] :].clamp(min=0)
-            hidden = tower.language_model(
+            hidden = self.decoder(
                 inputs_embeds=embedded, attention_mask=attend_BT, position_ids=positions, past_key_values=cache
             ).last_hidden_state[:, -1]
-            scores = draw(drawn, tower.generation_head(hidden))
-            drawn = torch.cat([drawn, torch.multinomial(scores.softmax(-1), 1)], 1)
-            if drawn.shape[1] == codes_BN.shape[1]:
-                return check(drawn, codes_BN)
-            embedded = self.model.prepare_embeddings_for_image_generation(drawn[:, -1:])
-            attend_BT = torch.cat([attend_BT, torch.ones_like(attend_BT[:, :1])], 1)
+            self.draw(hidden, wanted_B)
 
     def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        return self.model.model.language_model(
+        return self.decoder(
             inputs_embeds=self._embedded(ids_BT),
             position_ids=positions_BT,
             attention_mask=mask,
@@ -137,11 +147,10 @@ class TwoHeadBaseline(Baseline):
         ).last_hidden_state
 
     def _embedded(self, ids_BT: Tensor) -> Tensor:
-        size = self.vocabulary.text_size
-        code_BT = ids_BT >= size
+        code_BT = ids_BT >= self.vocabulary.text_size
         embedded = self.model.get_input_embeddings()(ids_BT.masked_fill(code_BT, 0))
         if code_BT.any():
-            embedded[code_BT] = self.model.prepare_embeddings_for_image_generation(ids_BT[code_BT] - size)
+            embedded[code_BT] = self.embedded_codes(ids_BT[code_BT])
         return embedded
 
     def logits(self, hidden: Tensor, image: bool, ids: Tensor) -> Tensor:
@@ -157,57 +166,32 @@ class DepthBaseline(TwoHeadBaseline):
     (mit-han-lab/vila-u, vila_u_llama.py, `sample` of the depth transformer).
     """
 
-    @torch.inference_mode()
-    def _write_image(self, ids_BT: Tensor, attend_BT: Tensor, wanted_BS: Tensor, cache: Cache) -> None:
-        """The `<eoi>` behind the codes is read with the next segment."""
-        codes_BND = self.vocabulary.codes_of(wanted_BS[:, :-1])
-        embedded = self._embedded(ids_BT[:, cache.get_seq_length() :])
-        for number in range(codes_BND.shape[1]):
-            positions = (attend_BT.cumsum(1) - 1)[:, -embedded.shape[1] :].clamp(min=0)
-            hidden = self.model.model(
-                inputs_embeds=embedded, attention_mask=attend_BT, position_ids=positions, past_key_values=cache
-            ).last_hidden_state[:, -1]
-            drawn = codes_BND[:, number, :0]
-            choose = Wanted(codes_BND[:, number], 0)
-            for _ in range(codes_BND.shape[2]):
-                scores = choose(drawn, self._deeper(hidden, drawn)[:, -1])
-                drawn = torch.cat([drawn, torch.multinomial(scores.softmax(-1), 1)], 1)
-            check(drawn, codes_BND[:, number])
-            embedded = self._projected(drawn)[:, None]
-            attend_BT = torch.cat([attend_BT, torch.ones_like(attend_BT[:, :1])], 1)
+    @property
+    def decoder(self) -> Any:
+        return self.model.model
 
-    def hidden(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, cache: Cache) -> Tensor:
-        return self.model.model(
-            inputs_embeds=self._embedded(ids_BT),
-            position_ids=positions_BT,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+    def embedded_codes(self, ids: Tensor) -> Tensor:
+        return self.model.projector(self.model.codebooks(self.vocabulary.codes_of(ids)).sum(-2))
+
+    def draw(self, hidden: Tensor, wanted_B: Tensor) -> None:
+        codes_BD = self.vocabulary.codes_of(wanted_B)
+        drawn, choose = codes_BD[:, :0], Wanted(codes_BD, 0)
+        for _ in range(codes_BD.shape[1]):
+            scores = choose(drawn, self._deeper(hidden, drawn))
+            drawn = torch.cat([drawn, torch.multinomial(scores.softmax(-1), 1)], 1)
+        check(drawn, codes_BD)
 
     def logits(self, hidden: Tensor, image: bool, ids: Tensor) -> Tensor:
         """Of a picture [..., D, codes]: each code needs those before it, so that the depth transformer runs D times."""
         if not image:
-            return hidden @ self.model.lm_head.weight[: self.vocabulary.text_size].T
+            return super().logits(hidden, image, ids)
         codes = self.vocabulary.codes_of(ids)
-        steps = range(self.vocabulary.depth)
-        return torch.stack([self._deeper(hidden, codes[:, :step])[:, -1] for step in steps], 1)
+        return torch.stack([self._deeper(hidden, codes[:, :step]) for step in range(self.vocabulary.depth)], 1)
 
     def _deeper(self, hidden: Tensor, before: Tensor) -> Tensor:
-        """Scores of the first codes of each position, [n, d + 1, codes]."""
+        """Scores of the code behind those of each position, [n, codes]."""
         transformer = self.model.depth_transformer
-        return transformer.classifier_mlp.linear(transformer(hidden, self.model.codebooks(before)))
-
-    def _projected(self, codes: Tensor) -> Tensor:
-        return self.model.projector(self.model.codebooks(codes).sum(-2))
-
-    def _embedded(self, ids_BT: Tensor) -> Tensor:
-        size = self.vocabulary.text_size
-        code_BT = ids_BT >= size
-        embedded = self.model.get_input_embeddings()(ids_BT.masked_fill(code_BT, 0))
-        if code_BT.any():
-            embedded[code_BT] = self._projected(self.vocabulary.codes_of(ids_BT[code_BT]))
-        return embedded
+        return transformer.classifier_mlp.linear(transformer(hidden, self.model.codebooks(before))[:, -1])
 
 
 def check(written: Tensor, wanted: Tensor) -> None:

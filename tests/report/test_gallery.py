@@ -123,7 +123,8 @@ def test_what_is_left_out_is_said_and_what_all_have_answered_comes_first(tmp_pat
 def test_command(tmp_path, capsys):
     run, page = saved(tmp_path / "run", x=("Hello.", answer("Yes."))), tmp_path / "new" / "page.html"
     main([str(run), str(run / "x.json"), "--out", str(page)])
-    assert capsys.readouterr().out == f"{page}: 2 answers of 2 checkpoints, 1 prompts\n" and page.is_file()
+    said = f"{page}: 2 answers of 2 checkpoints, 1 prompts\nnext: open {page} in a browser\n"
+    assert capsys.readouterr().out == said and page.is_file()
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd.json").write_text('{"a": 1}')
     for words, fault in (

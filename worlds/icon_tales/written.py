@@ -66,7 +66,7 @@ def first_sentence(text: str) -> str:
 
 
 def write_answers(policy: UnifiedPolicy, seed: int, count: int) -> tuple[list[tuple[str, str]], int]:
-    """(instruction, answer) that ended by themselves, sampled at temperature 1, and how many were asked for."""
+    """(instruction, answer) that ended by themselves, sampled cold, and how many were asked for."""
     pairs = list(itertools.product(TASKS, TOPICS))
     chosen = random.Random(seed).sample(pairs, min(count, len(pairs)))
     instructions = [task.format(topic=topic) for task, topic in chosen]
