@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, NoReturn
@@ -42,9 +43,11 @@ class Unavailable(InputError):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse whose faults are InputErrors, and which takes `--max_images` for `--max-images`."""
 
+    _words: Sequence[str] = ()
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._dashed(word) for word in words], namespace)
+        self._words = [self._dashed(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(list(self._words), namespace)
 
     def _dashed(self, word: str) -> str:
         name, equals, value = word.partition("=")
@@ -52,6 +55,13 @@ class ArgumentParser(argparse.ArgumentParser):
         return f"{name}{equals}{value}" if name in self._option_string_actions else word
 
     def error(self, message: str) -> NoReturn:
+        """argparse misses what is required before it says which option is unknown, and so why."""
+        unknown = [name for word in self._words if (name := word.partition("=")[0]).startswith("--") and name != "--"]
+        for name in unknown if message.startswith(("the following arguments are", "unrecognized")) else ():
+            if not any(option.startswith(name) for option in self._option_string_actions):
+                near = get_close_matches(name, self._option_string_actions, 1)
+                message = f"{name}: unknown option" + (f"; did you mean {near[0]}?" if near else "")
+                break
         raise InputError(f"{self.prog}: {message}")
 
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .bounds import LARGEST, RENAMED, THEIRS, Range, without_effect
+from .bounds import LARGEST, REMEDIES, RENAMED, THEIRS, Range, without_effect
 from .errors import InputError
 from .yaml_file import scalar
 
@@ -80,6 +80,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str | Place, base: T 
         return cls(**values)
     except (ValueError, TypeError, ImportError) as error:  # the class's own checks, TrainingArguments' included
         text = " ".join(str(error).split())
+        text = next((remedy for said, remedy in REMEDIES.items() if said in text), text)
         named = {*re.findall(r"\w+", text)}
         flags = {key: value.name for key, value in mapping.items() if isinstance(value, Flag) and key in named}
         for key in flags:

@@ -202,12 +202,17 @@ def cleaned(output: object, completions: Sequence[Completion]) -> RewardOutput:
     except (TypeError, AttributeError, OverflowError, ValueError) as error:
         raise Failure("wrong types", f"its output holds something that is no list of scores: {error}") from None
     sizes, expected = [len(row) for row in segments], [len(c.answer.segments) for c in completions]
-    if len(outcome) != len(completions) or sizes != expected or any(len(b) != len(outcome) for b in breakdown.values()):
-        raise Failure(
-            "wrong number of scores",
-            f"it gave {len(outcome)} outcomes for {len(completions)} completions and {sum(sizes)} segment scores for "
-            f"{sum(expected)} segments; each completion and segment has exactly one, None where it does not apply",
-        )
+    wrong = []
+    if len(outcome) != len(completions):
+        wrong.append(f"{len(outcome)} outcomes for {len(completions)} completions")
+    if sizes != expected:
+        wrong.append(f"{sum(sizes)} segment scores for {sum(expected)} segments")
+    parts = {name: len(part) for name, part in breakdown.items() if len(part) != len(outcome)}
+    parts = {name: len(part) for name, part in breakdown.items() if len(part) != len(outcome)}
+    wrong += [f"{count} of its part {name!r} for {len(outcome)}" for name, count in parts.items()]
+    if wrong:
+        rule = "each completion and segment has exactly one, None where it does not apply"
+        raise Failure("wrong number of scores", f"it gave {' and '.join(wrong)}; {rule}")
     given = [score for row in (outcome, *segments) for score in row if score is not None]
     dropped = sum(not math.isfinite(score) for score in given)
     failed = failed or ({"NaN or infinite": dropped} if dropped else {})

@@ -81,6 +81,8 @@ def test_generate_faults(limner, checkpoint, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     fails(limner(*flags, tmp_path / "a.md", "--image", tmp_path / "broken.png"), "broken.png")
     fails(limner("generate", "--prompt", "x"), "--model")
+    fails(limner("generate", "--promt", "x", "--out", "a.md"), "--promt: unknown option; did you mean --prompt?")
+    fails(limner("data", "from", "chat", "x.jsonl", "--zzz"), "--zzz: unknown option")
 
 
 def test_checkpoint_of_another_family(limner, checkpoint, tmp_path):

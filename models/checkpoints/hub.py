@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -99,7 +100,8 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
 def check_repository(name: str) -> None:
     """Raises InputError for what is no folder and cannot be the name of a repository: the Hub is not asked for it."""
     if not (take_back(Path(name)).is_dir() or name in packaged() or REPOSITORY.fullmatch(name)):
-        ours = "".join(f", nor {one}" for one in packaged())
+        near = get_close_matches(name, packaged(), 1)
+        ours = f"; did you mean {near[0]}?" if near else "".join(f", nor {one}" for one in packaged())
         raise InputError(f"{name}: no such folder, and not the name of a repository (ORG/NAME){ours}")
 
 

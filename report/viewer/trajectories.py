@@ -113,7 +113,9 @@ def _folder(run: Path) -> Path:
     for folder in (run / FOLDER, run):
         if any(folder.glob("step-*.jsonl")):
             return folder
-    raise InputError(f"{run}: no trajectories; `limner grpo --trajectories_every 10` keeps some in its output_dir")
+    raise InputError(
+        f"{run}: no trajectories; `limner grpo --trajectories_every 10` keeps some, from its first step on"
+    )
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

@@ -250,7 +250,7 @@ def table(figures: Mapping[str, Any]) -> str:
         "",
     ]
     for name, check in figures["preflight"].items():
-        lines.append(f"{'ok  ' if check['passed'] else 'FAIL'}  {name}: {check['text']}")
+        lines.append(f"{'FAIL' if check['passed'] is False else 'ok  '}  {name}: {check['text']}")
     for name, gap in figures["replay_gap"].items():
         lines.append(f"      in all {WARM_UP + settings['steps']} steps, {name}: |log ratio| at most {gap:.1e}")
     lines += ["", f"{'':37}{'median s':>9}{'peak GB':>9}{'planned':>9}"]

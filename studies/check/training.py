@@ -269,7 +269,9 @@ def _step(setup: Setup, trainer: Any, run: Run, stage: str) -> Iterator[Finding]
     yield judged(f"{stage} step", finite and any(moved), text, remedy, loss=loss, changed=len(moved) - still)
     if watch.preflight:
         for check in watch.preflight:
-            yield judged(f"{stage} step, {check.name}", check.passed, check.text, "limner preflight says more")
+            yield judged(
+                f"{stage} step, {check.name}", check.passed is not False, check.text, "limner preflight says more"
+            )
     else:
         yield from _gradients(watch.gradients, stage)
     yield _memory(setup, run, measured, stage)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 import yaml
 from transformers import TrainingArguments
 from trl import GRPOConfig
@@ -352,3 +353,9 @@ def _one_line(action, message: str) -> None:
     with pytest.raises(InputError) as caught:
         action()
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_a_machine_without_a_gpu_is_to_be_told_is_said(tmp_path):
+    with pytest.raises(InputError, match="--use_cpu true --bf16 false"):
+        parse((TrainingArguments,), ["--output_dir", str(tmp_path), "--bf16", "true"])

@@ -63,7 +63,11 @@ FAILURES = {
     ),
     "too few rows": (RewardOutput([1.0, 1.0], [[1.0, 1.0]]), "wrong number of scores", "2 segment scores for 3"),
     "ragged wrongly": (RewardOutput([1.0, 1.0], [[1.0], [1.0, 1.0]]), "wrong number of scores", "exactly one"),
-    "part too short": (RewardOutput(*[good().outcome, good().segments], {"p": [1.0]}), "wrong number of scores", ""),
+    "part too short": (
+        RewardOutput(*[good().outcome, good().segments], {"p": [1.0]}),
+        "wrong number of scores",
+        "1 of its part 'p' for 2",
+    ),
     "no lists": (RewardOutput(None, 3), "wrong types", "no list of scores"),  # type: ignore[arg-type]
     "words": (RewardOutput(["good", 1.0], good().segments), "wrong types", "a score is a str"),  # type: ignore[list-item]
     "tensors": (RewardOutput([torch.ones(2), 1.0], good().segments), "wrong types", "Tensor"),  # type: ignore[list-item]

@@ -45,18 +45,22 @@ MOST_LOST = 0.5
 """Share of the trained weights that an update of the size of the learning rate may leave as they are."""
 NO_KL = 1e-3
 """Mean k3 KL to a reference that equals the policy, whatever the dtype."""
-NOTHING_LEARNED = "; nothing can be learned from it: see the reward and its inputs, or raise num_generations"
+NOTHING_LEARNED = (
+    "; nothing can be learned from it: see the reward and its inputs; give prompts whose answers it can tell apart, or "
+    "raise --num_generations or --temperature"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
     name: str
-    passed: bool
+    passed: bool | None
+    """None where it could not be looked at."""
     text: str
     """What was seen, and where it failed what to do."""
 
     def __str__(self) -> str:
-        return f"{'ok  ' if self.passed else 'FAIL'}  {self.name}: {self.text}"
+        return f"{'-   ' if self.passed is None else 'ok  ' if self.passed else 'FAIL'}  {self.name}: {self.text}"
 
 
 class Preflight(TrainerCallback):
@@ -71,7 +75,7 @@ class Preflight(TrainerCallback):
             checks = run_checks(self.trainer, self.most_dead)
             if self.trainer.accelerator.is_main_process:
                 say("preflight\n" + "\n".join(map(str, checks)), flush=True)
-            failed = [check for check in checks if not check.passed]
+            failed = [check for check in checks if check.passed is False]
             if failed:
                 others = f" (failed too: {', '.join(check.name for check in failed[1:])})" if failed[1:] else ""
                 raise InputError(f"preflight: {failed[0].name}: {failed[0].text}{others}")
@@ -185,10 +189,17 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
         dead = dead_groups(values, trainer.num_generations, algorithm.spread_floor).item()
         best = len(known) > 0 and bool((known > 0.999).all())
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
+        if len(known) and known.min() == known.max():
+            text = f"{known.mean():.3f} for every answer"
+        elif len(known) and dead == 1:
+            text += f" above {algorithm.spread_floor:g} (spread_floor)"
         if not len(known) and (failure := failures.get(name)):
             checks.append(Check(f"reward {name}", False, f"failed: {failure}"))
             continue
         whole = name == "all together"
+        if whole and not len(known) and any(check.passed is False for check in checks):
+            checks.append(Check(f"reward {name}", None, "not looked at: a part of it failed"))
+            continue
         passed = dead < (most_dead if whole else 1) or (best and not whole)
         checks.append(Check(f"reward {name}", passed, text + ("" if passed else _wasted(dead))))
     if by_segment or (algorithm.process_weight and algorithm.objective == "grpo"):
@@ -207,8 +218,8 @@ def _wasted(share: float) -> str:
     if share == 1:
         return NOTHING_LEARNED
     return (
-        "; most rollouts would be wasted: give prompts that are neither solved nor hopeless, raise num_generations or "
-        f"temperature, use a finer reward, or allow it (preflight_dead_groups above {share:.2g})"
+        "; most rollouts would be wasted: give prompts that are neither solved nor hopeless, raise --num_generations "
+        f"or --temperature, use a finer reward, or allow it (--preflight_dead_groups {int(20 * share + 1) / 20:g})"
     )
 
 
@@ -269,7 +280,7 @@ def _gradients(trainer: InterleavedGRPOTrainer, tensors: dict[str, Tensor]) -> l
     policy, modalities = trainer.policy, trainer.algorithm.trained_modalities
     places = {name: place for name, place in policy.parts().items() if name.split()[0] in modalities}
     if trainer.is_sharded:
-        return [Check("gradients", True, "not looked at: the parameters are sharded")]
+        return [Check("gradients", None, "not looked at: the parameters are sharded")]
     frozen = [name for name, (parameter, _) in places.items() if not parameter.requires_grad]
     if trainer.is_adapted:  # what the loss must reach is the adapter
         named = policy.model.named_parameters()
@@ -292,7 +303,7 @@ def _gradients(trainer: InterleavedGRPOTrainer, tensors: dict[str, Tensor]) -> l
         modality, good = name.split()[0], 0 < size < float("inf")
         text = f"largest {size:.1e}" + ("" if good else "; the loss does not reach it: see what is frozen or detached")
         if modality in set(MODALITIES) - seen:
-            good, text = True, f"not looked at: no {modality} token of these rollouts has an advantage"
+            good, text = None, f"not looked at: no {modality} token of these rollouts has an advantage"
         checks.append(Check(f"gradient of the {name}", good, text))
     return checks
 
@@ -316,11 +327,11 @@ def _learning_rate(trainer: InterleavedGRPOTrainer) -> list[Check]:
         sums += torch.tensor([len(numbers), lost.item(), unseen.item()])
     looked, lost, unseen = _over_ranks(sums.tolist())
     passed = lost <= MOST_LOST * looked
-    text = f"{rate:g} is less than half the rounding step of {lost / max(1, looked):.1%} of the trained weights"
+    text = f"an update of {rate:g} is lost in rounding by {lost / max(1, looked):.1%} of the trained weights"
     if not passed:
         text += "; they would stand still: raise learning_rate, or train them in float32"
     elif not trainer.is_adapted and unseen > MOST_LOST * looked:
-        text += f", and {steps} times that of {unseen / looked:.0%} of them as they will be written, in "
+        text += f", and all {steps} together by {unseen / looked:.0%} of them as they will be written, in "
         text += f"{str(written_in).removeprefix('torch.')}: what is learned will hardly show there, but in checkpoints"
     return [Check("learning rate", passed, text)]
 

@@ -19,6 +19,8 @@ def test_it_is_found_by_its_name_and_a_folder_of_that_name_wins(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     assert find_checkpoint("demo") == Path("demo")
+    with pytest.raises(InputError, match=r"demoo: .*; did you mean demo\?$"):
+        find_checkpoint("demoo")
     with pytest.raises(
         InputError, match=r"nosuch: no such folder, and not the name of a repository \(ORG/NAME\), nor demo"
     ):

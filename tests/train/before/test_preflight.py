@@ -17,6 +17,7 @@ from limner.models.sampler.generation import Sampling
 from limner.models.tokens.sequence import collate
 from limner.rewards.base import RewardOutput
 from limner.rewards.encoders.text import RougeL, TextReward
+from limner.rewards.guard import GuardedReward
 from limner.rewards.hybrid import HybridReward
 from limner.train import grpo
 from limner.train.before.preflight import GAP_BOUNDS, Preflight, PreflightDone, gap_bounds, run_checks
@@ -36,7 +37,7 @@ def trainer_of(policy, directory, reward=None, arguments=None, **algorithm):
 
 
 def failed(trainer) -> set[str]:
-    return {check.name for check in run_checks(trainer) if not check.passed}
+    return {check.name for check in run_checks(trainer) if check.passed is False}
 
 
 def closing(policy):
@@ -55,7 +56,7 @@ def test_a_sound_run_passes_and_is_left_as_it_was(policy, tmp_path):
     trainer = trainer_of(policy, tmp_path)
     before, state = parameters(policy), torch.get_rng_state()
     checks = run_checks(trainer)
-    assert [str(check) for check in checks if not check.passed] == []
+    assert [str(check) for check in checks if check.passed is False] == []
     names = {check.name for check in checks}
     for modality in ("text", "image"):
         expected = {"replayed log-probs, {}", "reference equals policy, {}"}
@@ -231,7 +232,7 @@ def test_gradients_of_small_batches_are_taken_together(make_policy, tmp_path, li
 def test_a_modality_without_an_advantage_is_said_not_to_be_looked_at(policy, tmp_path):
     checks = run_checks(trainer_of(policy, tmp_path, Flat(), beta=PerModality(0.0, 0.0), process_miscount=0.0))
     gradients = [check for check in checks if check.name.startswith("gradient of")]
-    assert gradients and all(check.passed and "has an advantage" in check.text for check in gradients)
+    assert gradients and all(check.passed is None and "has an advantage" in check.text for check in gradients)
 
 
 def test_process_rewards_that_never_apply_or_never_vary(policy, tmp_path):
@@ -315,6 +316,28 @@ def test_a_failed_check_stops_the_run_before_its_first_step(policy, tmp_path, ca
     assert "FAIL  reward all together" in capsys.readouterr().out
 
 
+class Never(Illustrated):
+    def __call__(self, completions):
+        output = super().__call__(completions)
+        return RewardOutput([0.0] * len(completions), [[None] * len(row) for row in output.segments])
+
+
+class Fails(Illustrated):
+    name = "fails"
+
+    def __call__(self, completions):
+        raise ValueError("no")
+
+
+def test_what_is_the_same_for_all_is_said_and_what_follows_from_a_fault_is_no_fault(policy, tmp_path):
+    checks = {check.name: check for check in run_checks(trainer_of(policy, tmp_path / "a", Never()))}
+    assert checks["reward all together"].text.startswith("0.000 for every answer; nothing can be learned")
+    reward = HybridReward([(GuardedReward(Fails()), 1.0)])
+    checks = {check.name: check for check in run_checks(trainer_of(policy, tmp_path / "b", reward))}
+    assert checks["reward fails"].passed is False and "it raised ValueError" in checks["reward fails"].text
+    assert str(checks["reward all together"]) == "-     reward all together: not looked at: a part of it failed"
+
+
 def test_preflight_alone_takes_no_step_and_a_checked_run_is_the_same_run(make_policy, tmp_path):
     policy = closing(make_policy(0))
     trainer = trainer_of(policy, tmp_path)
@@ -367,7 +390,7 @@ def test_a_learning_rate_below_the_rounding_of_the_weights_is_caught(policy, tmp
         trainer.policy.model.to(dtype)  # as no set-up of ours leaves it
         return learning_rate(trainer)
 
-    said = "1e-06 is less than half the rounding step of 0.0% of the trained weights"
+    said = "an update of 1e-06 is lost in rounding by 0.0% of the trained weights"
     assert check(1e-6).passed and check(1e-6).text == said
     assert not check(1e-10).passed and "raise learning_rate" in check(1e-10).text
     assert not check(1e-6, torch.bfloat16).passed and check(1e-2, torch.bfloat16).passed
