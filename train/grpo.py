@@ -219,7 +219,7 @@ def _ending(config: RunConfig, folder: Path, state: TrainerState) -> str:
     if not (folder / "trajectories").is_dir():
         looked_at = "--trajectories_every N keeps it, for `limner trajectories`; this run kept none"
     return "\n".join([
-        summary(state.log_history),
+        summary(state.log_history, config.alarms.baseline + config.alarms.window),
         f"what was sampled: {looked_at}",
         f"wrote {model} after {state.global_step} steps; next: {following}",
     ])  # fmt: skip

@@ -27,7 +27,8 @@ BEYOND_NOISE = 4.0
 BOTH_BEYOND_NOISE = 3.0
 """... and from this many where two curves must move at once."""
 SERIES = (
-    *("reward", "dead_groups", "completions/cut", "completions/images", "pictures/near_duplicates/document"),
+    *("reward", "dead_groups", "completions/cut", "completions/images", "completions/text/repeated"),
+    "pictures/near_duplicates/document",
     *(f"{name}/{modality}" for name in ("entropy", "kl", "signal", "replay_gap") for modality in MODALITIES),
 )
 """Metrics that are remembered, beside the held-out score."""
@@ -65,6 +66,10 @@ class AlarmsConfig:
     """Rise of the share of completions that the length limit cuts."""
     pictures_fall: Above0 = 0.25
     """Share of the pictures of an answer, as at the start, by which their number falls."""
+    pictures_rise: Above0 = 0.5
+    """The same share by which their number rises."""
+    repeated_rise: Above0 = 0.2
+    """Rise of the share of an answer's text that repeats itself."""
     replay_gap_growth: Above0 = 5.0
     """Growth of the largest gap between sampled and scored log-prob over that of the first points; ..."""
     replay_gap_floor: Above0 = 1e-4
@@ -174,6 +179,8 @@ class Alarms:
             "dead_groups": dead_groups(history, config),
             "completions_cut": completions_cut(history, config),
             "fewer_pictures": fewer_pictures(history, config),
+            "more_pictures": more_pictures(history, config),
+            "repeated_text": repeated_text(history, config),
             "near_duplicates": near_duplicates(history, config),
         }
         for modality in MODALITIES:
@@ -305,6 +312,30 @@ def fewer_pictures(history: History, config: AlarmsConfig) -> Finding | None:
         f"an answer has {now:.2f} pictures, {before:.2f} at the start, so the policy may be dropping what it is marked "
         "down for: look at the rollouts, give weight to structure with the number of steps that prompts want (or say "
         "it in their meta), and leave no reward at absent: leave-out; where fewer pictures are right, ignore this.",
+    )
+
+
+def more_pictures(history: History, config: AlarmsConfig) -> Finding | None:
+    if (rise := history.rise("completions/images")) is None:
+        return None
+    before, now, errors = rise
+    return Finding(
+        min(_ratio(now - before, config.pictures_rise * before), errors / BEYOND_NOISE),
+        f"an answer has {now:.2f} pictures, {before:.2f} at the start, so the policy may be collecting reward by the "
+        "picture: look at the rollouts, let a reward average over pictures and not add them up, give weight to "
+        "structure, or lower algorithm.max_images; where more pictures are right, ignore this.",
+    )
+
+
+def repeated_text(history: History, config: AlarmsConfig) -> Finding | None:
+    if (rise := history.rise("completions/text/repeated")) is None:
+        return None
+    before, now, errors = rise
+    return Finding(
+        min((now - before) / config.repeated_rise, errors / BEYOND_NOISE),
+        f"{now:.0%} of an answer's text says again what it has said, {before:.0%} at the start, so the policy may be "
+        "exploiting a reward that does not read: look at the rollouts, add a reward that reads the text, or raise "
+        "algorithm.beta.text.",
     )
 
 

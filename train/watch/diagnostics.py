@@ -33,6 +33,8 @@ THUMBNAIL = 16
 """Pixels of a side."""
 NEAR = 0.05
 """Two pictures are near-duplicates where their squared difference is at most this share of what both have in them."""
+WORDS = 3
+"""Words in a row that count as said again."""
 NOISE = (4 / 255) ** 2
 """Mean squared difference that nobody sees; it decides between pictures without content."""
 
@@ -164,7 +166,7 @@ def _label(step: int) -> str:
 
 
 def completion_sums(rollouts: Sequence[Rollout], text_size: int) -> Sums:
-    """Lengths in sampled tokens, number of pictures, shares cut by the length limit."""
+    """Lengths in sampled tokens, number of pictures, shares cut by the length limit, share of text said again."""
     rows = []
     for item in rollouts:
         sampled = item.sequence.ids_T[item.sequence.trainable_T]
@@ -179,7 +181,16 @@ def completion_sums(rollouts: Sequence[Rollout], text_size: int) -> Sums:
                 "completions/cut_image": item.cut_image,
             }
         )
+        if (repeated := repeated_share(item.completion.answer.text)) is not None:
+            rows[-1]["completions/text/repeated"] = repeated
     return merged({name: (float(value), 1.0) for name, value in row.items()} for row in rows)
+
+
+def repeated_share(text: str) -> float | None:
+    """1 - different / all runs of three words (seq-rep-n of Welleck et al., arXiv 1908.04319); None below two runs."""
+    words = text.lower().split()
+    runs = list(zip(*(words[first:] for first in range(WORDS)), strict=False))
+    return 1 - len(set(runs)) / len(runs) if len(runs) > 1 else None
 
 
 def picture_sums(answers: Sequence[InterleavedDocument], group_size: int, first_row: int = 0) -> Sums:

@@ -9,19 +9,23 @@ WHOLE = {"reward": "all together", "heldout/score": "held out, all together"}
 PARTS = {"rewards/": "", "heldout/": "held out, "}
 
 
-def summary(history: Sequence[Mapping[str, Any]]) -> str:
-    """history: `trainer.state.log_history`. A reward that was never given is not in it."""
+def summary(history: Sequence[Mapping[str, Any]], needed: int = 0) -> str:
+    """history: `trainer.state.log_history`. A reward that was never given is not in it.
+
+    needed: lines of the log that an alarm which compares has to see.
+    """
     lines = [line for line in history if "loss" in line]
     rows = {_shown(name): value for name, value in _first_and_last(lines).items()}
     width = max(map(len, rows), default=0)
     head = f"rewards, from the first of {len(lines)} lines of the log to the last:"
     table = [f"  {name:{width}}  {first:.3f} -> {last:.3f}" for name, (first, last) in rows.items()]
     alarms = [f"  {line['alarm']}, step {line['step']}: {line['text']}" for line in history if "alarm" in line]
-    return "\n".join([*([head, *table] if table else ["no reward was logged"]), *_headed(alarms)])
+    few = f" (most compare {needed} lines of the log or more)" if len(lines) < needed else ""
+    return "\n".join([*([head, *table] if table else ["no reward was logged"]), *_headed(alarms, few)])
 
 
-def _headed(alarms: Sequence[str]) -> list[str]:
-    return ["alarms:", *alarms] if alarms else ["alarms: none"]
+def _headed(alarms: Sequence[str], few: str) -> list[str]:
+    return ["alarms:", *alarms] if alarms else [f"alarms: none{few}"]
 
 
 def _first_and_last(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:

@@ -21,6 +21,7 @@ from limner.train.watch.diagnostics import (
     merged,
     near_duplicates,
     picture_sums,
+    repeated_share,
     rollout_sums,
     segment_reward_sums,
     steps_of,
@@ -68,7 +69,17 @@ def test_completions_by_hand():
         "completions/images": 0.5,
         "completions/cut": 0.5,
         "completions/cut_image": 0.25,
+        "completions/text/repeated": 0.0,
     }
+
+
+@pytest.mark.parametrize(
+    "text, share",
+    [("a b", None), ("a b c", None), ("a b c d", 0.0), ("A b c a B c a b c", 4 / 7), ("go " * 10, 7 / 8)],
+)
+def test_text_said_again(text, share):
+    """Nine words have seven runs of three, of which three differ."""
+    assert repeated_share(text) == (share if share is None else pytest.approx(share))
 
 
 def test_steps_are_texts_with_their_images():

@@ -29,3 +29,9 @@ def test_what_trl_logs_of_an_inserter_and_a_run_without_a_line():
     said = summary([line])
     assert "  order         0.250 -> 0.250" in said and "std" not in said and said.endswith("alarms: none")
     assert summary([]) == "no reward was logged\nalarms: none"
+
+
+def test_a_run_too_short_for_alarms_says_so():
+    line = {"loss": 0.0, "reward": 0.5}
+    assert summary([line] * 11, 12).endswith("alarms: none (most compare 12 lines of the log or more)")
+    assert summary([line] * 12, 12).endswith("alarms: none")
