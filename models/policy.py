@@ -51,8 +51,8 @@ class UnifiedPolicy(ABC):
     """Submodules that stay as they are: an image tokenizer inside, beside the processor's, which is the one used."""
     new_depth = 1
     """Codes a position of a new model's pictures."""
-    new_rows = False
-    """Embedding and head have rows that no training has reached yet: the model was extended by them."""
+    new_rows = 0
+    """Last rows of embedding and head that no training has reached yet: the model was extended by them."""
 
     def __init__(self, model: PreTrainedModel, processor: Processor):
         check_layers(model)

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ..configs import parse
 from ..configs.bounds import Above0, NoneOrMore, OneOrMore
-from ..configs.errors import InputError, keeping, run_or_exit
+from ..configs.errors import InputError, keeping, reading, run_or_exit
 from ..configs.schema import check_ranges
 from ..configs.terminal import say
 from ..data.mixture import PackedRows, Place, SourceConfig, split_long
@@ -39,7 +40,7 @@ from .from_scratch.new_model import NewModelConfig, new_policy, new_processor
 from .objective.losses import NORMALISATIONS, Counts, Normalisation, imitation_loss, token_weights, tokens_of
 from .scale.builds import checked
 from .scale.checkpointing import WholeCheckpoints
-from .scale.lora import LoraConfig, adapted, check_rows
+from .scale.lora import LoraConfig, adapted, check_rows, train_rows
 from .scale.precision import save_whole, stored_dtypes, train_in_fp32
 from .scale.run_folder import NEW_MODEL, check_model, how_to_go_on, resume_point, save_settings
 from .scale.sharding import check_setup, gathered_copy, is_sharded, use_all_weights
@@ -49,6 +50,8 @@ SAY_FROM = 100
 """Rows without one picture at which that is said."""
 HELDOUT_CHUNK = 16
 """Held-out documents whose pictures are encoded together."""
+BESIDE = "new_rows.safetensors"
+"""In a checkpoint of an adapter: rows that are trained beside it."""
 PLACE = "data_place_{}.json"
 """In a checkpoint: where the rows of a process stand."""
 TOKENIZER_DOCUMENTS = 2000
@@ -74,7 +77,8 @@ class WarmupConfig:
     flex_attention: bool = False
     """Packed rows by flex attention, which skips what no token sees; on a GPU alone."""
     lora: LoraConfig | None = None
-    """Train an adapter instead of the model's own weights; it is merged into the model that the run writes."""
+    """Train an adapter instead of the model's own weights; it is merged into the model that the run writes. Rows for
+    pictures that `limner convert` has just added are trained beside it."""
     freeze: list[str] = field(default_factory=list)
     """Submodules that stay as they are, by name, such as `model.vision_model`; an adapter leaves them alone, too."""
     heldout_batches: NoneOrMore = 8
@@ -94,8 +98,11 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         say: Callable[[str], None] = say,
         *,
         train_dataset: PackedRows,
+        new_rows: int = 0,
         **kwargs: Any,
     ):
+        """new_rows: last rows of embedding and head to train beside an adapter. Raises InputError where they are
+        sharded."""
         self.policy, self.config, self.rows = policy, config, train_dataset
         self._say = say
         self._counts: Counts | None = None
@@ -105,6 +112,8 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
         self.stored = stored_dtypes(policy.model)
         model: Any = adapted(policy.model, config.lora, args.seed) if config.lora else policy.model
         self.adapter: Any = model.peft_config["default"] if config.lora else None
+        self.beside = train_rows(policy.model, new_rows) if config.lora and new_rows else {}
+        self._new_rows = new_rows
         use_all_weights(args)
         super().__init__(
             model=model,
@@ -115,7 +124,12 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
             **kwargs,
         )
         check_setup(self.accelerator)
-        train_in_fp32(policy.model, self.accelerator, config.lora is not None)
+        if self.beside and is_sharded(self.accelerator):
+            raise InputError(
+                "lora: rows for pictures that were never trained are trained beside an adapter on whole models alone; "
+                "warm up without ZeRO-3 or FSDP, or in full"
+            )
+        train_in_fp32(policy.model, self.accelerator, config.lora is not None and not self.beside)
 
     def say(self, words: str) -> None:
         """Once, by the first process."""
@@ -128,6 +142,22 @@ class WarmupTrainer(WholeCheckpoints, Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.rows.place.save(Path(output_dir) / PLACE.format(self.args.process_index))
+        if self.beside and self.accelerator.is_main_process:
+            rows = {name: weight.detach()[-self._new_rows :].contiguous() for name, weight in self.beside.items()}
+            save_file(rows, Path(output_dir) / BESIDE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if not self.beside:
+            return
+        with reading(Path(resume_from_checkpoint) / BESIDE), torch.no_grad():
+            for name, rows in load_file(Path(resume_from_checkpoint) / BESIDE).items():
+                self.beside[name][-self._new_rows :] = rows.to(self.beside[name].device)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        beside = {id(weight) for weight in self.beside.values()}
+        kept = {name for name, weight in model.named_parameters() if id(weight) in beside}
+        return [name for name in super().get_decay_parameter_names(model) if name not in kept]
 
     def get_train_dataloader(self) -> DataLoader:
         own = torch.Generator()  # a loader draws a seed when it begins; a resumed run begins once more
@@ -255,7 +285,7 @@ def run(
     policy.freeze(config.freeze)
     if config.flex_attention:
         policy.pack_by_flex_attention()
-    check_rows(policy, adapted=config.lora is not None)
+    new_rows = check_rows(policy)
     rows = PackedRows(
         sources,
         policy.processor,
@@ -267,7 +297,7 @@ def run(
         temperature=config.temperature,
     )
     args.ignore_data_skip = True  # rows know where they stand; skipping would read them all again
-    trainer = WarmupTrainer(policy, config, args, say, train_dataset=rows, callbacks=list(callbacks))
+    trainer = WarmupTrainer(policy, config, args, say, train_dataset=rows, new_rows=new_rows, callbacks=list(callbacks))
     show_progress(trainer, "warm-up")
     folders = [source.path for source in sources]
     main = trainer.accelerator.is_main_process

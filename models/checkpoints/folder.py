@@ -58,7 +58,7 @@ def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
         policy.processor.vision.save_pretrained(directory)
     template = asdict(policy.processor.template)
     settings = {"format": FORMAT, "family": policy.family, "template": template, "versions": versions}
-    settings |= {"new_rows": True} if policy.new_rows else {}
+    settings |= {"new_rows": policy.new_rows} if policy.new_rows else {}
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
@@ -109,6 +109,11 @@ def _described(directory: Path) -> tuple[type[UnifiedPolicy], Template, dict[str
     return family(str(kind), str(path)), template, settings
 
 
+def _new_rows(said: Any, policy: UnifiedPolicy) -> int:
+    """A checkpoint of limner 0.4 or before says that there are some: those of the codes, at least."""
+    return policy.vocabulary.image_codes if said is True else said if isinstance(said, int) else 0
+
+
 def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto") -> UnifiedPolicy:
     """The policy in evaluation mode. Raises InputError where the folder is no checkpoint of a known family.
 
@@ -134,6 +139,6 @@ def load(directory: str | Path, device: str | torch.device = "cpu", dtype: str |
     image_tokenizer = load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
     with reading(directory):  # its parts may be those of different models
         policy = policy_class(model.to(device), Processor(tokenizer, image_tokenizer, template, vision, code_ids))
-    policy.new_rows = settings.get("new_rows") is True
+    policy.new_rows = _new_rows(settings.get("new_rows"), policy)
     policy.model.eval()
     return policy

@@ -124,7 +124,7 @@ class SharedVocabularyPolicy(UnifiedPolicy):
         mean = embedding[kept].clone()
         policy.start_from_codebook()
         embedding[policy.codes] += mean
-        policy.new_rows = True
+        policy.new_rows = len(embedding) - kept
         return policy
 
     @torch.no_grad()

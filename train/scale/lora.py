@@ -75,10 +75,13 @@ def adapted(model: PreTrainedModel, config: LoraConfig, seed: int) -> Any:
     return get_peft_model(model, peft_config)
 
 
-def check_rows(policy: UnifiedPolicy, adapted: bool) -> None:
-    """Raises InputError where rows that no training has reached yet would stay so; else this run trains them."""
+def check_rows(policy: UnifiedPolicy, adapted: bool = False) -> int:
+    """How many rows this run trains that no training has reached yet. Raises InputError where they would stay so.
+
+    adapted: an adapter alone is trained.
+    """
     if not policy.new_rows:
-        return
+        return 0
     frozen = [name for name, (weight, _) in policy.parts().items() if not weight.requires_grad]
     if adapted or frozen:
         modules: Any = policy.model.named_modules()
@@ -86,9 +89,32 @@ def check_rows(policy: UnifiedPolicy, adapted: bool) -> None:
         setting, left = ("lora", "an adapter leaves them") if adapted else ("freeze", f"{', '.join(frozen)} stay")
         raise InputError(
             f"{setting}: limner convert gave this model rows for pictures that were never trained, and {left} as they "
-            f"are; first warm it up in full, or without its layers: limner warmup --freeze {decoder}.layers"
+            f"are; first warm it up in full, beside an adapter (limner warmup --lora.rank 16), or without its layers: "
+            f"limner warmup --freeze {decoder}.layers"
         )
-    policy.new_rows = False
+    count, policy.new_rows = policy.new_rows, 0
+    return count
+
+
+def train_rows(model: PreTrainedModel, count: int) -> dict[str, nn.Parameter]:
+    """Trains the last rows of embedding and head beside an adapter; the others get no gradient. Returns both weights by
+    name, one where they are tied.
+
+    Weight decay must leave them alone: it would shrink the others.
+    """
+
+    def of_rows(gradient: Tensor) -> Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[-count:] = gradient[-count:]
+        return kept
+
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    weights = {"embedding": embedding.weight}
+    weights |= {} if head.weight is embedding.weight else {"head": head.weight}
+    for weight in weights.values():
+        weight.requires_grad_(True).register_hook(of_rows)
+    return weights
 
 
 def adapter_layers(model: nn.Module) -> dict[nn.Module, Any]:

@@ -79,7 +79,7 @@ class TalesConfig:
     """Clean pictures of a thing in a place."""
     sentences: OneOrMore = 8
     """Tries of the released model to write a sentence, for each thing and place."""
-    kept: Limit = 300
+    kept: Limit = 544
     """Plain instructions that it answers; its answers are in the mixture, so that it does not forget them."""
     noise: Noise = field(default_factory=Noise)
     image_tokenizer: ImageTokenizerConfig = field(default_factory=pictures_of_tales)

@@ -18,7 +18,7 @@ from ...models.writing import write
 from .icons import PLACES, Shown
 from .tales import PHRASES, TOLD, read_sentence, with_article
 
-SENTENCE_TOKENS, ANSWER_TOKENS = 32, 80
+SENTENCE_TOKENS, ANSWER_TOKENS = 32, 160
 ASKED = (
     "Write one short sentence about {a} {there}.",
     "Begin a story for children with one short sentence: {a} {there}.",
@@ -29,6 +29,9 @@ TASKS = (
     *("Give me one fact about {topic}.", "Why do people like {topic}?", "Give me three words that go with {topic}."),
     *("Write a short question about {topic}.", "Is {topic} useful? Answer briefly."),
     *("Give me one piece of advice about {topic}.", "Say something kind about {topic}."),
+    *("Tell me about {topic}.", "Write a short text about {topic}.", "Write a paragraph about {topic}."),
+    *("Describe {topic} to a child.", "What should a beginner know about {topic}?"),
+    "Explain step by step how one gets to know {topic}.",
 )
 TOPICS = (
     *("tea", "bread", "the sea", "a bicycle", "music", "the rain", "a garden", "mathematics", "football", "sleep"),
@@ -66,11 +69,15 @@ def first_sentence(text: str) -> str:
 
 
 def write_answers(policy: UnifiedPolicy, seed: int, count: int) -> tuple[list[tuple[str, str]], int]:
-    """(instruction, answer) that ended by themselves, sampled cold, and how many were asked for."""
+    """(instruction, answer) that ended by themselves, and how many were asked for.
+
+    Sampled at temperature 1, however they read: samples of the model's own distribution are what its training on them
+    leaves as it is, in the mean; colder ones would sharpen it.
+    """
     pairs = list(itertools.product(TASKS, TOPICS))
     chosen = random.Random(seed).sample(pairs, min(count, len(pairs)))
     instructions = [task.format(topic=topic) for task, topic in chosen]
-    sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.2, top_p=0.9, max_images=0, seed=seed)
+    sampling = Sampling(max_new_tokens=ANSWER_TOKENS, max_images=0, seed=seed)
     answers = write(policy, [plain(text) for text in instructions], sampling)
     return _ended(instructions, answers), len(instructions)
 

@@ -21,6 +21,7 @@ from limner.worlds.picture_stories.scenes import SCENES, story
 from ...models.families.test_shared_vocabulary import llama, pictures
 from ...models.families.tiny_vq import published_tokenizer
 from ..runs import PROMPTS, Illustrated, dataset, logs, settings
+from ..test_warmup import StopAfter
 
 pytest.importorskip("peft", reason="pip install 'limner[peft]'")
 
@@ -67,35 +68,77 @@ def test_a_run_writes_the_merged_model(make_policy, tmp_path):
 
 @pytest.mark.parametrize("frozen", [[], ["model.embed_tokens"]])
 def test_rows_that_were_never_trained_are_trained_first(frozen, tmp_path):
-    """A language model extended by rows for pictures: refused with the remedy, and the remedy is one."""
+    """A language model extended by rows for pictures: refused with the remedy, and the remedies are some."""
+    extended, config = extended_model(tmp_path, tied=False)
+    lora = {} if frozen else {"lora": LoraConfig(rank=4)}
+    setting = "freeze: .*, and text embedding, image embedding stay" if frozen else "lora: .*, and an adapter leaves"
+    remedy = rf"{setting}.*beside an adapter \(limner warmup --lora.rank 16\).*: limner warmup --freeze model.layers$"
+    if frozen:
+        with pytest.raises(InputError, match=remedy):
+            warmup.run(warmup.WarmupConfig(freeze=frozen, **config), warmup_settings(tmp_path / "run"))
+    grpo = RunConfig(model=config["model"], freeze=frozen, rewards={"format": 1}, **lora)
+    with pytest.raises(InputError, match=remedy):
+        make_trainer(grpo, settings(tmp_path), prompts=PROMPTS)
+
+    warmup.run(warmup.WarmupConfig(freeze=["model.layers"], **config), warmup_settings(tmp_path / "run"))
+    trained = load(tmp_path / "run" / "model")
+    for name, weight in trained.model.named_parameters():
+        assert torch.equal(weight, extended.model.get_parameter(name)) == ("layers" in name), name
+    then = warmup.WarmupConfig(**config | {"model": str(tmp_path / "run" / "model")}, lora=LoraConfig(rank=4))
+    warmup.run(then, warmup_settings(tmp_path / "then"))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_new_rows_are_trained_beside_an_adapter_and_the_old_ones_stay(tied, tmp_path):
+    extended, config = extended_model(tmp_path, tied)
+    args = warmup_settings(tmp_path / "run", max_steps=2, weight_decay=0.1, learning_rate=0.01)
+    warmup.run(warmup.WarmupConfig(**config, lora=LoraConfig(rank=4)), args)
+    trained, rows = load(tmp_path / "run" / "model"), extended.new_rows
+    assert rows > extended.vocabulary.image_codes and trained.new_rows == 0
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        before, after = (getattr(policy.model, part)().weight for policy in (extended, trained))
+        assert torch.equal(after[:-rows], before[:-rows])
+        assert not torch.equal(after[-rows:], before[-rows:])
+    layer = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(trained.model.get_parameter(layer), extended.model.get_parameter(layer))
+
+
+def test_resuming_new_rows_beside_an_adapter_equals_never_having_stopped(tmp_path):
+    _, config = extended_model(tmp_path, tied=True)
+    lora = warmup.WarmupConfig(**config, lora=LoraConfig(rank=4))
+
+    def four_steps(name, **changes):
+        values = {"max_steps": 4, "learning_rate": 0.01, "save_strategy": "steps", "save_steps": 2}
+        return warmup_settings(tmp_path / name, **{**values, **changes})
+
+    warmup.run(lora, four_steps("straight"))
+    warmup.run(lora, four_steps("halves"), callbacks=[StopAfter(2)])
+    warmup.run(lora, four_steps("halves", resume_from_checkpoint="last"))
+    straight, halves = (
+        dict(load(tmp_path / name / "model").model.named_parameters()) for name in ("straight", "halves")
+    )
+    assert all(torch.equal(weight, halves[name]) for name, weight in straight.items())
+    (tmp_path / "halves" / "checkpoint-4" / "new_rows.safetensors").unlink()
+    with pytest.raises(InputError, match="new_rows.safetensors"):
+        warmup.run(lora, four_steps("halves", resume_from_checkpoint="last", max_steps=6))
+
+
+def extended_model(tmp_path, tied):
+    """The model as converted, and what a warm-up of it takes."""
     tokenizer = published_tokenizer(("<pad>", "<s>", "</s>"), (), code_is_special=False)
-    extended = SharedVocabularyPolicy.extend(llama(tokenizer, tied=False), tokenizer, pictures())
+    extended = SharedVocabularyPolicy.extend(llama(tokenizer, tied=tied), tokenizer, pictures())
     save(extended, tmp_path / "extended")
     with ShardWriter(tmp_path / "data") as writer:
         for number in range(4):
             writer.write(story(SCENES[number : number + 2]), "train")
-    args = warmup_settings(tmp_path / "run")
-    config = {"data": str(tmp_path / "data"), "pack_length": 400, "heldout_batches": 0}
-    lora = {} if frozen else {"lora": LoraConfig(rank=4)}
-    setting = "freeze: .*, and text embedding, image embedding stay" if frozen else "lora: .*, and an adapter leaves"
-    remedy = f"{setting}.*: limner warmup --freeze model.layers$"
-    with pytest.raises(InputError, match=remedy):
-        warmup.run(warmup.WarmupConfig(str(tmp_path / "extended"), freeze=frozen, **config, **lora), args)
-    grpo = RunConfig(model=str(tmp_path / "extended"), freeze=frozen, rewards={"format": 1}, **lora)
-    with pytest.raises(InputError, match=remedy):
-        make_trainer(grpo, settings(tmp_path), prompts=PROMPTS)
-
-    warmup.run(warmup.WarmupConfig(str(tmp_path / "extended"), freeze=["model.layers"], **config), args)
-    trained = load(tmp_path / "run" / "model")
-    for name, weight in trained.model.named_parameters():
-        assert torch.equal(weight, extended.model.get_parameter(name)) == ("layers" in name), name
-    then = warmup.WarmupConfig(str(tmp_path / "run" / "model"), lora=LoraConfig(rank=4), **config)
-    warmup.run(then, warmup_settings(tmp_path / "then"))
+    config = {"model": str(tmp_path / "extended"), "data": str(tmp_path / "data")}
+    return load(tmp_path / "extended"), {**config, "pack_length": 400, "heldout_batches": 0}
 
 
-def warmup_settings(directory):
+def warmup_settings(directory, **changes):
     return TrainingArguments(
-        str(directory), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no"
+        str(directory),
+        **{"max_steps": 1, "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", **changes},
     )
 
 
