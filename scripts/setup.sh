@@ -44,13 +44,27 @@ if [ "$(uname -s)" = Linux ] && ! has_gpu && ! "$python" -c 'import torch' 2>/de
     [ -n "$torch" ] || fail "setup.py names no torch requirement"
     if answers $cpu_index; then
         say "installing the CPU build of $torch"
-        pip install --constraint constraints.txt --index-url $cpu_index "$torch"
+        pip install --no-compile --constraint constraints.txt --index-url $cpu_index "$torch"
     else
         say "$cpu_index does not answer; torch comes from the default index"
     fi
 fi
 
 say "installing limner and its development tools (a few minutes the first time)"
-pip install --constraint constraints.txt --editable '.[dev]'
+pip install --no-compile --constraint constraints.txt --editable '.[dev]'
+
+# pip would compile every module there is, for half of the time; Python compiles what is imported, and here does it once.
+say "compiling what its commands import"
+PYTHONDONTWRITEBYTECODE= "$python" - <<'END'
+import importlib
+
+from limner.configs.commands import COMMANDS
+
+for home in sorted({command.home.partition(":")[0] for command in COMMANDS.values()}):
+    importlib.import_module(f"limner.{home}")
+
+import diffusers, peft, trl, webdataset
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+END
 echo "$key" > $stamp
 say "done"
