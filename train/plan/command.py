@@ -27,7 +27,7 @@ from ...configs.schema import check_ranges
 from ...configs.terminal import say
 from ...models.attention import sees_all_before
 from ...models.checkpoints.convert import family_of_type
-from ...models.checkpoints.folder import IMAGE_TOKENIZER
+from ...models.checkpoints.folder import IMAGE_TOKENIZER, SETTINGS_FILE
 from ...models.checkpoints.hub import find_settings
 from ...models.policy import freeze
 from ..grpo import GRPOConfig, RunConfig
@@ -138,6 +138,7 @@ def model_shape(
             linear_sides=sum(sum(weight.shape) for weight in linear),
             stored=embedding.element_size(),
             windowed=not sees_all_before(text),
+            new_rows=_has_new_rows(folder / SETTINGS_FILE),
         )
     if shape.image_codes >= shape.vocabulary:
         raise InputError(f"image_codes: {image_codes}, but {model} has {shape.vocabulary} ids in all")
@@ -150,6 +151,10 @@ def _on_meta(model_class: Any, config: Any) -> Any:
     with torch.device("meta"):
         network = build(config)
     return network.to(config.dtype) if config.dtype else network
+
+
+def _has_new_rows(path: Path) -> bool:
+    return path.is_file() and bool(parse_json(path.read_text(encoding="utf-8")).get("new_rows"))
 
 
 def _codes_of_tokenizer(path: Path) -> int | None:

@@ -65,6 +65,8 @@ class ModelShape:
     """Bytes of a parameter as the checkpoint has it."""
     windowed: bool = False
     """Layers see a window, so that every batch has a mask."""
+    new_rows: bool = False
+    """Embedding and head have rows that were never trained: a warm-up trains them beside an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,12 @@ def untrained_bytes(model: ModelShape, run: Run) -> int:
     """Of a parameter that stays as it is: as stored, but DeepSpeed casts it to 16 bits, full training in fp32 to 4."""
     if run.half and run.strategy in ("zero2", "zero3"):
         return 2
-    return model.stored if run.half or run.lora_rank is not None else 4
+    return model.stored if run.half or (run.lora_rank is not None and not model.new_rows) else 4
+
+
+def beside_adapter(model: ModelShape, run: Run) -> int:
+    """Embedding and head, where rows of them are trained beside an adapter: gradient and moments are of all rows."""
+    return model.embedding + model.head if run.lora_rank is not None and model.new_rows else 0
 
 
 def autocast(model: ModelShape, run: Run) -> bool:
@@ -179,7 +186,9 @@ def sampled(model: ModelShape, run: Run) -> int:
 
 def trained(model: ModelShape, run: Run) -> int:
     """Trained parameters: Psi less the frozen ones, or with LoRA rank x (inputs + outputs) of its layers (Hu et al)."""
-    return model.trainable if run.lora_rank is None else run.lora_rank * model.linear_sides
+    if run.lora_rank is None:
+        return model.trainable
+    return run.lora_rank * model.linear_sides + beside_adapter(model, run)
 
 
 def trained_bytes(model: ModelShape, run: Run) -> int:
@@ -199,7 +208,7 @@ def weights(model: ModelShape, run: Run) -> int:
 
     With LoRA all of the model is among the others, and its adapters are trained.
     """
-    others = model.parameters - (model.trainable if run.lora_rank is None else 0)
+    others = model.parameters - (model.trainable if run.lora_rank is None else beside_adapter(model, run))
     size = trained(model, run) * trained_bytes(model, run) + others * untrained_bytes(model, run)
     return size // _shards(run, "zero3", "fsdp")
 
@@ -278,7 +287,9 @@ def fp32_gradients(model: ModelShape, run: Run) -> int:
 
 def head_gradient(model: ModelShape, run: Run) -> int:
     """2 x dtype x vocabulary x hidden: the gradients of the head's two slices have the size of the whole head each."""
-    return 0 if run.lora_rank is not None else 2 * trained_bytes(model, run) * model.vocabulary * model.hidden
+    if run.lora_rank is not None and not model.new_rows:
+        return 0
+    return 2 * trained_bytes(model, run) * model.vocabulary * model.hidden
 
 
 def tied_gradient(model: ModelShape, run: Run) -> int:

@@ -21,10 +21,12 @@ from limner.train.plan import memory
 from limner.train.plan.command import GB, advise, main, model_shape, report
 from limner.train.plan.memory import ModelShape, Run, predict
 from limner.train.scale import precision
-from limner.train.scale.lora import LoraConfig, adapted, linear_layers
+from limner.train.scale.lora import LoraConfig, adapted, linear_layers, train_rows
 from limner.train.scale.precision import sampling_weights, train_in_fp32
 
+from ...models.families.test_shared_vocabulary import llama, pictures
 from ...models.families.tiny import FAMILIES
+from ...models.families.tiny_vq import published_tokenizer
 
 PROMPT, ROWS = 16, 2
 RUN = Run(
@@ -155,6 +157,22 @@ def test_lora_has_peft_s_number_of_parameters(policy, tmp_path):
     adapted = peft.get_peft_model(policy.model, peft.LoraConfig(r=4, target_modules="all-linear"))
     real = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     assert memory.trained(shape, replace(RUN, lora_rank=4)) == real
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_rows_beside_an_adapter_are_counted(tied, tmp_path):
+    pytest.importorskip("peft")
+    tokenizer = published_tokenizer(("<pad>", "<s>", "</s>"), (), code_is_special=False)
+    policy = SharedVocabularyPolicy.extend(llama(tokenizer, tied=tied), tokenizer, pictures())
+    save(policy, tmp_path)
+    shape = model_shape(tmp_path)
+    adapted_model = adapted(policy.model, LoraConfig(rank=4), seed=0)
+    train_rows(policy.model, policy.new_rows)
+    real = sum(weight.numel() for weight in adapted_model.parameters() if weight.requires_grad)
+    assert memory.trained(shape, replace(RUN, lora_rank=4)) == real
+    others = sum(weight.numel() for weight in adapted_model.parameters() if not weight.requires_grad)
+    expected = 4 * real + memory.untrained_bytes(shape, RUN) * others
+    assert memory.weights(shape, replace(RUN, lora_rank=4)) == expected
 
 
 @pytest.mark.parametrize("settings", [{}, {"targets": ["q_proj", "up_proj"]}])
