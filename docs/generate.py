@@ -3,17 +3,22 @@ settings may take; the Python reference, which autodoc fills from docstrings. `m
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import re
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
+
+from transformers import TrainingArguments
+from trl.trainer.grpo_config import GRPOConfig
 
 import limner
 from limner.cli import run
-from limner.configs import find_config, packaged_names
+from limner.configs import find_config, packaged_names, read_yaml
 from limner.configs.commands import COMMANDS, sentence
 from limner.configs.listing import row_of
 from limner.configs.registry import NOUNS, entries
@@ -21,6 +26,41 @@ from limner.configs.registry import NOUNS, entries
 DOCS = Path(__file__).parent
 FIRST = ("load", "Model", "Answer", "document", "offer", "score", "train_grpo", "write_shards")
 """What a reader of the Python reference looks for first; the other public names follow."""
+
+
+class Taken(NamedTuple):
+    """Settings of a library that a command takes beside its own."""
+
+    settings: type
+    page: str
+    presets: tuple[str, ...]
+    """Configurations whose values are shown beside the library's defaults."""
+
+
+HUB_DOCS = "https://huggingface.co/docs"
+TAKEN = {
+    "grpo": Taken(GRPOConfig, f"{HUB_DOCS}/trl/grpo_trainer#trl.GRPOConfig", ("grpo/default", "grpo/cpu")),
+    "warmup": Taken(
+        TrainingArguments,
+        f"{HUB_DOCS}/transformers/main_classes/trainer#transformers.TrainingArguments",
+        ("warmup/documents", "warmup/paper"),
+    ),
+}
+NEEDED = (
+    *("output_dir", "max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "steps_per_generation"),
+    *("temperature", "max_completion_length", "max_grad_norm", "weight_decay", "use_cpu", "bf16"),
+    *("activation_checkpointing", "dataloader_num_workers", "seed", "logging_steps", "report_to", "save_steps"),
+    *("save_total_limit", "resume_from_checkpoint"),
+)
+"""Those of the libraries' hundred that people set, in the order in which they ask for them."""
+SAID_HERE = {
+    "output_dir": "Folder of the run: `model`, `config.yaml`, checkpoints and curves.",
+    "max_completion_length": "Most tokens of an answer, those of its pictures among them; a longer one is cut.",
+    "resume_from_checkpoint": "`last`, or the folder of a checkpoint: the run goes on from there "
+    "([how](../../grpo.md#stop-and-resume)).",
+}
+"""Where limner does more, or something else, than the library's own help says."""
 
 
 def write_pages(folder: Path) -> None:
@@ -64,6 +104,9 @@ def command_page(command: str) -> str:
     if ready := [name for name in packaged_names() if name.startswith(f"{command}/")]:
         lines += ["## Configurations that come with it", "", *(f"- `{name}`: {about(name)}" for name in ready), ""]
     for group in parser._action_groups:
+        if (group.title or "").startswith("all settings of "):
+            lines += taken(command, str(group.title).removeprefix("all settings of "))
+            continue
         actions = [action for action in group._group_actions if not isinstance(action, argparse._HelpAction)]
         if actions or group.description:
             title = {"options": "Options", "positional arguments": "Arguments"}.get(group.title or "", group.title)
@@ -97,6 +140,41 @@ def option(action: argparse.Action) -> Iterator[str]:
         name = names if action.nargs == 0 else f"{names} {value}"
     said = plain((action.help or "").replace("%%", "%")) or "-"
     yield from (f"`{name}`", f": {said}", "")
+
+
+def taken(command: str, name: str) -> Iterator[str]:
+    """The settings of a library's dataclass that people need: its defaults, what our presets say, its own words."""
+    title = f"Settings of `{name}`"
+    yield from (f"## {title}", "")
+    if command not in TAKEN:
+        lists = [
+            f"[limner {other}]({other}.md)" for other, its in TAKEN.items() if name.endswith(its.settings.__name__)
+        ]
+        yield from (
+            f"They are flags and lines of a configuration, too; those that people need: {' or '.join(lists)}.",
+            "",
+        )
+        return
+    settings, page, presets = TAKEN[command]
+    given = {preset: read_yaml(find_config(preset), preset) for preset in presets}
+    yield from (
+        "All of them are flags and lines of a configuration, too. Those that people need, with the values that ready "
+        f"configurations set; the others are on [its page]({page}) and in `limner {command} --help-all`.",
+        "",
+    )
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for field in (fields[needed] for needed in NEEDED if needed in fields):
+        values = [("default", field.default)]
+        values += [(f"`{preset}`", mapping[field.name]) for preset, mapping in given.items() if field.name in mapping]
+        shown = ", ".join(f"{where} `{value}`" for where, value in values if value is not None)
+        said = SAID_HERE.get(field.name) or plain(first_words(field.metadata["help"].replace("%%", "%")))
+        yield from (f"`--{field.name} VALUE`", f": {said}" + (f" ({shown})" if shown else ""), "")
+
+
+def first_words(text: str, least: int = 40) -> str:
+    """The first sentence, and the next where that one says next to nothing."""
+    sentences = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(text.split()))
+    return sentences[0] if len(sentences[0]) >= least else " ".join(sentences[:2])
 
 
 def plain(text: str) -> str:

@@ -1,5 +1,6 @@
 """The site of docs/: built by one command, whole, with a page a command, and nothing fetched from elsewhere."""
 
+import dataclasses
 import importlib.util
 import re
 import subprocess
@@ -38,6 +39,20 @@ def generate():
 def test_a_page_of_a_command_has_its_options(generate, command, said):
     page = generate.command_page(command)
     assert page.startswith(f"# limner {command}\n") and all(words in page for words in said)
+
+
+def test_settings_of_the_libraries_are_listed_with_what_presets_set(generate):
+    pages = [generate.command_page(name) for name in ("grpo", "warmup", "preflight")]
+    grpo, warmup, other = (page[page.index("## Settings of") :] for page in pages)
+    preset = generate.read_yaml(generate.find_config("grpo/default"), "")
+    assert "## Settings of `trl.GRPOConfig`" in grpo and "## Settings of `transformers.TrainingArguments`" in warmup
+    for page, taken in ((grpo, generate.TAKEN["grpo"]), (warmup, generate.TAKEN["warmup"])):
+        names = {field.name for field in dataclasses.fields(taken.settings)}
+        assert all((f"`--{name} VALUE`\n: " in page) == (name in names) for name in generate.NEEDED)
+        assert taken.page in page
+    said = f"(default `1e-06`, `grpo/default` `{preset['learning_rate']}`"
+    assert f"`--learning_rate VALUE`\n: The initial learning rate for AdamW. {said}" in grpo
+    assert "--num_generations" not in warmup and "[limner grpo](grpo.md)." in other
 
 
 def test_what_a_help_says_is_no_markup(generate):

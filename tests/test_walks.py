@@ -11,6 +11,7 @@ import pytest
 from limner import load
 from limner.cli import run
 from limner.configs import registry
+from limner.configs.errors import InputError
 from limner.worlds.picture_stories.scenes import parse_scene, read_pictures, read_sentence
 
 from .data_files import noisy, put, put_lines
@@ -123,6 +124,38 @@ def test_ten_minutes_run_and_the_pictures_turn_blue(folder):
     after = load("runs/blue/model").write(f"Illustrate: {'; '.join(ASKED)}.", temperature=0)
     colours = [scene.colour if scene else None for scene in read_pictures(after.images)]
     assert colours and {*colours} == {"blue"}
+
+
+@pytest.mark.slow
+def test_what_varies_is_as_the_table_says(folder, capsys):
+    """The two ends of its columns. Other processors draw other answers: within two groups of the sixteen."""
+    blocks = blocks_of(QUICKSTART)
+    for block in blocks:
+        if block.file:
+            put(Path(block.file), block.text)
+        elif block.language == "python" and "named.jsonl" in block.text:
+            exec(block.text, {})
+    (command,) = [
+        words
+        for block in blocks
+        if block.language == "bash"
+        for words in commands_of(block.text)
+        if "named.jsonl" in words
+    ]
+    table = re.findall(r"^\| `(\w+)`: .*? \| (.*) \|$", QUICKSTART.read_text(), re.MULTILINE)
+    assert [name for name, _ in table] == ["blue", "says_blue", "short", "please"]
+    for column, prompts, temperature in ((0, "named.jsonl", "1"), (2, "named.jsonl", "1.6"), (3, "open.jsonl", "1")):
+        with pytest.raises(InputError, match="preflight: reward"):
+            run([*command[1:], "--prompts", prompts, "--temperature", temperature])
+        said = capsys.readouterr().out
+        for name, shares in table:
+            (line,) = re.findall(rf"reward {name}: (.*)", said)
+            found = 100 if "for every answer" in line else int(re.findall(r"(\d+)% of groups", line)[0])
+            assert abs(found - int(shares.split(" % | ")[column].removesuffix(" %"))) <= 13, (
+                name,
+                prompts,
+                temperature,
+            )
 
 
 @pytest.mark.slow

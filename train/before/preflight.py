@@ -45,10 +45,8 @@ MOST_LOST = 0.5
 """Share of the trained weights that an update of the size of the learning rate may leave as they are."""
 NO_KL = 1e-3
 """Mean k3 KL to a reference that equals the policy, whatever the dtype."""
-NOTHING_LEARNED = (
-    "; nothing can be learned from it: see the reward and its inputs; give prompts whose answers it can tell apart, or "
-    "raise --num_generations or --temperature"
-)
+HOT = 1.6
+"""The highest temperature that is advised: answers fall apart before they differ usefully."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,27 +179,34 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
     failures = {guard.name: guard.last_reason for guard in getattr(trainer.reward, "guards", ())}
     if algorithm.outcome_weight or algorithm.objective == "rejection":
         components["all together"] = batch.output.outcome
-    checks = []
+    remedy, checks = _remedy(trainer, batch), []
     for name, scores in components.items():
         values = torch.tensor([float("nan") if s is None else s for s in scores], device=trainer.accelerator.device)
         values = trainer.accelerator.gather(values).float().cpu()
         known = values[~values.isnan()]
         dead = dead_groups(values, trainer.num_generations, algorithm.spread_floor).item()
         best = len(known) > 0 and bool((known > 0.999).all())
+        whole = name == "all together"
+        if not len(known) and (failure := failures.get(name)):
+            checks.append(Check(f"reward {name}", False, f"failed: {failure}"))
+            continue
+        if whole and not len(known) and any(check.passed is False for check in checks):
+            checks.append(Check(f"reward {name}", None, "not looked at: a part of it failed"))
+            continue
         text = f"mean {known.mean():.3f}, {dead:.0%} of groups without a difference" if len(known) else "never applies"
         if len(known) and known.min() == known.max():
             text = f"{known.mean():.3f} for every answer"
         elif len(known) and dead == 1:
             text += f" above {algorithm.spread_floor:g} (spread_floor)"
-        if not len(known) and (failure := failures.get(name)):
-            checks.append(Check(f"reward {name}", False, f"failed: {failure}"))
-            continue
-        whole = name == "all together"
-        if whole and not len(known) and any(check.passed is False for check in checks):
-            checks.append(Check(f"reward {name}", None, "not looked at: a part of it failed"))
-            continue
         passed = dead < (most_dead if whole else 1) or (best and not whole)
-        checks.append(Check(f"reward {name}", passed, text + ("" if passed else _wasted(dead))))
+        if not passed and not len(known):
+            text += "; nothing can be learned from it: see what it needs of prompts and answers"
+        elif not passed and best:
+            text += "; the reward is at its best, and nothing is left to learn: give harder prompts, or ask for more"
+        elif not passed:
+            text += _wasted(dead, remedy)
+            text += "; or give it weight 0" if not whole and len(batch.output.breakdown) > 1 else ""
+        checks.append(Check(f"reward {name}", passed, text))
     if by_segment or (algorithm.process_weight and algorithm.objective == "grpo"):
         own_RK = trainer.compared(batch.scores).segments_RK
         segments_RK = batch.scores.segments_RK
@@ -210,16 +215,41 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
         text = f"{different:.0f} of {scored:.0f} scored segments differ from those they are compared with"
         same = 1 - different / scored if scored else 1.0
         passed = same < most_dead or (0 < scored == best)
-        checks.append(Check("process rewards", passed, text + ("" if passed else _wasted(same))))
+        if not passed and not scored:
+            text = "no segment has a score; give a reward that scores sentences or pictures"
+            text += "" if by_segment else ", or --algorithm.process_weight 0"
+        elif not passed:
+            text += _wasted(same, remedy)
+        checks.append(Check("process rewards", passed, text))
     return checks
 
 
-def _wasted(share: float) -> str:
+def _wasted(share: float, remedy: str) -> str:
     if share == 1:
-        return NOTHING_LEARNED
+        return f"; nothing can be learned from it: {remedy}"
+    allowed = int(20 * share + 1) / 20
+    return f"; most rollouts would be wasted: {remedy}; or allow it: --preflight_dead_groups {allowed:g}"
+
+
+def _remedy(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> str:
+    """What to do about scores that do not differ: whether the answers do says which of the two to look at."""
+    args, size = trainer.args, trainer.num_generations
+    answers = gather_object([hash(tuple(item.sequence.ids_T.tolist())) for item in batch.rollouts])
+    groups = [{*answers[start : start + size]} for start in range(0, len(answers), size)]
+    differ = sum(len(group) > 1 for group in groups)
+    flags = [f"--num_generations {2 * size} (now {size})"]
+    if args.per_device_train_batch_size * (args.steps_per_generation or 1) % (2 * size):
+        flags[0] += f" --steps_per_generation {2 * (args.steps_per_generation or 1)}"
+    if args.temperature < HOT:
+        flags.insert(0, f"--temperature {min(HOT, 1.3 * args.temperature):.2g} (now {args.temperature:g})")
+    if 2 * differ > len(groups):
+        return (
+            f"answers differ in {differ} of {len(groups)} groups, so let the reward grade finer, give prompts that "
+            f"leave open what it looks at, or try {' or '.join(flags)}"
+        )
     return (
-        "; most rollouts would be wasted: give prompts that are neither solved nor hopeless, raise --num_generations "
-        f"or --temperature, use a finer reward, or allow it (--preflight_dead_groups {int(20 * share + 1) / 20:g})"
+        f"answers differ in only {differ} of {len(groups)} groups, so try {' or '.join(flags)}, "
+        "or give prompts that leave the model a choice"
     )
 
 

@@ -187,6 +187,30 @@ def test_a_part_of_the_reward_that_never_varies_or_applies(policy, tmp_path):
     assert failed(trainer_of(policy, tmp_path, Half())) == {"reward flat", "reward none"}
 
 
+def test_the_advice_goes_by_whether_the_answers_differ(policy, tmp_path):
+    """Whatever the cause, one line with flags to type, and none that could not help."""
+
+    def advice(outcome, temperature=1.0, **arguments):
+        class Same(Illustrated):
+            def __call__(self, completions):
+                return RewardOutput([outcome] * len(completions), super().__call__(completions).segments)
+
+        trainer = trainer_of(policy, tmp_path, Same(), {"temperature": temperature, **arguments}, process_weight=0.0)
+        (check,) = [check for check in run_checks(trainer) if check.name == "reward all together"]
+        assert not check.passed and "\n" not in check.text
+        return check.text
+
+    blind, alike = advice(0.3), advice(0.3, temperature=1e-3)
+    assert "answers differ in 2 of 2 groups, so let the reward grade finer" in blind
+    assert "--temperature 1.3 (now 1)" in blind and "--num_generations 8 (now 4)" in blind
+    assert "answers differ in only 0 of 2 groups, so try --temperature 0.0013 (now 0.001)" in alike
+    assert "grade finer" not in alike and "--temperature" not in advice(0.3, temperature=1.6)
+    single = advice(0.3, per_device_train_batch_size=4, steps_per_generation=1, gradient_accumulation_steps=1)
+    assert "--num_generations 8 (now 4) --steps_per_generation 2" in single
+    assert "the reward is at its best" in advice(1.0) and "--temperature" not in advice(1.0)
+    assert advice(None).startswith("never applies;") and "--temperature" not in advice(None)
+
+
 def test_answers_that_are_cut(policy, tmp_path):
     checks = run_checks(trainer_of(policy, tmp_path, arguments={"max_completion_length": 12}))
     (check,) = [check for check in checks if check.name == "documents close"]
