@@ -13,7 +13,7 @@ from PIL import Image
 from limner.models.documents.document import ImageSegment, InterleavedDocument, encode_png
 from limner.models.sampler.request import Request
 from limner.models.sampler.slots import Sampler
-from limner.models.writing import Answer
+from limner.models.writing import About, Answer
 from limner.serve.engine import Refused
 from limner.serve.rows.events import Begun, Ended, Failed, Mailbox, Progress, Shown, Text
 from limner.serve.rows.ticket import Ticket
@@ -126,6 +126,25 @@ def test_an_answer_of_the_model_grows_in_order_and_nothing_is_replaced(browser, 
             assert words.startswith("Picture ")
     assert "seed 5" in browser.script("return document.querySelector('.facts').textContent")
     assert browser.log() == []
+
+
+def test_the_empty_page_says_what_the_model_knows_and_offers_its_prompts(browser, server, script, monkeypatch):
+    opened(browser, server)
+    assert browser.script("return document.getElementById('examples').hidden"), "of most models nothing is known"
+    monkeypatch.setattr(server.service, "about", About(f"Dots. {HOSTILE}", ("Draw a dot.", HOSTILE, *"345")))
+    opened(browser, server, width=390)
+    assert browser.script("return document.getElementById('knows').textContent") == f"Dots. {HOSTILE}"
+    offered = browser.script("return [...document.querySelectorAll('#examples button')].map((one) => one.textContent)")
+    assert offered == ["Draw a dot.", HOSTILE, "3", "4"] and browser.script("return document.title") == "tiny"
+    assert browser.script("return document.scrollingElement.scrollWidth <= innerWidth")
+    browser.keys("#prompt", "half a thought")
+    browser.click("#examples button")
+    assert script.asked().prompt.text == "Draw a dot."
+    script.say(Text("A dot."))
+    script.end()
+    browser.wait(DONE)
+    assert browser.script("return document.getElementById('prompt').value") == "half a thought"
+    assert browser.script("return document.getElementById('lead').hidden") and browser.log() == []
 
 
 def test_texts_come_in_pieces_and_twenty_pictures_are_made_once(browser, server, script):
