@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any, NoReturn
 
-from .terminal import one_line, prepare_streams, quiet_libraries, say
+from .terminal import end_bars, one_line, prepare_streams, quiet_libraries, say
 
 LONGEST_LINE = 2000
 """Characters of an error. A message may quote a whole file; its beginning and its end, the remedy, are shown."""
@@ -165,7 +165,10 @@ def run_or_exit(entry: Callable[[Sequence[str]], None]) -> None:
     try:
         with _interruptible():
             _check_text(sys.argv[1:])
-            entry(sys.argv[1:])
+            try:
+                entry(sys.argv[1:])
+            finally:
+                end_bars()
             sys.stdout.flush()
     except BrokenPipeError:  # `limner ... | head`
         _mute_stdout()
@@ -190,6 +193,7 @@ def _interruptible() -> Iterator[None]:
     def interrupt(_: int, frame: Any) -> NoReturn:
         while frame is not None:
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                end_bars()
                 say(f"limner: interrupted: {NOTHING_LOST}", to_stderr=True, flush=True)
                 os._exit(INTERRUPTED)
             frame = frame.f_back

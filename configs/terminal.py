@@ -7,7 +7,8 @@ import shlex
 import sys
 import unicodedata
 import warnings
-from typing import TextIO
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TextIO
 
 SPACES = {"\n", "\t"}
 JOINERS = {"\u200c", "\u200d"}
@@ -25,8 +26,10 @@ def one_line(text: object) -> str:
 
 
 def say(text: object = "", *, to_stderr: bool = False, flush: bool = False) -> None:
-    """`print` for a terminal, of all that limner says."""
-    print(visible(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=flush)
+    """`print` for a terminal, of all that limner says; above a bar of progress, on lines of its own."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    with _above_bars(stream):
+        print(visible(str(text)), file=stream, flush=flush)
 
 
 def say_next(*words: object, page: object = None) -> None:
@@ -34,12 +37,18 @@ def say_next(*words: object, page: object = None) -> None:
     say(f"next: {shlex.join(map(str, words)) if page is None else f'open {page} in a browser'}")
 
 
+def end_bars() -> None:
+    """Ends every bar of progress as it stands: what comes next, a traceback too, begins on a line of its own."""
+    for bar in list(getattr(_bars(), "_instances", ())):
+        bar.close()
+
+
 def prepare_streams() -> None:
-    """A terminal that cannot show a character (a C locale) gets its escape; warnings of ours are made visible, too."""
+    """A terminal that cannot show a character (a C locale) gets its escape; warnings are said as all else is."""
     for stream in (sys.stdout, sys.stderr):
         _show_or_escape(stream)
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_Visible())
+        logging.lastResort = _Said(logging.lastResort.level)
 
 
 def quiet_libraries() -> None:
@@ -49,9 +58,24 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
 
 
-class _Visible(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+class _Said(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record), to_stderr=True)
+        except Exception:  # as logging's own handlers: a message that cannot be written ends nothing
+            self.handleError(record)
+
+
+def _bars() -> Any:
+    """The class of all bars; None while nothing has drawn one, for tqdm is not imported only to be asked."""
+    return getattr(sys.modules.get("tqdm"), "tqdm", None)
+
+
+def _above_bars(stream: TextIO) -> AbstractContextManager[Any]:
+    """Takes the bars off the terminal, and draws them again below. Without their lock, which a process that was forked
+    may find taken for ever."""
+    bars = _bars()
+    return nullcontext() if bars is None else bars.external_write_mode(stream, nolock=True)
 
 
 def _show_or_escape(stream: TextIO) -> None:

@@ -81,6 +81,20 @@ class Answer:
         save(self.prompt + self.document, Path(path))
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a checkpoint says of itself to those who ask it something; its author wrote it."""
+
+    knows: str = ""
+    """What it was trained to write about, in a sentence."""
+    examples: tuple[str, ...] = ()
+    """Prompts that it can answer."""
+
+
+SILENT = About()
+"""Of most checkpoints."""
+
+
 class Model:
     """A model that answers prompts in text and pictures.
 
@@ -96,8 +110,8 @@ class Model:
     exist or is out of range.
     """
 
-    def __init__(self, policy: UnifiedPolicy):
-        self.policy = policy
+    def __init__(self, policy: UnifiedPolicy, about: About = SILENT):
+        self.policy, self.about = policy, about
         self.sampling = default_sampling(policy)
 
     @overload

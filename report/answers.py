@@ -24,7 +24,7 @@ def strip(sample: Mapping[str, Any], name: str, title: str, colour: int) -> Html
 
 
 def column(sample: Mapping[str, Any], name: str, title: str, colour: int) -> Html:
-    """An answer with the rewards of the whole and of every segment."""
+    """An answer with the rewards of the whole and of every segment; without a title where it stands alone."""
     answer = dig(sample, "answers", name)
     segments = records(answer, "segments")
     notes = {s["index"]: _segment_chips(s) for s in segments if isinstance(s.get("index"), int)}
@@ -32,7 +32,7 @@ def column(sample: Mapping[str, Any], name: str, title: str, colour: int) -> Htm
     parts = {key: number(value) for key, value in mapping(answer, "components").items()}
     return element(
         "div",
-        element("h4", title),
+        element("h4", title) if title else "",
         chips(whole | parts) if whole or parts else "",
         _answer(sample, answer, notes),
         style=f"answer c{colour}",

@@ -3,22 +3,23 @@
     limner gallery runs/demo --out tales.html
     limner gallery eval/before eval/after
     limner gallery answers/base answers/tuned answers/other.json
+    limner gallery MODEL_BEFORE MODEL_AFTER --ask prompts.jsonl --prompts 12
 
 Each RUN is a folder that limner has written, or documents that it saved; what a folder holds says how it is read
-(`SOURCES`). A run may give several columns: the arms of a demo; of a training run, the first and the last time that a
-prompt was sampled. Answers to prompts that say the same stand beside each other. The page runs nothing and asks the
-network for nothing.
+(`SOURCES`). With --ask it is a model, which answers the first prompts of a file for this page. A run may give several
+columns: the arms of a demo; of a training run, the first and the last time that a prompt was sampled. Answers to
+prompts that say the same stand beside each other. The page runs nothing and asks the network for nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..configs.bounds import OneOrMore, bounded
+from ..configs.bounds import OneOrMore, Temperature, bounded
 from ..configs.errors import ArgumentParser, InputError, reading
 from ..configs.terminal import say, say_next
 from ..configs.whole import write_atomically
@@ -28,7 +29,12 @@ from .answers import column, document
 from .metrics import label, mapping, ordered, records
 from .page import COLOURS, Html, element, note, number, page, section, table
 
+if TYPE_CHECKING:
+    from ..models.writing import Answer
+
 TRAJECTORIES = "trajectories"
+MODEL = "limner.json"
+"""What a folder holds that is a model."""
 RESULTS, SAMPLES = "results.json", "samples.json"
 """What `limner eval` leaves: figures, and the answers that its own page shows."""
 
@@ -65,19 +71,31 @@ def main(argv: Sequence[str]) -> None:
         nargs="+",
         type=Path,
         metavar="RUN",
-        help="folder of `limner demo`, `eval`, or `grpo` with trajectories; saved answers (.json), or a folder of them",
+        help="folder of `limner demo`, `eval`, or `grpo` with trajectories; saved answers (.json), or a folder of "
+        "them; with --ask a model: checkpoint folder, or ORG/NAME",
     )
     parser.add_argument("--out", type=Path, default=Path("gallery.html"), metavar="FILE", help="(default gallery.html)")
     parser.add_argument(
         "--prompts", type=bounded(OneOrMore), default=24, metavar="N", help="prompts shown at most (default 24)"
     )
+    parser.add_argument("--title", default="", metavar="WORDS", help="headline (default: what is shown)")
+    parser.add_argument("--ask", type=Path, metavar="FILE", help="JSONL of prompts, whose first N each RUN answers now")
+    parser.add_argument(
+        "--temperature", type=bounded(Temperature), help="with --ask; 0 is greedy (default: the model's own settings)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.out.suffix != ".html":
         raise InputError(f"--out {arguments.out}: end the name in .html")
-    columns = read_runs(arguments.runs)
-    write_atomically(arguments.out, gallery_html(columns, arguments.prompts))
+    if arguments.ask:
+        columns, lead = ask(arguments.runs, arguments.ask, arguments.prompts, arguments.temperature)
+    elif arguments.temperature is not None:
+        raise InputError("--temperature: is for --ask FILE; these answers are written already")
+    else:
+        columns, lead = read_runs(arguments.runs), ""
+    write_atomically(arguments.out, gallery_html(columns, arguments.prompts, arguments.title, lead))
     answers = sum(len(one.answers) for one in columns)
-    say(f"{arguments.out}: {answers} answers of {len(columns)} checkpoints, {len(_by_prompt(columns))} prompts")
+    models, prompts = _counted(len(columns), "checkpoint"), _counted(len(_by_prompt(columns)), "prompt")
+    say(f"{arguments.out}: {_counted(answers, 'answer')} of {models}, {prompts}")
     say_next(page=arguments.out)
 
 
@@ -86,12 +104,19 @@ def main(argv: Sequence[str]) -> None:
 
 def read_runs(runs: Sequence[Path]) -> list[Column]:
     """The columns of all runs, in their order. Raises InputError for one that holds nothing to show."""
-    names = [run.absolute().name for run in runs]
-    titles = names if len(set(names)) == len(names) else [str(run) for run in runs]
-    return [one for run, title in zip(runs, titles, strict=True) for one in _read(run, title)]
+    return [one for run, title in zip(runs, _titles(runs), strict=True) for one in _read(run, title)]
+
+
+def _titles(runs: Sequence[Path]) -> list[str]:
+    """The names of their folders, that of the run above where it is `model`; their paths where two are the same."""
+    places = [run.absolute() for run in runs]
+    names = [place.parent.name if place.name == "model" else place.name for place in places]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def _read(run: Path, title: str) -> list[Column]:
+    if (run / MODEL).is_file():
+        raise InputError(f"{run}: is a model; say what to ask it: --ask PROMPTS.jsonl")
     for holds, read in SOURCES:
         if holds(run):
             found = [one for one in read(run, title) if one.answers]
@@ -99,8 +124,9 @@ def _read(run: Path, title: str) -> list[Column]:
                 raise InputError(f"{run}: holds no answer to show")
             return found
     raise InputError(
-        f"{run}: nothing to show; give a folder of `limner eval`, of `limner demo`, or of a `limner grpo` run with "
-        "--trajectories_every 10, or answers that `limner generate --out NAME.json` saved"
+        f"{run}: nothing to show; ask a model with --ask PROMPTS.jsonl, or give a folder of `limner eval`, of `limner "
+        "demo`, or of a `limner grpo` run with --trajectories_every 10, or answers that `limner generate --out "
+        "NAME.json` saved"
     )
 
 
@@ -152,8 +178,7 @@ def _trajectories(run: Path, title: str) -> list[Column]:
 def _rollout(item: Trajectory) -> Shown:
     segments = [{"index": k, "reward": score.reward} for k, score in enumerate(item.segments)]
     answer = {"document": item.answer.to_json(), "outcome": item.outcome, "components": item.breakdown}
-    said = {"cut by the length limit": not item.ended, "an unfinished picture was left out": item.cut_image}
-    remarks = (f"step {item.step}", *(words for words, holds in said.items() if holds))
+    remarks = (f"step {item.step}", *_cut(item.ended, item.cut_image))
     return Shown(item.prompt.to_json(), {**answer, "segments": segments}, item.prompt.id, remarks=remarks)
 
 
@@ -179,6 +204,41 @@ SOURCES = (
 """How a run is read: by the first of these that finds its files."""
 
 
+def ask(models: Sequence[Path], file: Path, most: int, temperature: float | None) -> tuple[list[Column], str]:
+    """A column a model: one answer to each of the first prompts of the file, in its order; and what that is, in words.
+
+    Raises InputError for a file without prompts, and for what is no model.
+    """
+    from ..data.prompts import read_prompts
+    from ..models.checkpoints.hub import load_model
+
+    prompts = read_prompts(file)
+    first = prompts[:most]
+    changes: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+    columns = []
+    for path, title in zip(models, _titles(models), strict=True):
+        answers = load_model(path).write_many(first, **changes)
+        columns.append(Column(title, "answers for this page, one a prompt", [_answered(one) for one in answers]))
+    how = "with the model's own settings" if temperature is None else f"at temperature {temperature:g}"
+    how += ", the likeliest token each time" if temperature == 0 else ""
+    which = f"The first {len(first):,} of {len(prompts):,}" if len(first) < len(prompts) else f"All {len(first):,}"
+    return columns, f"{which} prompts of {file.name}, in their order, each answered once {how}. Nothing was chosen."
+
+
+def _answered(one: Answer) -> Shown:
+    return Shown(
+        one.prompt.to_json(),
+        {"document": one.document.to_json()},
+        one.prompt.id,
+        remarks=_cut(one.ended, one.cut_image),
+    )
+
+
+def _cut(ended: bool, cut_image: bool) -> tuple[str, ...]:
+    said = {"cut by the length limit": not ended, "an unfinished picture was left out": cut_image}
+    return tuple(words for words, holds in said.items() if holds)
+
+
 def _json(path: Path) -> Any:
     with reading(path):
         text = path.read_bytes()
@@ -195,22 +255,30 @@ def _count(value: Any) -> int | None:
 # ---- the page ----
 
 
-def gallery_html(columns: Sequence[Column], most: int) -> str:
-    """The prompts that most checkpoints have answered come first, else in the order of the runs."""
+def gallery_html(columns: Sequence[Column], most: int, title: str = "", lead: str = "") -> str:
+    """The prompts that most checkpoints have answered come first, else in the order of the runs.
+
+    title, lead: headline and what stands below it; by default what the columns are.
+    """
     prompts = _by_prompt(columns)
     chosen = sorted(prompts.values(), key=lambda answers: -len(answers))[:most]
-    lead = f"{len(prompts):,} prompts, {len(columns)} checkpoints."
+    lead = lead or f"{_counted(len(prompts), 'prompt')}, {_counted(len(columns), 'checkpoint')}."
     if left_out := len(prompts) - len(chosen):
         lead += f" Shown are {len(chosen)}; {left_out} more are left out (--prompts)."
-    title = " and ".join(one.label for one in columns) if len(columns) <= 3 else f"{len(columns)} checkpoints"
+    shown = " and ".join(one.label for one in columns) if len(columns) <= 3 else f"{len(columns)} checkpoints"
+    title = title or shown
     return page(
-        f"Gallery: {title}",
+        title if title != shown else f"Gallery: {shown}",
         element("p", "limner gallery", style="kicker"),
         element("h1", title),
         element("p", lead, style="lead"),
         *(_entry(columns, answers) for answers in chosen),
         section("checkpoints", "The checkpoints", _table(columns, chosen)),
     )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _by_prompt(columns: Sequence[Column]) -> dict[str, dict[int, list[Shown]]]:
@@ -234,13 +302,16 @@ def _key(shown: Shown) -> str:
 def _entry(columns: Sequence[Column], answers: Mapping[int, list[Shown]]) -> Html:
     first = next(iter(answers.values()))[0]
     prompt = document(first.prompt) if first.prompt is not None else note(f"{first.id}: its prompt cannot be shown.")
-    cells = [_cell(one, place, answers.get(place, [])) for place, one in enumerate(columns)]
-    return element("article", prompt, element("div", *cells, style="answers"), style="sample")
+    if len(columns) == 1 and len(answers[0]) == 1:  # the headline says whose it is
+        cells, style = [_cell(replace(columns[0], label=""), 0, answers[0])], "answers alone"
+    else:
+        cells = [_cell(one, place, answers.get(place, [])) for place, one in enumerate(columns)]
+        style = "answers"
+    return element("article", prompt, element("div", *cells, style=style), style="sample")
 
 
-def _cell(one: Column, place: int, answers: Iterable[Shown]) -> Html:
+def _cell(one: Column, place: int, answers: Sequence[Shown]) -> Html:
     colour = place % COLOURS
-    answers = list(answers)
     drawn = []
     for shown in answers:
         name = one.label if len(answers) == 1 else f"{one.label}, {shown.id}"
@@ -271,7 +342,7 @@ def _table(columns: Sequence[Column], chosen: Sequence[Mapping[int, list[Shown]]
         mean = f"{sum(known) / len(known):.2f}" if known else Html("&ndash;")
         rows.append([one.label, one.what, f"{len(answers):,}", f"{sum(map(_pictures, answers)):,}", mean])
     words = (
-        f"Mean rewards are over the {len(shared)} prompts of this page that all have answered: a look, not a "
-        "measurement. A dash: there is no such prompt, or no single reward."
+        f"Mean rewards are over the {_counted(len(shared), 'prompt')} of this page that all have answered: a look, not "
+        "a measurement. A dash: there is no such prompt, or no single reward."
     )
     return Html(table(["checkpoint", "what", "answers", "pictures", "mean reward"], rows, words=2) + note(words))

@@ -16,7 +16,7 @@ from ..configs.errors import InputError
 from ..configs.terminal import say, say_next
 from ..configs.whole import write_atomically
 from ..models.documents.document import open_image, to_rgb
-from ..models.documents.rendering import beginning, caption_of, markdown_html
+from ..models.documents.rendering import beginning, caption_of, texts_html
 from ..retrieval.index.command import Found, find, listing, said_of, search_parser
 from ..retrieval.index.corpus import PIC, Picture, some
 from ..retrieval.index.letters import RUN
@@ -70,9 +70,9 @@ def _hit(found: Found, place: int) -> Html:
     chunk, words, number = found.hits[place].chunk, wanted(found.text), place + 1
     facts = f"{chunk.id}; {said_of(found, place)}"
     parts = []
-    for place, (text, picture) in enumerate(zip_longest(chunk.text.split(PIC), chunk.pictures)):
-        if text and text.strip():
-            parts.append(element("div", marked(markdown_html(text), words), style="text"))
+    for place, (text, picture) in enumerate(zip_longest(texts_html(chunk.text.split(PIC)), chunk.pictures)):
+        if text:
+            parts.append(element("div", marked(text, words), style="text"))
         if picture and place < MOST_PICTURES:
             parts.append(_picture(picture))
     if (more := len(chunk.pictures) - MOST_PICTURES) > 0:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,6 +135,7 @@ class Api:
     async def models(self, request: Request) -> Response:
         made = self.service.created
         data = [{"id": name, "object": "model", "created": made, "owned_by": "limner"} for name in self.service.models]
+        data[0]["limner"] = asdict(self.service.about)  # of the model, not of an index
         return JSONResponse({"object": "list", "data": data})
 
     async def picture(self, request: Request) -> Response:

@@ -49,7 +49,7 @@ Read = Callable[[Any, Given, Pictures], tuple[Wanted, Form]]
 class Service:
     def __init__(self, model: Model, config: ServeConfig, keys: Sequence[str] = ()):
         self.config, self.keys, self.hosts = config, Keys(keys), Hosts(config)
-        self.policy = model.policy
+        self.policy, self.about = model.policy, model.about
         self.metrics = Metrics(config.name)
         self.store = PictureStore(config.picture_megabytes * 2**20, config.picture_minutes * 60)
         self.given = Given(changed(model.sampling, config.sampling), config.max_tokens, config.max_images)

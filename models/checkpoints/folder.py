@@ -2,7 +2,7 @@
 
     DIR/config.json, model.safetensors, tokenizer.json, ...   what transformers wrote
     DIR/image_tokenizer/                                      what diffusers wrote
-    DIR/limner.json                                           the family and the versions
+    DIR/limner.json                                           family, versions, and what it says of itself
 
 Nothing is unpickled and no remote code runs: weights are safetensors, classes those of the installed libraries.
 """
@@ -30,27 +30,28 @@ from ..policy import UnifiedPolicy, family
 from ..sizes import check_sizes
 from ..tokens.processing import Processor
 from ..tokens.template import Template
+from ..writing import SILENT, About
 
 SETTINGS_FILE = "limner.json"
 IMAGE_TOKENIZER = "image_tokenizer"
 FORMAT = 1
 
 
-def save(policy: UnifiedPolicy, directory: Path) -> None:
+def save(policy: UnifiedPolicy, directory: Path, about: About = SILENT) -> None:
     """Writes the checkpoint whole or not at all."""
     with whole_directory(Path(directory)) as staging:
-        write(policy, staging)
+        write(policy, staging, about)
 
 
-def write(policy: UnifiedPolicy, directory: Path) -> None:
+def write(policy: UnifiedPolicy, directory: Path, about: About = SILENT) -> None:
     """Writes the checkpoint into a folder in the making: file by file."""
     with without_bars():
         policy.model.save_pretrained(directory, safe_serialization=True)
         policy.processor.tokenizer.save_pretrained(directory)
-    save_beside_model(policy, directory)
+    save_beside_model(policy, directory, about)
 
 
-def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
+def save_beside_model(policy: UnifiedPolicy, directory: Path, about: About = SILENT) -> None:
     """What makes a saved language model and tokenizer a checkpoint of ours."""
     policy.processor.image_tokenizer.save_pretrained(directory / IMAGE_TOKENIZER)
     versions = {name: version(name) for name in ("torch", "transformers", "diffusers")}
@@ -59,6 +60,7 @@ def save_beside_model(policy: UnifiedPolicy, directory: Path) -> None:
     template = asdict(policy.processor.template)
     settings = {"format": FORMAT, "family": policy.family, "template": template, "versions": versions}
     settings |= {"new_rows": policy.new_rows} if policy.new_rows else {}
+    settings |= {"about": asdict(about)} if about != SILENT else {}
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
 
@@ -87,6 +89,18 @@ def load_tokenizer(directory: Path, device: str | torch.device = "cpu") -> Image
     """The image tokenizer of a checkpoint, without its language model. Raises InputError like `load`."""
     _described(directory)  # the family's room knows its image tokenizer
     return load_image_tokenizer(directory / IMAGE_TOKENIZER).to(torch.device(device))
+
+
+def about(directory: str | Path) -> About:
+    """What the checkpoint says of itself; most say nothing. Raises InputError like `load`, and for what is no text."""
+    said = _described(Path(directory))[2].get("about", {})
+    known = said if isinstance(said, dict) else {"": said}
+    knows, examples = known.get("knows", ""), known.get("examples", [])
+    listed = isinstance(examples, list) and all(isinstance(text, str) for text in examples)
+    if known.keys() - {"knows", "examples"} or not isinstance(knows, str) or not listed:
+        form = '{"knows": "a sentence", "examples": ["a prompt", ...]}'
+        raise InputError(f"{Path(directory) / SETTINGS_FILE}: about: give {form}, or leave it out")
+    return About(knows, tuple(examples))
 
 
 def _described(directory: Path) -> tuple[type[UnifiedPolicy], Template, dict[str, Any]]:

@@ -16,7 +16,7 @@ from ...configs.whole import take_back
 from ..documents.forms import kind_of
 from ..sampler.steps import compile_decoder
 from ..writing import Model, default_sampling, set_default_sampling
-from .folder import SETTINGS_FILE, load, save
+from .folder import SETTINGS_FILE, about, load, save
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 """ORG/NAME; the Hub's own rules are stricter, and its client checks them."""
@@ -52,10 +52,11 @@ def load_model(
             f"load: name a checkpoint folder, or a repository of the Hub (ORG/NAME), not {kind_of(name_or_path)}"
         )
     place, precision = usable_device(device), _dtype(dtype)
-    policy = load(find_checkpoint(name_or_path, revision), place, precision)
+    folder = find_checkpoint(name_or_path, revision)
+    said, policy = about(folder), load(folder, place, precision)
     if compile:
         compile_decoder(policy)
-    return Model(policy)
+    return Model(policy, said)
 
 
 def save_model(model: Model, directory: str | Path) -> None:
@@ -74,7 +75,7 @@ def save_model(model: Model, directory: str | Path) -> None:
         raise InputError(f"{folder}: holds something else than a checkpoint; name another folder")
     if model.sampling != default_sampling(model.policy):
         set_default_sampling(model.policy, model.sampling)
-    save(model.policy, folder)
+    save(model.policy, folder, model.about)
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:

@@ -2,8 +2,8 @@
 
 What a text holds is never trusted. HTML shows its Markdown (`markdown_html`); raw HTML in it is seen letter by letter.
 Markdown keeps the text's own Markdown, links included (it is the author's, or the model's, to write) but no raw HTML: a
-`<` that could open a tag becomes `&lt;`, which every renderer shows as `<`. Code, fenced or between backticks, stays as
-it is: there a renderer shows `<` itself, and would show the entity letter by letter.
+`<` that could open a tag becomes `&lt;`, which every renderer shows as `<`. Code, fenced, indented or between
+backticks, stays as it is: there a renderer shows `<` itself, and would show the entity letter by letter.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import html
 import itertools
 import json
 import re
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,8 +112,24 @@ def markdown_html(text: str) -> str:
     Raw HTML is escaped. Of links only http and https lead anywhere, of pictures the alt text stands; headings begin at
     h3, below those of the page.
     """
-    # A text cut out of a list is indented as a whole; without `dedent` its second item would belong to its first.
-    return _MARKDOWN.render(textwrap.dedent(text.strip("\n")).strip()).rstrip("\n")
+    return next(iter(texts_html([text])))
+
+
+def texts_html(texts: Iterable[str]) -> Iterator[str]:
+    """`markdown_html` of each of the texts of a page, between which pictures stand.
+
+    What is indented by four spaces is code. Where a text goes on with a list that a picture has cut, and where it
+    begins with an item of one, its indented beginning is of the list instead.
+    """
+    listed = False
+    for text in texts:
+        text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text).rstrip()
+        inside = text and (listed or _ITEM.match(text))
+        own = _outdented(text) if inside else text
+        tokens = _MARKDOWN.parse(own)
+        yield _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}).rstrip("\n")
+        whole = inside and all(line[:1].isspace() for line in text.split("\n") if line)
+        listed = bool(whole or (tokens and tokens[-1].type.endswith("list_close")) or (listed and not text))
 
 
 def beginning(text: str, most: int = TITLE) -> str:
@@ -147,8 +162,9 @@ def document_html(
     parts = ((document.prompt, "step prompt"), (document.completion, "step")) if answered else ((document, "step"),)
     steps = []
     for part, style in parts:
+        texts = texts_html(segment.text for segment in part.segments if isinstance(segment, TextSegment))
         for step in part.steps():
-            inner = "".join(_segment_html(s, numbers, image_scale, notes.get(next(indices), "")) for s in step)
+            inner = "".join(_segment_html(s, texts, numbers, image_scale, notes.get(next(indices), "")) for s in step)
             if inner:
                 steps.append(f'<div class="{style}">{inner}</div>')
     return f'<div class="document">{"".join(steps)}</div>'
@@ -243,6 +259,14 @@ def check_suffix(path: Path) -> None:
         raise InputError(f"{path}: cannot tell the form of the document; end the name in .html, .md or .json")
 
 
+def _outdented(text: str) -> str:
+    """Without the indentation of its first line, in that and in those below it, up to one that has less."""
+    lines = text.split("\n")
+    pad = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
+    size = next((n for n, line in enumerate(lines) if line.strip() and not line.startswith(pad)), len(lines))
+    return "\n".join([*(line.removeprefix(pad) for line in lines[:size]), *lines[size:]])
+
+
 def _without_html(texts: Sequence[str | None]) -> list[str]:
     """The texts of one page so that none of it is raw HTML; None stands for a picture between them.
 
@@ -250,8 +274,8 @@ def _without_html(texts: Sequence[str | None]) -> list[str]:
     read once more, as a renderer would; should anything in it be HTML after all, every `<` of a tag is escaped.
     """
     page = [_PICTURE if text is None else re.sub(r"\r\n?", "\n", text).strip("\n").rstrip() for text in texts]
-    fences = (token.map for token in _COMMONMARK.parse(_joined(page)) if token.type == "fence")
-    code = {line for start, end in filter(None, fences) for line in range(start + 1, end)}
+    blocks = ((token.map, _CODE[token.type]) for token in _COMMONMARK.parse(_joined(page)) if token.type in _CODE)
+    code = {line for place, opening in blocks if place for line in range(place[0] + opening, place[1])}
     kept, number = [], 0
     for block in page:
         lines = block.split("\n")
@@ -283,11 +307,12 @@ def _tags_escaped(line: str) -> str:
     return kept + _TAG.sub("&lt;", line[at:])
 
 
-def _segment_html(segment: Segment, numbers: itertools.count[int], image_scale: int, note: str) -> str:
+def _segment_html(
+    segment: Segment, texts: Iterator[str], numbers: itertools.count[int], image_scale: int, note: str
+) -> str:
     if isinstance(segment, TextSegment):
-        if not segment.text.strip() and not note:
-            return ""
-        return f'<div class="text">{markdown_html(segment.text)}{note}</div>'
+        text = next(texts)
+        return f'<div class="text">{text}{note}</div>' if text or note else ""
     number = next(numbers)
     if missing := _missing(segment):
         picture = f'<div class="placeholder">Picture {number}: {html.escape(missing)}</div>'
@@ -353,7 +378,6 @@ def _plain(tokens: Sequence[Token]) -> str:
 
 def _renderer() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
-    parser.disable("code")  # an indented text is here the rest of a list, seldom code
     parser.validateLink = lambda url: True  # type: ignore[method-assign]  # `_link` decides; refused, a link shows as typed
     rules = {"link_open": _link, "link_close": _link, "heading_open": _heading, "heading_close": _heading}
     for name, rule in {**rules, "image": _alt_text}.items():
@@ -367,3 +391,7 @@ _HTML_TOO = MarkdownIt("commonmark")
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 """What a renderer may take for HTML."""
 _PICTURE = "![picture](address)"
+_CODE = {"fence": 1, "code_block": 0}
+"""Tokens of code, and how many lines come before it."""
+_ITEM = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s")
+"""How an item of a list begins."""

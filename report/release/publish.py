@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ from ...models.documents.rendering import to_markdown
 from ...models.pictures.contract import SETTINGS_FILE as IMAGE_SETTINGS
 from ...models.policy import UnifiedPolicy
 from ...models.sampler.generation import Sampling
-from ...models.writing import Model, set_default_sampling
+from ...models.writing import About, Model, set_default_sampling
 from .check import check_release, digest
 from .lineage import CONFIG, Stage, read_stages, runs_of
 from .model_card import EXAMPLE, Release, eval_files, has_figures, model_card, read_entries, sample_document, stage_file
 
+EXAMPLES = 3
+"""Prompts that a release offers to those who ask it, where its model names none."""
 RESULTS, HELDOUT = "metrics.json", "prompts/heldout.jsonl"
 """What a run that measures itself leaves beside its model."""
 SAMPLES, SEED = 4, 0
@@ -116,9 +119,9 @@ def write_release(request: Request, directory: Path) -> Summary:
     prompts, source = _prompts(request, stages)
     model = load_model(request.model)
     set_default_sampling(model.policy, _trained_sampling(model.sampling, stages))
-    model = Model(model.policy)
+    model = Model(model.policy, _about(model.about, prompts))
     with whole_directory(directory) as staging:
-        write(model.policy, staging)
+        write(model.policy, staging, model.about)
         _forget_paths(staging)
         release = Release(
             repo=request.repo,
@@ -133,7 +136,7 @@ def write_release(request: Request, directory: Path) -> Summary:
             samples=_sample(model, prompts, staging),
             samples_from=source,
             seed=SEED,
-            example=_example(prompts),
+            example=next(_short(prompts), EXAMPLE),
         )
         for number, stage in enumerate(stages, 1):
             text = yaml.safe_dump(dict(stage.settings), sort_keys=False, allow_unicode=True)
@@ -242,10 +245,14 @@ def _sample(model: Model, prompts: Sequence[InterleavedDocument], staging: Path)
     return to_markdown(sample_document(answers), staging / "samples") if answers else ""
 
 
-def _example(prompts: Sequence[InterleavedDocument]) -> str:
-    """A short prompt without pictures, for the card's three lines."""
+def _short(prompts: Sequence[InterleavedDocument]) -> Iterator[str]:
+    """The prompts that are one short line, without pictures: for the card, and for the page of `limner serve`."""
     texts = (prompt.text for prompt in prompts if not prompt.images)
-    return next((text for text in texts if len(text) <= 80 and "\n" not in text), EXAMPLE)
+    return (text for text in texts if len(text) <= 80 and "\n" not in text)
+
+
+def _about(said: About, prompts: Sequence[InterleavedDocument]) -> About:
+    return replace(said, examples=said.examples or tuple(islice(_short(prompts), EXAMPLES)))
 
 
 def _parts(policy: UnifiedPolicy, staging: Path) -> dict[str, str]:

@@ -107,9 +107,12 @@
     return chip(name, number(value), style, title);
   }
 
+  const isSeen = (value) => value !== null && Math.abs(value) >= 0.005; // with two digits it is not 0.00
+
   function advantageChip(value) {
-    const style = value === null || Math.abs(value) < 0.005 ? "none" : value > 0 ? "good" : "poor";
-    return chip("A", value === null ? DASH : signed(value), style, "advantage of these tokens");
+    const style = !isSeen(value) ? "none" : value > 0 ? "good" : "poor";
+    return chip("A", value === null ? DASH : signed(value), style,
+      "advantage: above 0 these tokens are made likelier, below 0 less likely, at 0 nothing is learned from them");
   }
 
   const surprise = (logp, scale) => Math.min(1, Math.max(0, -(logp ?? -scale) / scale));
@@ -199,6 +202,18 @@
     return element;
   }
 
+  /* An advantage compares an answer with the others of its group; here there is nothing to tell them apart by. */
+  function whyDead({ low, high }, rollouts) {
+    if (low === null) return "No answer of this group has a score, so no advantage A is learned from.";
+    const same = number(low) === number(high) ? `the same score, ${number(low)}` : "nearly the same score";
+    const segments = rollouts.flatMap((rollout) => rollout.segments);
+    if (segments.some(({ advantage }) => isSeen(advantage))) {
+      return `All answers of this group got ${same}; an advantage A that is not 0 is from scores of their segments.`;
+    }
+    const so = "none is better than the others, so every advantage A is 0 and nothing is learned from it.";
+    return `All answers of this group got ${same}: ${so}`;
+  }
+
   function laneElement(one, choose) {
     const head = make("div", "lane-head");
     const element = make("div", "lane", head);
@@ -213,9 +228,12 @@
     head.append(rewardChip("mean", shown.mean, "mean reward of the group"));
     const range = shown.low === null ? "" : `, ${number(shown.low)} to ${number(shown.high)}`;
     head.append(make("small", "", `spread ${number(shown.spread)}${range}`));
-    if (shown.dead) head.append(chip("dead group", "", "poor", "its rewards agree, so it teaches nothing"));
-    const cards = make("div", "cards", ...data(shown.number).rollouts.map(card));
-    cards.tabIndex = 0; // so that it can be scrolled without a mouse
+    const { rollouts } = data(shown.number);
+    if (shown.dead) {
+      head.append(chip("dead group", "", "poor"));
+      element.append(make("p", "note", whyDead(shown, rollouts)));
+    }
+    const cards = make("div", "cards", ...rollouts.map(card));
     cards.setAttribute("role", "group");
     cards.setAttribute("aria-label", `${shown.rewards.length} rollouts`);
     element.append(cards);

@@ -53,11 +53,13 @@ CONTROLS = """<div id="controls" role="search">
 <label><input id="heat" type="checkbox" checked> log-probs</label>
 </div>"""
 
-LEGEND = """<p class="note legend">A chip <span class="chip none">r</span> is a segment's reward, <span
-class="chip none">A</span> the advantage of its tokens. Colour is surprise: <span class="scale"></span> from certain to
-a log-prob of <span id="text-scale"></span> or less in text and <span id="image-scale"></span> or less in pictures,
-which is no better than chance. The square beside a picture holds its codes in the order they were sampled. Point at a
-token, touch it, or go there with Tab and the arrow keys, to read it below.</p>"""
+LEGEND = """<p class="note legend">A chip <span class="chip none">r</span> is a segment's reward. <span class="chip
+none">A</span> is the advantage of its tokens: how much better (+) or worse (&minus;) they did than the other answers to
+the same prompt. Training makes tokens above 0 likelier and those below 0 less likely; where the answers do not differ,
+A is 0. Colour is surprise: <span class="scale"></span> from certain to a log-prob of <span id="text-scale"></span> or
+less in text and <span id="image-scale"></span> or less in pictures, which is no better than chance. The square beside a
+picture holds its codes in the order they were sampled. Point at a token, touch it, or go there with Tab and the arrow
+keys, to read it below.</p>"""
 
 BAR = """<footer id="bar"><button id="previous" type="button">&lsaquo; Previous</button><span id="page"></span><button
 id="next" type="button">Next &rsaquo;</button><output id="readout"></output></footer>"""

@@ -1,12 +1,13 @@
 /* The page: a prompt with pictures goes out, an answer grows, one turn under another. Nothing is kept when it closes. */
 
-import { byId, following, say } from "./dom.js";
+import { button, byId, following, say } from "./dom.js";
 import { Pictures } from "./pictures.js";
 import { isIndex, request } from "./request.js";
 import { save } from "./saving.js";
 import { events, models, Trouble, useKey } from "./stream.js";
 import { Turn } from "./turn.js";
 
+const EXAMPLES = 4; // at most
 const turns = [];
 const pictures = new Pictures(notice);
 let names = []; // of the models that are served
@@ -20,14 +21,25 @@ function notice(words = "") {
 
 async function start() {
   try {
-    names = await models();
+    const served = await models();
+    names = served.map((model) => model.id);
     notice();
+    introduce(served[0].limner);
     byId("title").textContent = document.title = names[0];
     byId("model").replaceChildren(...names.map((name) => new Option(name)));
     byId("model-row").hidden = names.length < 2;
   } catch (error) {
     refused(error);
   }
+}
+
+/* What the model knows, by its own checkpoint, and prompts to begin with; of most nothing is known. */
+function introduce({ knows, examples }) {
+  if (knows) byId("knows").textContent = knows;
+  byId("examples").replaceChildren(...examples.slice(0, EXAMPLES).map((text) => button(text, () => {
+    if (!running) ask({ text, pictures: [], model: byId("model").value });
+  })));
+  byId("examples").hidden = !examples.length;
 }
 
 function refused(error) {

@@ -52,13 +52,16 @@ function toMarkdown(documents, title) {
     for (const segment of document.segments) {
       const quoted = segment.trainable ? "" : "> ";
       if (segment.type === "image") blocks.push(`${quoted}![${line(alt(segment, document))}](${segment.image})`);
-      else blocks.push(harmless(segment.text).trim().replace(/^/gm, quoted));
+      else blocks.push(shorn(harmless(segment.text)).replace(/^/gm, quoted));
     }
     const sources = sourceNames(document).map((name, place) => `${place + 1}. ${line(name)}`);
     if (sources.length) blocks.push("Sources:", sources.join("\n"));
   }
   return `${blocks.filter(Boolean).join("\n\n")}\n`;
 }
+
+/* Without blank lines around it; the first line keeps its spaces, for it may be code. */
+const shorn = (text) => text.replace(/^\s*\n/, "").trimEnd();
 
 const harmless = (text) => text.replace(/\r\n?/g, "\n").replace(/<(?=[A-Za-z/!?])/g, "&lt;").replaceAll("![", "!\\[");
 
@@ -125,7 +128,7 @@ async function turnHtml(document) {
 }
 
 async function segmentHtml(segment, document) {
-  if (segment.type === "text") return html`<p class="words">${segment.text.replace(/^\s*\n/, "").trimEnd()}</p>`;
+  if (segment.type === "text") return html`<p class="words">${shorn(segment.text)}</p>`;
   const image = new Image();
   image.src = segment.image;
   await image.decode().catch(() => {});

@@ -17,9 +17,10 @@ export function useKey(key) {
   authorization = bytes.length ? { Authorization: `Bearer ${String.fromCharCode(...bytes)}` } : {};
 }
 
+/* [{id, limner: what the checkpoint says of itself}] */
 export async function models() {
   const reply = await call("v1/models", {});
-  return (await reply.json()).data.map((model) => model.id);
+  return (await reply.json()).data;
 }
 
 /* The bytes of a picture that the server names; only pictures of this server are ones. */

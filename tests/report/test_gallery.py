@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from limner.configs.errors import InputError
-from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment
+from limner.models.checkpoints.folder import save
+from limner.models.checkpoints.hub import load_model
+from limner.models.documents.document import ImageSegment, InterleavedDocument, TextSegment, data_uri
 from limner.report.gallery import gallery_html, main, read_runs
 from limner.train.watch.trajectories import write_trajectories
 
@@ -85,7 +87,7 @@ def test_every_kind_of_run_stands_beside_the_others_by_what_the_prompt_says(tmp_
     assert first.count(">No picture<") == 2, "of two pictures each arm of the demo drew one"
     assert "its prompt cannot be shown" in second and "The answer cannot be shown" in second
     assert second.count("No answer to this prompt.") == 3
-    assert "2 prompts, 4 checkpoints." in page and "over the 1 prompts" in page
+    assert "2 prompts, 4 checkpoints." in page and "over the 1 prompt of" in page
 
 
 def test_of_a_training_run_each_prompt_the_first_and_the_last_time(tmp_path):
@@ -123,12 +125,15 @@ def test_what_is_left_out_is_said_and_what_all_have_answered_comes_first(tmp_pat
 def test_command(tmp_path, capsys):
     run, page = saved(tmp_path / "run", x=("Hello.", answer("Yes."))), tmp_path / "new" / "page.html"
     main([str(run), str(run / "x.json"), "--out", str(page)])
-    said = f"{page}: 2 answers of 2 checkpoints, 1 prompts\nnext: open {page} in a browser\n"
+    said = f"{page}: 2 answers of 2 checkpoints, 1 prompt\nnext: open {page} in a browser\n"
     assert capsys.readouterr().out == said and page.is_file()
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd.json").write_text('{"a": 1}')
     for words, fault in (
-        (["nowhere"], "nowhere: nothing to show; give a folder of `limner eval`"),
+        (
+            ["nowhere"],
+            "nowhere: nothing to show; ask a model with --ask PROMPTS.jsonl, or give a folder of `limner eval`",
+        ),
         ([str(tmp_path / "empty")], "empty: nothing to show"),
         ([str(tmp_path / "odd.json")], "odd.json: no document that limner saved"),
         ([str(run), "--out", str(tmp_path / "page.txt")], ".html"),
@@ -137,6 +142,37 @@ def test_command(tmp_path, capsys):
     ):
         with pytest.raises(InputError, match=fault):
             main(words)
+
+
+def test_models_are_asked_the_first_prompts_of_a_file(tmp_path, make_policy, capsys):
+    prompts, page = tmp_path / "prompts.jsonl", tmp_path / "page.html"
+    lines = [f"Draw: {number}." for number in (3, 1, 2)]
+    prompts.write_text("".join(json.dumps({"prompt": line}) + "\n" for line in lines))
+    for seed in (1, 2):
+        save(make_policy(seed), tmp_path / f"run{seed}" / "model")
+    first, second = (str(tmp_path / f"run{seed}" / "model") for seed in (1, 2))
+    words = ["--ask", str(prompts), "--prompts", "2", "--out", str(page)]
+    main([first, *words, "--temperature", "0", "--title", f"Tales <of> {HOSTILE}"])
+    shown = page.read_text()
+    assert shown.index("Draw: 3.") < shown.index("Draw: 1.") and "Draw: 2." not in shown and "<script" not in shown
+    assert "<h1>Tales &lt;of&gt;" in shown and '<div class="answers alone">' in shown
+    said = (
+        "The first 2 of 3 prompts of prompts.jsonl, in their order, each answered once at temperature 0, the likeliest"
+    )
+    assert said in shown and "2 answers of 1 checkpoint, 2 prompts" in capsys.readouterr().out
+    own = load_model(first, "cpu").write_many(lines[:2], temperature=0)
+    assert any(one.images for one in own)
+    assert all(data_uri(image.pixels()) in shown for one in own for image in one.document.images)
+    main([first, second, *words])
+    assert "<h1>run1 and run2</h1>" in page.read_text() and "with the model&#x27;s own settings" in page.read_text()
+    for wrong, fault in (
+        ([first], "run1/model: is a model; say what to ask it: --ask"),
+        ([first, "--temperature", "1"], "--temperature: is for --ask"),
+        ([str(tmp_path), *words], "limner.json"),
+        ([first, "--ask", str(tmp_path / "nowhere.jsonl")], "nowhere.jsonl"),
+    ):
+        with pytest.raises(InputError, match=fault):
+            main(wrong)
 
 
 def test_the_command_needs_no_torch():

@@ -93,7 +93,8 @@ def test_fields_that_clients_send_by_habit_are_taken_and_unknown_ones_named(serv
 
 def test_models_health_and_figures(server):
     server.chat()
-    assert [model["id"] for model in server.ask("/v1/models")[2]["data"]] == ["tiny"]
+    (model,) = server.ask("/v1/models")[2]["data"]
+    assert (model["id"], model["limner"]) == ("tiny", {"knows": "", "examples": []})
     assert server.ask("/health")[2] == server.ask("/ready")[2] == {"status": "ok"}
     text = server.ask("/metrics")[2].decode()
     for line in text.splitlines():

@@ -13,7 +13,7 @@ from PIL import Image
 from limner.models.documents.document import ImageSegment, InterleavedDocument, encode_png
 from limner.models.sampler.request import Request
 from limner.models.sampler.slots import Sampler
-from limner.models.writing import Answer
+from limner.models.writing import About, Answer
 from limner.serve.engine import Refused
 from limner.serve.rows.events import Begun, Ended, Failed, Mailbox, Progress, Shown, Text
 from limner.serve.rows.ticket import Ticket
@@ -25,6 +25,7 @@ from .conftest import running
 pytestmark = pytest.mark.slow
 
 HOSTILE = "<img src=x onerror=document.title='caught'> ![x](javascript:alert(1)) </script><script>alert(1)</script>"
+CODE = "    if x:\n        y()"
 READY = "return document.title !== 'limner'"
 DONE = "return document.querySelector('.turn:last-child .answer')?.getAttribute('aria-busy') === 'false'"
 ITEMS = """return [...document.querySelectorAll('.turn:last-child .answer > *')].map((one) =>
@@ -128,6 +129,25 @@ def test_an_answer_of_the_model_grows_in_order_and_nothing_is_replaced(browser, 
     assert browser.log() == []
 
 
+def test_the_empty_page_says_what_the_model_knows_and_offers_its_prompts(browser, server, script, monkeypatch):
+    opened(browser, server)
+    assert browser.script("return document.getElementById('examples').hidden"), "of most models nothing is known"
+    monkeypatch.setattr(server.service, "about", About(f"Dots. {HOSTILE}", ("Draw a dot.", HOSTILE, *"345")))
+    opened(browser, server, width=390)
+    assert browser.script("return document.getElementById('knows').textContent") == f"Dots. {HOSTILE}"
+    offered = browser.script("return [...document.querySelectorAll('#examples button')].map((one) => one.textContent)")
+    assert offered == ["Draw a dot.", HOSTILE, "3", "4"] and browser.script("return document.title") == "tiny"
+    assert browser.script("return document.scrollingElement.scrollWidth <= innerWidth")
+    browser.keys("#prompt", "half a thought")
+    browser.click("#examples button")
+    assert script.asked().prompt.text == "Draw a dot."
+    script.say(Text("A dot."))
+    script.end()
+    browser.wait(DONE)
+    assert browser.script("return document.getElementById('prompt').value") == "half a thought"
+    assert browser.script("return document.getElementById('lead').hidden") and browser.log() == []
+
+
 def test_texts_come_in_pieces_and_twenty_pictures_are_made_once(browser, server, script):
     opened(browser, server)
     browser.keys("#prompt", "Go on.", ENTER)
@@ -157,11 +177,11 @@ def test_texts_come_in_pieces_and_twenty_pictures_are_made_once(browser, server,
 def test_hostile_words_stay_words_on_the_page_and_in_every_file(browser, server, script):
     opened(browser, server)
     browser.keys("#prompt", HOSTILE, ENTER)
-    script.say(Text(HOSTILE), *drawn(), Text("Between."), inserted(1, HOSTILE))
+    script.say(Text(HOSTILE), *drawn(), Text(f"\n{CODE}\n"), inserted(1, HOSTILE))
     script.end()
     browser.wait(DONE)
     browser.wait("return document.querySelectorAll('.answer figcaption .origin').length === 2")
-    assert browser.script(ITEMS) == [HOSTILE, "Picture 1, generated", "Between.", HOSTILE]
+    assert browser.script(ITEMS) == [HOSTILE, "Picture 1, generated", CODE, HOSTILE]
     assert browser.script("return document.querySelector('.asked .words').textContent") == HOSTILE
     counts = "return ['img', 'script', 'a'].map((name) => document.querySelectorAll(name).length)"
     assert browser.script(counts) == [2, 1, 0] and browser.script("return document.title") == "tiny"
@@ -180,14 +200,17 @@ def test_hostile_words_stay_words_on_the_page_and_in_every_file(browser, server,
     tokens += [inner for token in tokens for inner in token.children or ()]
     assert not any(token.type.startswith(("html", "link")) for token in tokens)
     pictures = [token for token in tokens if token.type == "image"]
+    assert [token.content for token in tokens if token.type == "code_block"] == ["if x:\n    y()\n"]
     assert len(pictures) == 2 and all(one.attrs["src"].startswith("data:image/png") for one in pictures)
     assert pictures[1].content.replace("\\", "") == HOSTILE
 
     browser.open(page.as_uri())
     browser.wait("return [...document.images].every((one) => one.naturalWidth) && document.images.length === 2")
     words = "return [...document.querySelectorAll('.words')].map((one) => one.textContent)"
-    assert browser.script(words) == [HOSTILE, HOSTILE, "Between."]
+    assert browser.script(words) == [HOSTILE, HOSTILE, CODE]
     assert browser.script(counts) == [2, 0, 0] and browser.script("return document.title") == "tiny"
+    kept = "return getComputedStyle(document.querySelectorAll('.words')[2]).whiteSpaceCollapse"
+    assert browser.script(kept) == "preserve"
     loaded = browser.script("return performance.getEntriesByType('resource').map((one) => one.name)")
     assert all(name.startswith("data:") for name in loaded)
 

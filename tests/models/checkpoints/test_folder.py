@@ -18,9 +18,11 @@ from limner.configs.errors import InputError
 from limner.configs.registry import entries
 from limner.configs.whole import whole_directory
 from limner.models.checkpoints import folder as checkpoint
-from limner.models.checkpoints.folder import load, save
+from limner.models.checkpoints.folder import about, load, save
+from limner.models.checkpoints.hub import load_model, save_model
 from limner.models.policy import family
 from limner.models.tokens.sequence import collate
+from limner.models.writing import About, Model
 from limner.worlds.picture_stories.scenes import SCENES, draw_scene, story
 
 
@@ -44,6 +46,20 @@ def scores(policy):
 
 def files(directory: Path):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_what_a_checkpoint_says_of_itself(policy, saved, tmp_path):
+    assert about(saved) == About() and "about" not in (saved / checkpoint.SETTINGS_FILE).read_text()
+    said = About("Tales of <b>dots</b>.", ("Draw: a red dot.", "A blue one?"))
+    save_model(Model(policy, said), tmp_path / "a")
+    save_model(load_model(tmp_path / "a", "cpu"), tmp_path / "b")
+    assert about(tmp_path / "b") == said
+    file = tmp_path / "b" / checkpoint.SETTINGS_FILE
+    settings = json.loads(file.read_text())
+    for wrong in ("tales", {"examples": "Draw."}, {"examples": [1]}, {"knows": None}, {"exampels": []}):
+        file.write_text(json.dumps({**settings, "about": wrong}))
+        with pytest.raises(InputError, match=r'limner.json: about: give \{"knows": .*, or leave it out'):
+            about(tmp_path / "b")
 
 
 def test_what_is_saved_is_loaded(policy, saved):

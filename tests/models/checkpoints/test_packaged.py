@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from limner.configs.errors import InputError
-from limner.models.checkpoints.folder import load
+from limner.models.checkpoints.folder import about, load
 from limner.models.checkpoints.hub import PACKAGED, find_checkpoint, packaged
 from limner.worlds.picture_stories.figures import score_stories
-from limner.worlds.picture_stories.scenes import outlines
+from limner.worlds.picture_stories.scenes import outlines, parse_scene
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "demo.md"
 
@@ -36,6 +36,15 @@ def test_its_files_are_those_that_the_docs_name():
 def test_it_writes_and_draws_what_it_is_asked():
     scores = score_stories(load(PACKAGED / "demo"), outlines(1_000_000, 12), 0.0, seed=0)
     assert sum(scores.story_exact) >= 11
+
+
+def test_the_prompts_that_it_offers_it_answers_rightly():
+    said = about(PACKAGED / "demo")
+    asked = [example.removeprefix("Illustrate: ").removesuffix(".") for example in said.examples]
+    scores = score_stories(
+        load(PACKAGED / "demo"), [tuple(map(parse_scene, one.split("; "))) for one in asked], 0.0, seed=0
+    )
+    assert said.knows and sum(scores.story_exact) == len(asked) == 3
 
 
 def test_its_memory_is_planned_by_name(limner):

@@ -21,6 +21,7 @@ from limner.models.documents.rendering import (
     document_html,
     markdown_html,
     save,
+    texts_html,
     to_html,
     to_markdown,
 )
@@ -100,6 +101,39 @@ def test_html_shows_the_markdown_of_texts():
     )
     order = [document_html(cut).index(part) for part in ("Roll</li>", "<img", "<p>it out.", '<ol start="3">')]
     assert order == sorted(order)
+
+
+def test_indented_code_keeps_its_lines_and_spaces():
+    code = "def f(x):\n    if x < 1:\n        return '<b>'\n\n    return x"
+    typed = "\n".join(f"    {line}" if line else "" for line in code.split("\n"))
+    for text in (f"Use this:\n\n{typed}\n\nDone.", f"\n{typed}\n", f"\n \n{typed}\n\n1. Run it."):
+        shown = markdown_html(text)
+        assert Reader(shown).seen.count(f"{code}\n") == 1, shown
+        assert shown.count("<pre><code>") == 1 and "<b>" not in shown
+    assert "<pre><code>\tx\n</code></pre>" in markdown_html("\t\tx")
+    page = to_markdown(InterleavedDocument((TextSegment(f"Use <this>:\n\n{typed}"),)))
+    assert typed in page and "Use &lt;this>" in page
+
+
+@pytest.mark.parametrize("space", ["   ", "    ", "\t"])
+def test_the_rest_of_a_list_that_pictures_cut_is_no_code(space):
+    texts = [
+        "1.  Mix.",
+        f"{space}Then stir.",
+        f"{space}And rest.\n\n2.  Bake.",
+        "",
+        f"{space}Eat.\n\nEnd.",
+        "    x = 1",
+    ]
+    shown = list(texts_html(texts))
+    assert (
+        not any("<pre>" in one for one in shown[:5])
+        and shown[3] == ""
+        and shown[5] == "<pre><code>x = 1\n</code></pre>"
+    )
+    assert shown[1] == "<p>Then stir.</p>" and '<ol start="2">' in shown[2]
+    document = InterleavedDocument(tuple(s for t in texts for s in (TextSegment(t), ImageSegment(picture()))))
+    assert document_html(document).count("<pre>") == 1
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_a_nul_in_a_sample_is_shown_and_stops_nothing(runs, tmp_path):
 def test_the_samples_are_the_models_own(release):
     model = limner.load(release, device="cpu")
     assert model.sampling == Sampling(max_new_tokens=40, temperature=0.9, max_images=3)
+    assert model.about.examples == tuple(f"Draw number {number}." for number in range(3))
     answers = model.write_many([f"Draw number {number}." for number in range(4)])
     pictures = [image for answer in answers for image in answer.images]
     assert len(pictures) == len(list(release.glob("samples/*.png"))) > 0

@@ -10,6 +10,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import pstdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,9 @@ class Scripts(HTMLParser):
             self.code.append(data)
 
 
-def make(step=0, group=0, number=0, outcome=0.5, prompt="p", picture=None, text="A red dot.", cut=False) -> Trajectory:
+def make(
+    step=0, group=0, number=0, outcome: float | None = 0.5, prompt="p", picture=None, text="A red dot.", cut=False
+) -> Trajectory:
     """A sentence of three tokens, a picture of four codes, and `<eos>` or a second picture that was cut."""
     segments = (TextSegment(text, True), ImageSegment(picture or draw_scene(SCENES[number]), True, "generated"))
     scores = (SegmentScore("text", 0.25, -1.5), SegmentScore("image", None, 0.75))
@@ -209,31 +212,64 @@ def test_the_command_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-@pytest.mark.slow
-def test_in_a_browser(tmp_path):
-    """The page under its own policy, and a copy that a script drives: order, filter, paging, two runs."""
+def seen(page: Path, driver: str = "") -> str:
+    """What a browser makes of the page, under its own policy; or of a copy that a script drives, without one."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium here")
+    if driver:
+        html = page.read_text().replace(viewer.html.escape(viewer.CONTENT_POLICY), "img-src data:", 1)
+        html = re.sub(r"; script-src [^\"]*", "", html, count=1).replace("</body>", f"<script>{driver}</script></body>")
+        page = page.with_name("driven.html")
+        page.write_text(html)
+    options = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", "--window-size=500,900")
+    words = [browser, *options, f"--user-data-dir={page.parent / 'home'}", page.as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=240, check=True)
+    return done.stdout.partition('<script type="application/json"')[0]
 
-    def seen(page: Path) -> str:
-        options = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"--user-data-dir={tmp_path / 'home'}")
-        done = subprocess.run(
-            [browser, *options, page.as_uri()], capture_output=True, text=True, timeout=240, check=True
-        )
-        return done.stdout.partition('<script type="application/json"')[0]
 
+def titled(drawn: str) -> Any:
+    """What the driving script left in the title."""
+    title = re.search(r"<title>(.*?)</title>", drawn)
+    assert title
+    return json.loads(viewer.html.unescape(title[1]))
+
+
+@pytest.mark.slow
+def test_a_group_without_difference_says_why_and_no_card_runs_off_the_window(tmp_path):
+    def alike(group: int, outcome: float | None, advantage: float) -> list[Trajectory]:
+        rows = [make(0, group, number, outcome, f"p{group}") for number in range(8)]
+        return [replace(row, segments=tuple(replace(one, advantage=advantage) for one in row.segments)) for row in rows]
+
+    rows = [*alike(0, 0.75, 0.0), *alike(1, 0.5, 0.3), *alike(2, None, 0.0)]
+    rows += [make(0, 3, number, 0.1 * number, "p3") for number in range(8)]
+    write_trajectories(tmp_path / "run", 0, 0, rows)
+    write_viewer(tmp_path / "page.html", [tmp_path / "run"], ["run"])
+    driver = """const lanes = [...document.querySelectorAll(".lane")];
+    const beyond = [...document.querySelectorAll(".card, .card *")].filter(
+      (one) => one.getBoundingClientRect().right > document.documentElement.clientWidth);
+    document.title = JSON.stringify([lanes.map((lane) => lane.querySelector(".note")?.textContent ?? ""), beyond.length,
+      document.querySelectorAll(".card").length]);"""
+    said, beyond, cards = titled(seen(tmp_path / "page.html", driver))
+    assert (beyond, cards) == (0, 32)
+    assert re.search("the same score, 0.75: none is better .* every advantage A is 0 and nothing is learned", said[0])
+    assert re.search("the same score, 0.50; an advantage A that is not 0 is from scores of their segments", said[1])
+    assert re.search("No answer of this group has a score", said[2]) and said[3] == ""
+
+
+@pytest.mark.slow
+def test_in_a_browser(tmp_path):
+    """The page under its own policy, and a copy that a script drives: order, filter, paging, two runs."""
     run, after = write_run(tmp_path / "run", steps=range(0, 30, 3)), write_run(tmp_path / "after", gain=0.3)
     write_trajectories(run / "trajectories", 0, 9, [make(0, 9, 0, text=HOSTILE, prompt=HOSTILE)])
-    page, driven = tmp_path / "page.html", tmp_path / "driven.html"
+    page = tmp_path / "page.html"
     write_viewer(page, [run / "trajectories"], ["run"])
     drawn = seen(page)
     assert drawn.count('<article class="entry">') == 8 and "1 / 3, 21 groups" in drawn
     assert drawn.count("&lt;img src=x onerror=alert(1)&gt;") == 2 and "<img src=x" not in drawn.replace('"', "")
     assert drawn.count("dead group") and 'log-prob \u22120.500, p 0.61"' in drawn
 
-    driver = """<script>
-    const out = [], by = (id) => document.getElementById(id);
+    driver = """const out = [], by = (id) => document.getElementById(id);
     const set = (id, value) => { by(id).value = value; by(id).dispatchEvent(new Event("input")); };
     const say = () => out.push([by("page").textContent, ...[...document.querySelectorAll(".lane")].slice(0, 2).map(
       (lane) => `${lane.querySelector("b.run")?.textContent} ${lane.querySelector(".lane-head .chip")?.textContent}`)]);
@@ -251,13 +287,9 @@ def test_in_a_browser(tmp_path):
     for (const key of [..."RRRRRRRLL"]) { press(key === "R" ? "ArrowRight" : "ArrowLeft"); read(); }
     press("End"); read(); press("Home"); read();
     out.push(document.querySelector(".card").querySelectorAll("[tabindex='0']").length);
-    document.title = JSON.stringify(out);
-    </script></body>"""
+    document.title = JSON.stringify(out);"""
     write_viewer(page, [run / "trajectories", after / "trajectories"], ["run", "after"])
-    html = page.read_text().replace(viewer.html.escape(viewer.CONTENT_POLICY), "img-src data:", 1)
-    driven.write_text(re.sub(r"; script-src [^\"]*", "", html, count=1).replace("</body>", driver))
-    title = re.search(r"<title>(.*?)</title>", seen(driven))
-    assert title and json.loads(viewer.html.unescape(title[1])) == [
+    assert titled(seen(page, driver)) == [
         ["1 / 1, 3 prompts", "run mean 0.10", "after mean 0.40"],
         *("1", "change +0.30"),
         ["1 / 1, 3 prompts", "run mean 0.10", "after mean 0.40"],
