@@ -83,7 +83,7 @@ class AlarmBell(TrainerCallback):
         for alarm in self.alarms.update(state.global_step, {name: float(value) for name, value in logs.items()}):
             state.log_history.append({"step": state.global_step, "alarm": alarm.name, "text": alarm.text})
             if state.is_world_process_zero:
-                say(f"\nALARM {alarm.name}: {alarm.text}", flush=True)
+                say(f"ALARM {alarm.name}: {alarm.text}", flush=True)
 
 
 def note_failures(trainer: InterleavedGRPOTrainer, reward: HybridReward) -> None:
