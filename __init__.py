@@ -7,7 +7,12 @@ docs/python.md shows all that is here. What is asked for is imported then: `impo
 """
 
 import importlib
+import os
 from typing import Any
+
+# Read when PyTorch is loaded: its threads on a CPU wait for each other without spinning, which takes tens of times as
+# long wherever another process has a core as well, and gains a small model nothing where none has.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "Answer": ("models.writing", "Answer"),

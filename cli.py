@@ -134,6 +134,7 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
         parser.error("the following arguments are required: --out")
 
     from .data.conversion import convert, open_source, setting, try_source
+    from .data.shards import read_index
 
     options = dict(map(setting, arguments.set)) | ({"images": arguments.images} if arguments.images else {})
     source = open_source(arguments.kind, options)
@@ -147,7 +148,7 @@ def _convert(parser: ArgumentParser, argv: Sequence[str]) -> None:
         return
     share, overwrite = arguments.heldout_share, arguments.overwrite
     report = convert(source, arguments.source, target, heldout_share=share, keep_duplicates=keep, overwrite=overwrite)
-    say(f"{report.summary()}\nwrote {target}")
+    say(f"{report.summary()}\nwrote {target}: {_by_split(read_index(target))}")
     _say_preview(target)
 
 
@@ -182,6 +183,10 @@ def _say_merged(target: Path, index: ShardIndex) -> None:
     out = ", ".join(f"{rule} {count}" for rule, count in index.report["rules"]["left out"].items())
     say(f"{target}: {total} documents in {len(index.shards)} shards" + (f"; left out: {out}" if out else ""))
     _say_preview(target)
+
+
+def _by_split(index: ShardIndex) -> str:
+    return ", ".join(f"{split} {sum(kinds.values())}" for split, kinds in index.kinds.items() if kinds)
 
 
 def _say_preview(target: Path) -> None:
@@ -230,8 +235,7 @@ def subset(name: str, argv: Sequence[str]) -> None:
     options = vars(arguments)
     source, target, overwrite = (options.pop(key) for key in ("directory", "out", "overwrite"))
     index = getattr(subsets, name)(source, target, *options.values(), overwrite=overwrite)
-    parts = [f"{split} {sum(kinds.values())}" for split, kinds in index.kinds.items() if kinds]
-    say(f"{target}: {', '.join(parts)} documents")
+    say(f"{target}: {_by_split(index)} documents")
     _say_warmup(target)
 
 
@@ -392,7 +396,8 @@ def generate(argv: Sequence[str]) -> None:
     check_suffix(arguments.out)
     Sampling(**given)  # a fault should not wait for the model
     prompt = make_prompt(arguments.prompt, arguments.image)
-    answer = load_model(arguments.model).write(prompt, **given)
+    model = load_model(arguments.model)
+    answer = model.write(prompt, **given)
     answer.save(arguments.out)
     notes = {
         "cut at the limit of tokens, raise --max-new-tokens": not answer.ended,
@@ -402,6 +407,8 @@ def generate(argv: Sequence[str]) -> None:
     count = len(answer.images)
     said = [f"{count} picture{'s' * (count != 1)}", *(note for note, holds in notes.items() if holds)]
     say(f"{arguments.out}: {'; '.join(said)}")
+    if model.about.knows:
+        say(f"of {arguments.model}: {model.about.knows}")
     if arguments.out.suffix == ".html":
         say_next(page=arguments.out)
     else:

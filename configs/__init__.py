@@ -82,6 +82,9 @@ def find_config(name_or_path: str) -> Path:
         return _packaged_root() / f"{name}.yaml"
     if there:
         raise InputError(f"--config {name_or_path}: not a YAML file (its name must end in .yaml)")
+    beside = [str(path.with_suffix(suffix)) for suffix in SUFFIXES if path.with_suffix(suffix).is_file()]
+    if beside:
+        raise InputError(f"--config {name_or_path}: no such file; did you mean {beside[0]}?")
     near = difflib.get_close_matches(name, names, n=4, cutoff=0.4)
     hint = f"near names: {', '.join(near)}" if near else f"packaged: {', '.join(names) or 'none'}"
     raise InputError(f"--config {name_or_path}: neither a file nor a packaged configuration; {hint}")

@@ -84,8 +84,12 @@ RENAMED = {
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 """Of theirs: a name of before, which is still read, and the one of now."""
-REMEDIES = {"support bf16/gpu": "bf16 is asked for, and there is no GPU for it: give --use_cpu true --bf16 false"}
-"""What their checks say of a machine, and what to do here."""
+REMEDIES = {
+    "support bf16/gpu": "bf16 is asked for, and there is no GPU for it: give --use_cpu true --bf16 false",
+    "must be divisible by num_generations": "num_generations must divide the answers of a batch, which are "
+    "per_device_train_batch_size x steps_per_generation x processes: change one of them",
+}
+"""What their checks say of a machine or in names that nobody typed, and what to do here."""
 OF_EVALUATION = (
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
     *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "do_eval"),

@@ -337,7 +337,8 @@ def _convert_union(value: Any, kind: Any, place: Place, default: Any) -> Any:
 
 def _convert_mapping(value: Any, args: tuple[Any, ...], place: Place, default: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
-        raise _expected("a mapping", value, place)
+        example = f", such as '{{{value}: 1}}'" if isinstance(value, str) and value else ""
+        raise _expected(f"a mapping{example}", value, place)
     entries = default or {}
     given = {
         convert(key, args[0], place): convert(item, args[1], place.at(key), entries.get(key))

@@ -79,7 +79,9 @@ def _splits(index: ShardIndex) -> list[str]:
 def _facts(index: ShardIndex, split: str, shown: int) -> str:
     counts = ", ".join(f"{count} {kind.replace('_', '-')}" for kind, count in sorted(index.kinds[split].items()))
     codes = f"codes of image tokenizer {index.fingerprint}" if index.fingerprint else "no cached image codes"
-    return f"{shown} of {sum(index.kinds[split].values())} documents of split {split} ({counts}); {codes}"
+    others = [f"{sum(kinds.values())} of {name}" for name, kinds in index.kinds.items() if name != split and kinds]
+    beside = f", and {' and '.join(others)} beside them (--split)" if others else ""
+    return f"{shown} of {sum(index.kinds[split].values())} documents of split {split} ({counts}){beside}; {codes}"
 
 
 def _sample_html(document: InterleavedDocument) -> str:

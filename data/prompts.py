@@ -74,6 +74,9 @@ def _values(text: str, path: Path) -> Iterator[tuple[str, Any]]:
             value, end = json_at(text, at)
         except (ValueError, RecursionError) as error:
             reason = "nested too deep" if isinstance(error, RecursionError) else error
+            if isinstance(error, json.JSONDecodeError):  # which counts lines from the beginning of the file
+                later = f"line {error.lineno}, " if error.lineno != line else ""
+                reason = f"{error.msg}, at {later}column {error.colno}"
             raise InputError(f"{path}:{line}: not JSON: {reason}") from None
         yield f"{path}:{line}", value
         at = _between(text, end)

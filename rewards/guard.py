@@ -187,7 +187,8 @@ class GuardedReward:
         words = " ".join(str(error).split())
         where = traceback.extract_tb(error.__traceback__)[-1]
         kind = f"raised {type(error).__name__}"
-        raise Failure(kind, f"it {kind}: {words} ({where.filename}:{where.lineno})") from error
+        hint = "; it is given the list of completions, and returns a score for each" if "'list' object" in words else ""
+        raise Failure(kind, f"it {kind}: {words} ({where.filename}:{where.lineno}){hint}") from error
 
 
 def cleaned(output: object, completions: Sequence[Completion]) -> RewardOutput:

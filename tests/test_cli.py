@@ -154,7 +154,7 @@ def test_markdown_folder_to_preview(limner, tmp_path):
     (source / "a.md").write_text("# A\n\nText.\n\n![red](red.png)\n\nMore. ![gone](gone.png)\n")
     code, said, _ = limner("data", "from-markdown", source, "--out", tmp_path / "out")
     assert code == 0 and said.startswith("1 document, 1 image") and "gone.png" in said and "a.md:7" in said
-    assert said.endswith(f"wrote {tmp_path / 'out'}\nnext: limner data preview {tmp_path / 'out'}\n")
+    assert said.endswith(f"wrote {tmp_path / 'out'}: train 1\nnext: limner data preview {tmp_path / 'out'}\n")
     code, said, _ = limner("data", "validate", tmp_path / "out")
     assert code == 0 and said.endswith(f"next: limner warmup --config warmup/documents --data {tmp_path / 'out'}\n")
     code, said, _ = limner("data", "preview", tmp_path / "out", "--out", tmp_path / "page.html")

@@ -1,5 +1,6 @@
 """docs/python.md: every example runs, in order, in one namespace, beside a model and a picture of its own."""
 
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def test_the_package_itself_is_cheap():
     lines = f"import sys, limner; print(sorted({heavy}), sorted({{*limner.__all__}} - {{*dir(limner)}}))"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "[]"]
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_without_spinning_unless_told_otherwise(given, found):
+    """Beside another process on a core, spinning threads took tens of times as long."""
+    said = "import os, limner; print(os.environ['OMP_WAIT_POLICY'])"
+    there = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True, env=there)
+    assert done.stdout.strip() == found
 
 
 @pytest.mark.parametrize("name", limner.__all__)

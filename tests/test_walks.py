@@ -102,7 +102,7 @@ def test_the_request_of_the_pages_is_answered():
         for words in asked:
             (address,) = [word for word in words if word.startswith("http")]
             body = json.loads(words[words.index("-d") + 1])
-            status, _, answer = server.ask(re.sub(r"^http://[^/]*", "", address), {**body, "seed": 0})
+            status, _, answer = server.ask(re.sub(r"^http://[^/]*", "", address), {**body, "seed": 0, "stream": False})
             assert status == 200
             assert answer["choices"][0]["message"]["content"].count("![picture") == 2
 

@@ -318,7 +318,9 @@ def run(
         with trainer.accelerator.autocast():
             after = heldout_loss(policy, folders, config.pack_length, config.heldout_batches)
         for name in before:
-            say(f"held-out loss, {name}: {before[name]:.3f} -> {after[name]:.3f} nats a token")
+            rose = "; it rose: train fewer steps, more gently, or on more documents"
+            said = f"held-out loss, {name}: {before[name]:.3f} -> {after[name]:.3f} nats a token"
+            say(said + (rose if after[name] > before[name] else ""))
     return trainer
 
 

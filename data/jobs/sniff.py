@@ -10,16 +10,20 @@ from pathlib import Path
 
 from ...configs.errors import InputError
 from ...configs.registry import entries
+from ...configs.schema import did_you_mean
 from ..conversion import fitting, open_source, try_source
 from ..sources.report import Report
 from ..sources.rows import record_files, rows
 
+DATA = (".json", ".jsonl", ".parquet", ".csv", ".tar", ".zip", ".md", ".html", ".gz", ".zst")
+"""Endings that no dataset's name has."""
 TRIED = 20
 """Records that a source is tried on."""
 
 
 def sniff(path: Path, images: str = "") -> str:
     """What to say, a command last. Raises InputError where no source fits, naming what was seen."""
+    check_there(path)
     found = sorted(fitting(path), key=lambda name: name == "hf")  # which reads the tables of any form
     if not found:
         kinds = "; ".join(f"{name}: {entry.doc}" for name, entry in entries("source").items())
@@ -40,6 +44,15 @@ def sniff(path: Path, images: str = "") -> str:
     return "\n".join(lines)
 
 
+def check_there(path: Path) -> None:
+    """Raises InputError for a path that is not there and can be no name on the Hub: it has an ending of a data file,
+    or its first part is a folder here."""
+    if path.exists() or (len(path.parts) == 2 and path.suffix not in DATA and not path.parent.is_dir()):
+        return
+    near = did_you_mean(path.name, [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else [])
+    raise InputError(f"{path}: no such file or folder{'; ' + near if near else ''}")
+
+
 def _tried(name: str, path: Path, images: str) -> tuple[Report | None, str]:
     try:
         source = open_source(name, {"images": images} if images else {})
@@ -49,8 +62,6 @@ def _tried(name: str, path: Path, images: str) -> tuple[Report | None, str]:
 
 
 def _seen(path: Path) -> str:
-    if not path.exists():
-        return "there is no such file or folder"
     if files := record_files(path):
         try:
             row = next(rows(files[0], Report()), None)

@@ -109,6 +109,8 @@ def _described(directory: Path) -> tuple[type[UnifiedPolicy], Template, dict[str
     if not directory.is_dir():
         raise InputError(f"{directory}: no such folder; name a checkpoint folder, the one that holds {SETTINGS_FILE}")
     if not path.is_file():
+        if (directory / "model" / SETTINGS_FILE).is_file():
+            raise InputError(f"{directory}: the folder of a run; its model is {directory / 'model'}")
         upstream = (directory / "config.json").is_file()
         remedy = f"; `limner convert {directory} --out DIR` makes one of a base model" if upstream else ""
         raise InputError(f"{directory}: no {SETTINGS_FILE}; this is no checkpoint that limner wrote{remedy}")

@@ -100,8 +100,9 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="limner trajectories", description="A page of the groups that a GRPO run sampled.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run folder, or its folder of trajectories")
     parser.add_argument("--compare", nargs="+", type=Path, default=[], metavar="DIR", help="runs to show beside it")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML page to write")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (default RUN_DIR/trajectories.html)")
     arguments = parser.parse_args(argv)
+    arguments.out = arguments.out or arguments.run / "trajectories.html"
     if arguments.out.is_dir():
         raise InputError(f"--out {arguments.out}: is a folder; name the HTML file to write")
     folders = [_folder(run) for run in (arguments.run, *arguments.compare)]

@@ -24,7 +24,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
     ]
     assert [prompt.text for prompt in read_prompts(path)] == [f"1 {BREAKS}", f"2 {BREAKS}"]
     path.write_text(f"{first}\n{second[:-1]}\n", encoding="utf-8")
-    with pytest.raises(InputError, match="prompts.jsonl:2: not JSON"):
+    with pytest.raises(InputError, match="prompts.jsonl:2: not JSON: Expecting ',' delimiter, at line 3, column 1"):
         read_prompts(path)
 
 

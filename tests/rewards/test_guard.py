@@ -53,6 +53,11 @@ def test_a_good_reward_goes_through_unchanged():
 
 
 FAILURES = {
+    "for one completion": (
+        AttributeError("'list' object has no attribute 'answer'"),
+        "raised AttributeError",
+        "it is given the list of completions",
+    ),
     "raises": (ValueError("no such\nmodel"), "raised ValueError", "it raised ValueError: no such model .*test_guard"),
     "returns nothing": (None, "no output", "it returned NoneType instead of a list of scores or"),
     "returns a list": ([0.5, 0.5], "no output", "it returned list"),

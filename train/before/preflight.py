@@ -45,6 +45,8 @@ MOST_LOST = 0.5
 """Share of the trained weights that an update of the size of the learning rate may leave as they are."""
 NO_KL = 1e-3
 """Mean k3 KL to a reference that equals the policy, whatever the dtype."""
+FEW_GROUPS = 4
+"""Below so many groups a share of them says little."""
 HOT = 1.6
 """The highest temperature that is advised: answers fall apart before they differ usefully."""
 
@@ -199,6 +201,8 @@ def _rewards(trainer: InterleavedGRPOTrainer, batch: RolloutBatch, most_dead: fl
         elif len(known) and dead == 1:
             text += f" above {algorithm.spread_floor:g} (spread_floor)"
         passed = dead < (most_dead if whole else 1) or (best and not whole)
+        if not whole and len(known) and (known.min() < 0 or known.max() > 1):
+            text += f"; scores from {known.min():.4g} to {known.max():.4g}, 0 to 1 is expected: they drown the others"
         if not passed and not len(known):
             text += "; nothing can be learned from it: see what it needs of prompts and answers"
         elif not passed and best:
@@ -238,6 +242,8 @@ def _remedy(trainer: InterleavedGRPOTrainer, batch: RolloutBatch) -> str:
     groups = [{*answers[start : start + size]} for start in range(0, len(answers), size)]
     differ = sum(len(group) > 1 for group in groups)
     flags = [f"--num_generations {2 * size} (now {size})"]
+    if len(groups) < FEW_GROUPS:
+        flags.append(f"a larger batch, for these are {len(groups)} groups: --per_device_train_batch_size {4 * size}")
     if args.per_device_train_batch_size * (args.steps_per_generation or 1) % (2 * size):
         flags[0] += f" --steps_per_generation {2 * (args.steps_per_generation or 1)}"
     if args.temperature < HOT:

@@ -310,8 +310,9 @@ def fewer_pictures(history: History, config: AlarmsConfig) -> Finding | None:
     return Finding(
         min(_ratio(before - now, config.pictures_fall * before), -errors / BEYOND_NOISE),
         f"an answer has {now:.2f} pictures, {before:.2f} at the start, so the policy may be dropping what it is marked "
-        "down for: look at the rollouts, give weight to structure with the number of steps that prompts want (or say "
-        "it in their meta), and leave no reward at absent: leave-out; where fewer pictures are right, ignore this.",
+        "down for: look at the rollouts, give weight to structure with the number of steps that prompts want "
+        "(--rewards '{structure: {weight: 1, least: 2}}', or in the prompts' meta), and leave no reward at absent: "
+        "leave-out; where fewer pictures are right, ignore this.",
     )
 
 

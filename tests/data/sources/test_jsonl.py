@@ -111,8 +111,15 @@ def test_what_fits_none_is_said(tmp_path):
         sniff(put_lines(tmp_path / "a.jsonl", {"label": 1, "n": 2}))
     with pytest.raises(InputError, match="it holds files of .xyz"):
         sniff(put(tmp_path / "empty/a.xyz", "").parent)
-    with pytest.raises(InputError, match="no such file or folder"):
-        sniff(tmp_path / "nowhere")
+
+
+def test_what_is_not_there_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_lines(tmp_path / "mine/chats.jsonl", {"label": 1})
+    for name in ("mine/chats.json", "mine/other", "theirs/data.parquet", "nowhere", str(tmp_path / "mine/chats.json")):
+        with pytest.raises(InputError, match=f"^{name}: no such file or folder") as fault:
+            sniff(Path(name))
+        assert ("did you mean chats.jsonl?" in str(fault.value)) == name.endswith("chats.json")
 
 
 def test_the_commands(limner, folder, tmp_path):

@@ -197,10 +197,11 @@ def test_command(tmp_path, capsys):
     main([str(run), "--out", str(page)])
     said = f"{page}: 12 rollouts in 4 groups\nnext: open {page} in a browser\n"
     assert capsys.readouterr().out == said and "<h1>run</h1>" in page.read_text()
+    main([str(run)])
+    assert (run / "trajectories.html").read_text() == page.read_text()
     for words, fault in (
         (["nowhere", "--out", str(page)], "nowhere: no trajectories; .*--trajectories_every"),
         ([str(run), "--out", str(tmp_path)], "--out .* is a folder"),
-        ([str(run)], "--out"),
         ([str(run), "--out", str(page), "--verbose"], "--verbose"),
     ):
         with pytest.raises(InputError, match=fault):

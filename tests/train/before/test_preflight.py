@@ -171,6 +171,7 @@ def test_a_reward_that_varies_in_few_groups(policy, tmp_path):
     assert {"reward all together", "process rewards"} <= {name for name, check in checks.items() if not check.passed}
     assert "75% of groups without a difference; most rollouts would be wasted" in checks["reward all together"].text
     assert "preflight_dead_groups" in checks["reward all together"].text
+    assert "--per_device_train_batch_size" not in checks["reward all together"].text
     allowed = {check.name for check in run_checks(trainer, most_dead=1.0) if not check.passed}
     assert not {"reward all together", "process rewards"} & allowed
 
@@ -185,6 +186,16 @@ def test_a_part_of_the_reward_that_never_varies_or_applies(policy, tmp_path):
             )
 
     assert failed(trainer_of(policy, tmp_path, Half())) == {"reward flat", "reward none"}
+
+
+def test_scores_beyond_0_to_1_are_named(policy, tmp_path):
+    class Area(Illustrated):
+        def __call__(self, completions):
+            output = super().__call__(completions)
+            return replace(output, breakdown={"area": [3221.0 + row for row in range(len(completions))]})
+
+    (check,) = [check for check in run_checks(trainer_of(policy, tmp_path, Area())) if check.name == "reward area"]
+    assert check.passed and "scores from 3221 to 32" in check.text and "0 to 1 is expected" in check.text
 
 
 def test_the_advice_goes_by_whether_the_answers_differ(policy, tmp_path):
