@@ -333,11 +333,11 @@ def test_find_config(tmp_path, monkeypatch):
     assert packaged_names() == ["warmup/tiny"]
     assert find_config("warmup/tiny") == find_config("warmup/tiny.yaml") == find_config(str(packaged)) == packaged
     _one_line(lambda: find_config("warmup/tny"), "near names: warmup/tiny")
-    (tmp_path / "blue.yaml").write_text("{}")
-    _one_line(lambda: find_config(str(tmp_path / "blue.yml")), f"did you mean {tmp_path / 'blue.yaml'}?")
     _one_line(lambda: find_config("../secret"), "packaged: warmup/tiny")
     (other := tmp_path / "notes.txt").touch()
     _one_line(lambda: find_config(str(other)), "not a YAML file")
+    (tmp_path / "blue.yaml").write_text("{}")
+    _one_line(lambda: find_config(str(tmp_path / "blue.yml")), f"did you mean {tmp_path / 'blue.yaml'}?")
 
 
 def test_build_standing_alone():
