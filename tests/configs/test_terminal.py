@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from functools import partialmethod
 
 import pytest
 from tqdm import tqdm
@@ -10,6 +11,14 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from limner.configs.errors import InputError, keeping, run_or_exit
 from limner.configs.terminal import prepare_streams, say
 from limner.train.watch.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """Bars are drawn though TQDM_DISABLE was set when tqdm was imported: it gives the defaults of its `__init__`."""
+    made = vars(tqdm)["__init__"]
+    if isinstance(made, partialmethod):
+        monkeypatch.setattr(tqdm, "__init__", made.func)
 
 
 def screen(written: str) -> list[str]:
